@@ -1,0 +1,128 @@
+//! `archive-get`: one file out of the repository, for recovery.
+//!
+//! # Invariants
+//! - "Absent" is answered only when it is proven: the repository was reached, is the right one, and says so (rules 30, 32).
+//!   PostgreSQL ends recovery there and may promote; everything else must stop recovery instead.
+//! - A file gets its name when it is complete and its SHA-256 holds (rules 31, 33).
+//! - Names are exact (rule 34).
+
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::spool::Spool;
+use crate::durable;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::RepoError;
+use crate::repo::repository::{Cluster, Repository};
+use crate::repo::segment;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error("write {path}: {source}")]
+    Write { path: PathBuf, source: io::Error },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Got {
+    Fetched,
+    /// It lay in the spool already.
+    Prefetched,
+    /// Proven: the repository does not have it.
+    Absent,
+}
+
+/// Puts `file` at `destination`.
+pub async fn get(
+    cluster: &Cluster,
+    system: SystemId,
+    file: WalFile,
+    destination: &Path,
+    spool: Option<&Spool>,
+) -> Result<Got, GetError> {
+    if let (WalFile::Segment(segment), Some(spool)) = (file, spool) {
+        spool.forget_fetched(|name| name < segment);
+        if move_file(&spool.fetched(segment), destination).map_err(|source| write_error(destination, source))? {
+            return Ok(Got::Prefetched);
+        }
+    }
+    match fetch_to(cluster, system, file, destination).await {
+        Ok(()) => Ok(Got::Fetched),
+        Err(GetError::Repo(error)) if error.is_not_found() => {
+            // An empty or wrong place says "not found" to everything; the right one has its record.
+            Repository::open(cluster.shared_storage()).await?.registered(cluster.name()).await?;
+            Ok(Got::Absent)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn write_error(path: &Path, source: io::Error) -> GetError {
+    GetError::Write { path: path.into(), source }
+}
+
+/// Fetches into a temporary file beside `destination`, which appears only when everything holds.
+async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destination: &Path) -> Result<(), GetError> {
+    let temporary = durable::temporary_beside(destination);
+    let failed = |source| write_error(destination, source);
+    let created = fs::File::create_new(&temporary).map_err(failed)?;
+    let fetched = async {
+        let mut writer = BufWriter::with_capacity(256 << 10, created);
+        segment::fetch(cluster, system, &file, &mut writer).await?;
+        writer.flush().map_err(failed)?;
+        fs::rename(&temporary, destination).map_err(failed)
+    }
+    .await;
+    if fetched.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    fetched
+}
+
+/// Moves a file, across file systems when needed; `false` when it is not there.
+fn move_file(from: &Path, to: &Path) -> io::Result<bool> {
+    match fs::rename(from, to) {
+        Ok(()) => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        Err(error) => return Err(error),
+    }
+    let temporary = durable::temporary_beside(to);
+    let copied = fs::copy(from, &temporary).and_then(|_| fs::rename(&temporary, to));
+    if copied.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    copied?;
+    let _ = fs::remove_file(from);
+    Ok(true)
+}
+
+/// Fetches up to `count` segments after `segment` into the spool, several at a time; ends quietly at the first that is absent or
+/// fails, because recovery asks for that one itself and then hears why.
+pub async fn prefetch(
+    cluster: &Cluster,
+    system: SystemId,
+    segment: SegmentName,
+    segment_bytes: u64,
+    count: usize,
+    spool: &Spool,
+) -> usize {
+    use futures::StreamExt;
+    let Some(_lock) = spool.lock_fetching() else { return 0 };
+    let Some(number) = segment.number(segment_bytes) else { return 0 };
+    let names = (1..=count as u64).map(|step| SegmentName::new(segment.timeline, number + step, segment_bytes));
+    let wanted: Vec<SegmentName> = names.filter(|name| !spool.fetched(*name).exists()).collect();
+    let fetch = |name: SegmentName| {
+        let destination = spool.fetched(name);
+        async move { fetch_to(cluster, system, WalFile::Segment(name), &destination).await.is_ok() }
+    };
+    let mut running = futures::stream::iter(wanted).map(fetch).buffered(4);
+    let mut done = 0;
+    while let Some(true) = running.next().await {
+        done += 1;
+    }
+    done
+}

@@ -1,0 +1,12 @@
+//! WAL in and out of the repository: what `archive_command` and `restore_command` call.
+//!
+//! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
+//! - [`get`]: one file out, verified; then the next ones fetched before recovery asks.
+//! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
+//!
+//! Each call is a new process, so it does only what it must: a push to a directory touches no network stack, and what an
+//! earlier call proved (that the repository knows this system) is kept in the spool.
+
+pub mod get;
+pub mod push;
+pub mod spool;

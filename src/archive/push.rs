@@ -1,0 +1,279 @@
+//! `archive-push`: one file into the repository.
+//!
+//! # Invariants
+//! - Success means durable at the destination (rule 23).
+//! - Foreign WAL is refused, never stored (rule 21); so is WAL of a server that lastgood restored and nobody declared the
+//!   successor (rule 29).
+//! - A name is stored once. The same content again is success; other content is refused and both checksums are named (rule 22).
+//! - Look-ahead never decides the result of the call: what it could not do, the next call does.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::spool::{Acknowledgement, Spool};
+use crate::clock;
+use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::header::{HeaderError, LONG_HEADER_BYTES, SegmentHeader};
+use crate::postgres::wal::name::{NameError, SegmentName, WalFile};
+use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
+use crate::repo::RepoError;
+use crate::repo::object::Sha;
+use crate::repo::repository::{Cluster, Repository};
+use crate::repo::segment::{self, Stored};
+
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("there is no WAL file {path} (looked from {from}); archive_command should pass %p, like: lastgood archive-push %p")]
+    NoFile { path: PathBuf, from: PathBuf },
+    #[error("read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} is refused: {source}")]
+    Header { path: PathBuf, source: HeaderError },
+    #[error(
+        "{path} is refused: it was written by system {found}, which the repository does not know as {cluster:?} (it knows {known}). Is archive_command pointing at another cluster's name? After initdb or pg_upgrade run `lastgood init`"
+    )]
+    Foreign { path: PathBuf, found: SystemId, cluster: String, known: String },
+    #[error(
+        "{name} is refused: the repository holds it with other content ({there} there, {here} here). Two servers archive under the name {cluster:?}, or this one was restored without lastgood: the stored segment stays, and this one stays in pg_wal"
+    )]
+    Conflict { name: String, cluster: String, there: Sha, here: Sha },
+    #[error(
+        "{dir} was restored by lastgood and must not write into the archive of its original; when it is meant to take over, remove {mark} from it"
+    )]
+    Restored { dir: PathBuf, mark: &'static str },
+    #[error(
+        "this is a standby (standby.signal is there), so archive_mode must be `always`; two servers archiving the same WAL is refused unless [archive] allow_archive_mode_always is set"
+    )]
+    Standby,
+    #[error("which system {path} belongs to cannot be told: {detail}")]
+    NoSystem { path: PathBuf, detail: String },
+}
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// As PostgreSQL passed it: `%p`, relative to the data directory.
+    pub path: PathBuf,
+    /// The working directory; PostgreSQL runs `archive_command` in the data directory.
+    pub from: PathBuf,
+    pub spool: PathBuf,
+    pub push_ahead: usize,
+    pub compression_level: i32,
+    pub allow_standby: bool,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pushed {
+    Stored {
+        ahead: usize,
+    },
+    /// The same content was there.
+    Already,
+    /// An earlier call took it along.
+    Acknowledged,
+}
+
+/// Stores one file, and then takes along further segments that are ready.
+pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, PushError> {
+    let path = resolve(request)?;
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let file: WalFile = name.parse()?;
+    let data_directory = data_directory(&path, request);
+    refuse_restored(&data_directory)?;
+    if !request.allow_standby && data_directory.join("standby.signal").exists() {
+        return Err(PushError::Standby);
+    }
+    let system = system_of(&path, &file, &data_directory)?;
+    let spool = Spool::open(&request.spool, &repository.cluster_name, system, &data_directory).ok();
+    let job = Job { path, file, system, level: request.compression_level };
+    if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
+        let now = Acknowledgement::of(&metadata(&job.path)?);
+        let waiting = ready(&data_directory);
+        spool.forget_acknowledgements(|name| name == segment.to_string() || waiting.iter().any(|s| s.to_string() == name));
+        if spool.take_acknowledgement(segment, &now) {
+            return Ok(Pushed::Acknowledged);
+        }
+    }
+    let cluster = repository.cluster(system, &job.path, spool.as_ref()).await?;
+    let stored = job.run(&cluster).await?;
+    let (WalFile::Segment(segment), Some(spool)) = (file, spool) else {
+        return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
+    };
+    let ahead = push_ahead(&cluster, &job, segment, &data_directory, &spool, request.push_ahead).await;
+    Ok(if stored == Stored::Same && ahead == 0 { Pushed::Already } else { Pushed::Stored { ahead } })
+}
+
+/// The repository, opened only as far as a push needs.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub storage: std::sync::Arc<dyn crate::storage::Storage>,
+    pub cluster_name: String,
+}
+
+impl Source {
+    /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
+    async fn cluster(&self, system: SystemId, path: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
+        let place = self.storage.place();
+        if spool.is_some_and(|spool| spool.is_known(place)) {
+            return Ok(Cluster::unchecked(self.storage.clone(), &self.cluster_name));
+        }
+        let repository = Repository::open(self.storage.clone()).await?;
+        let (cluster, record) = repository.registered(&self.cluster_name).await?;
+        if record.history(system).is_none() {
+            let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
+            let known = known.join(", ");
+            return Err(PushError::Foreign { path: path.into(), found: system, cluster: self.cluster_name.clone(), known });
+        }
+        if let Some(spool) = spool {
+            spool.set_known(place);
+        }
+        Ok(cluster)
+    }
+}
+
+/// Finds the file: `%p` is relative to the data directory; `%f` alone is looked for in `pg_wal` (rule 27).
+fn resolve(request: &Request) -> Result<PathBuf, PushError> {
+    let given = request.from.join(&request.path);
+    if given.is_file() {
+        return Ok(given);
+    }
+    let bare = request.path.components().count() == 1;
+    let in_pg_wal = request.from.join("pg_wal").join(&request.path);
+    if bare && in_pg_wal.is_file() {
+        return Ok(in_pg_wal);
+    }
+    Err(PushError::NoFile { path: request.path.clone(), from: request.from.clone() })
+}
+
+/// The data directory: where the server runs the command, or else the directory above `pg_wal`.
+fn data_directory(path: &Path, request: &Request) -> PathBuf {
+    if request.from.join("PG_VERSION").is_file() {
+        return request.from.clone();
+    }
+    path.parent().and_then(Path::parent).unwrap_or(&request.from).to_path_buf()
+}
+
+fn refuse_restored(data_directory: &Path) -> Result<(), PushError> {
+    if data_directory.join(RESTORED_MARK).exists() {
+        return Err(PushError::Restored { dir: data_directory.into(), mark: RESTORED_MARK });
+    }
+    Ok(())
+}
+
+fn metadata(path: &Path) -> Result<fs::Metadata, PushError> {
+    fs::metadata(path).map_err(|source| PushError::Read { path: path.into(), source })
+}
+
+/// Whose file it is: a segment says so itself; for the small files the data directory's pg_control does.
+fn system_of(path: &Path, file: &WalFile, data_directory: &Path) -> Result<SystemId, PushError> {
+    match file {
+        WalFile::Segment(name) | WalFile::Partial(name) => Ok(checked_header(path, *name)?.system_identifier),
+        WalFile::History(_) | WalFile::Backup(..) => match ControlFile::read_bytes_stable(data_directory) {
+            Ok((control, _)) => Ok(control.system_identifier),
+            Err(error) => Err(PushError::NoSystem { path: path.into(), detail: error.to_string() }),
+        },
+    }
+}
+
+fn checked_header(path: &Path, name: SegmentName) -> Result<SegmentHeader, PushError> {
+    let failed = |source| PushError::Read { path: path.into(), source };
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let mut head = Vec::with_capacity(LONG_HEADER_BYTES);
+    file.by_ref().take(LONG_HEADER_BYTES as u64).read_to_end(&mut head).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    let refused = |source| PushError::Header { path: path.into(), source };
+    let header = SegmentHeader::parse(&head).map_err(refused)?;
+    header.check(name, bytes).map_err(refused)?;
+    Ok(header)
+}
+
+/// One file on its way.
+#[derive(Debug, Clone)]
+struct Job {
+    path: PathBuf,
+    file: WalFile,
+    system: SystemId,
+    level: i32,
+}
+
+impl Job {
+    async fn run(&self, cluster: &Cluster) -> Result<Stored, PushError> {
+        let job = self.clone();
+        let encoding = tokio::task::spawn_blocking(move || job.encode());
+        let (encoded, summary) = match encoding.await {
+            Ok(encoded) => encoded?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let here = encoded.sha256;
+        match segment::store(cluster, self.system, &self.file, encoded, summary).await? {
+            Stored::Different { there } => {
+                Err(PushError::Conflict { name: self.file.to_string(), cluster: cluster.name().into(), there, here })
+            }
+            stored => Ok(stored),
+        }
+    }
+
+    /// Reads, hashes, compresses and, for a segment, summarises in one pass.
+    fn encode(&self) -> Result<(segment::Encoded, Option<serde_json::Value>), PushError> {
+        let failed = |source| PushError::Read { path: self.path.clone(), source };
+        let source = fs::File::open(&self.path).map_err(failed)?;
+        let temporary = std::env::temp_dir().join(format!("lastgood-{}-{}", self.file, clock::random_hex(6)));
+        let WalFile::Segment(name) = self.file else {
+            return Ok((segment::encode(source, self.level, &temporary, &mut |_| {}).map_err(failed)?, None));
+        };
+        let header = checked_header(&self.path, name)?;
+        let mut summarizer = Summarizer::new(header.address, header.segment_bytes);
+        let encoded = segment::encode(source, self.level, &temporary, &mut |bytes| summarizer.feed(bytes)).map_err(failed)?;
+        let summary: SegmentSummary = summarizer.finish();
+        Ok((encoded, serde_json::to_value(summary).ok()))
+    }
+}
+
+/// Segments that PostgreSQL wants archived, in order.
+fn ready(data_directory: &Path) -> Vec<SegmentName> {
+    let entries = fs::read_dir(data_directory.join("pg_wal/archive_status")).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".ready")?.parse().ok());
+    let mut names: Vec<SegmentName> = names.collect();
+    names.sort_unstable();
+    names
+}
+
+/// Pushes further ready segments at the same time, and leaves acknowledgements for the calls that will ask for them.
+async fn push_ahead(
+    cluster: &Cluster,
+    first: &Job,
+    segment: SegmentName,
+    data_directory: &Path,
+    spool: &Spool,
+    limit: usize,
+) -> usize {
+    let waiting = ready(data_directory);
+    let next = waiting.into_iter().filter(|s| *s > segment && s.timeline == segment.timeline && !spool.is_acknowledged(*s));
+    let mut running = tokio::task::JoinSet::new();
+    for name in next.take(limit) {
+        let path = data_directory.join("pg_wal").join(name.to_string());
+        let (cluster, spool, system, level) = (cluster.clone(), spool.clone(), first.system, first.level);
+        running.spawn(async move {
+            let before = Acknowledgement::of(&metadata(&path)?);
+            // Never under another system's name, whatever lies in pg_wal.
+            if checked_header(&path, name)?.system_identifier != system {
+                return Ok::<bool, PushError>(false);
+            }
+            Job { path, file: WalFile::Segment(name), system, level }.run(&cluster).await?;
+            Ok(spool.acknowledge(name, &before).is_ok())
+        });
+    }
+    let mut done = 0;
+    while let Some(pushed) = running.join_next().await {
+        done += usize::from(matches!(pushed, Ok(Ok(true))));
+    }
+    done
+}

@@ -1,0 +1,112 @@
+//! The spool: notes from one call to the next.
+//!
+//! `<spool>/<cluster>/<system>-<place>/` where the place is the device and inode of the data directory, so that a restored
+//! copy never believes what was written for its original (rule 25). Without a usable spool everything works, one file at a time.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::SegmentName;
+
+#[derive(Debug, Clone)]
+pub struct Spool {
+    dir: PathBuf,
+}
+
+/// Proof that a segment was stored while it looked like this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledgement {
+    pub bytes: u64,
+    pub modified_ns: i128,
+    pub inode: u64,
+}
+
+impl Acknowledgement {
+    pub fn of(metadata: &fs::Metadata) -> Acknowledgement {
+        let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+        Acknowledgement { bytes: metadata.len(), modified_ns, inode: metadata.ino() }
+    }
+}
+
+impl Spool {
+    /// Opens, and makes where needed, the spool of one data directory.
+    pub fn open(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
+        let place = fs::metadata(data_directory)?;
+        let dir = root.join(cluster).join(format!("{system}-{:x}-{:x}", place.dev(), place.ino()));
+        for sub in ["pushed", "fetched"] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(sub))?;
+        }
+        Ok(Spool { dir })
+    }
+
+    fn pushed(&self, segment: SegmentName) -> PathBuf {
+        self.dir.join("pushed").join(segment.to_string())
+    }
+
+    /// Where a prefetched segment lies, complete and verified, if it is there.
+    pub fn fetched(&self, segment: SegmentName) -> PathBuf {
+        self.dir.join("fetched").join(segment.to_string())
+    }
+
+    pub fn acknowledge(&self, segment: SegmentName, acknowledgement: &Acknowledgement) -> io::Result<()> {
+        let json = serde_json::to_vec(acknowledgement).map_err(io::Error::other)?;
+        // Losing it costs a second push, so it need not survive a crash; it must not be half written.
+        let path = self.pushed(segment);
+        let temporary = durable::temporary_beside(&path);
+        fs::write(&temporary, json)?;
+        fs::rename(temporary, path)
+    }
+
+    /// Takes an acknowledgement out; it counts only for the very file it was written for.
+    pub fn take_acknowledgement(&self, segment: SegmentName, now: &Acknowledgement) -> bool {
+        let path = self.pushed(segment);
+        let Ok(json) = fs::read(&path) else { return false };
+        let _ = fs::remove_file(&path);
+        serde_json::from_slice::<Acknowledgement>(&json).is_ok_and(|then| then == *now)
+    }
+
+    pub fn is_acknowledged(&self, segment: SegmentName) -> bool {
+        self.pushed(segment).exists()
+    }
+
+    /// Removes acknowledgements of segments that PostgreSQL does not ask for any more (rule 25).
+    pub fn forget_acknowledgements(&self, is_ready: impl Fn(&str) -> bool) {
+        self.remove("pushed", |name| !is_ready(name));
+    }
+
+    /// Removes prefetched segments that recovery has passed.
+    pub fn forget_fetched(&self, passed: impl Fn(SegmentName) -> bool) {
+        self.remove("fetched", |name| name.parse().is_ok_and(&passed));
+    }
+
+    fn remove(&self, sub: &str, unwanted: impl Fn(&str) -> bool) {
+        for entry in fs::read_dir(self.dir.join(sub)).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(&unwanted) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Whether an earlier call proved that the repository at `place` knows this system.
+    pub fn is_known(&self, place: &str) -> bool {
+        fs::read_to_string(self.dir.join("known")).is_ok_and(|known| known == place)
+    }
+
+    pub fn set_known(&self, place: &str) {
+        // Only saves a request next time.
+        let _ = fs::write(self.dir.join("known"), place);
+    }
+
+    /// A lock that one prefetching process holds; `None` when another does. It ends with the value.
+    pub fn lock_fetching(&self) -> Option<fs::File> {
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(self.dir.join("lock")).ok()?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
+        Some(file)
+    }
+}

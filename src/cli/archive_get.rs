@@ -1,0 +1,77 @@
+//! `lastgood archive-get`
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::context::{self, Global};
+use super::error;
+use crate::archive::get::{self, Got};
+use crate::archive::spool::Spool;
+use crate::config::Config;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::WalFile;
+use crate::repo::repository::{Cluster, Repository};
+
+/// Fetch one WAL file; PostgreSQL calls this as restore_command
+///
+/// Exits with 1 only when the archive provably does not have the file: recovery then ends. Every other failure exits with
+/// 126, so that recovery stops instead of ending early.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example, in postgresql.conf of a standby:\n  restore_command = 'lastgood archive-get %f \"%p\"'")]
+pub struct Args {
+    /// The name, as PostgreSQL's %f
+    name: String,
+    /// Where to put it, as PostgreSQL's %p
+    #[arg(required_unless_present = "prefetch")]
+    destination: Option<PathBuf>,
+    /// Which history of the cluster; the current one when absent
+    #[arg(long, value_name = "ID")]
+    system_identifier: Option<u64>,
+    /// Fetch what follows the named segment into the spool; started by archive-get itself
+    #[arg(long, hide = true, value_name = "SEGMENT_BYTES")]
+    prefetch: Option<u64>,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let config = global.configuration()?;
+    let file: WalFile = args.name.parse()?;
+    let storage = context::storage(&config).await?;
+    let (cluster, system) = match args.system_identifier {
+        Some(system) => (Cluster::unchecked(storage, &config.cluster.name), SystemId(system)),
+        None => {
+            let (cluster, record) = Repository::open(storage).await?.registered(&config.cluster.name).await?;
+            let current = record.current().map(|history| history.system_identifier);
+            (cluster, current.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?)
+        }
+    };
+    // PostgreSQL runs restore_command in the data directory.
+    let ahead = config.archive.fetch_ahead > 0;
+    let spool = ahead.then(|| Spool::open(&config.archive.spool, cluster.name(), system, Path::new(".")).ok()).flatten();
+    if let Some(segment_bytes) = args.prefetch {
+        if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
+            get::prefetch(&cluster, system, segment, segment_bytes, config.archive.fetch_ahead, spool).await;
+        }
+        return Ok(0);
+    }
+    let Some(destination) = args.destination else { return Ok(error::COULD_NOT_TELL) };
+    let got = get::get(&cluster, system, file, &destination, spool.as_ref()).await?;
+    if got == Got::Absent {
+        eprintln!("lastgood: {file} is not in the archive");
+        return Ok(error::ABSENT);
+    }
+    if let (WalFile::Segment(_), Some(_)) = (file, &spool) {
+        let bytes = std::fs::metadata(&destination).map(|m| m.len()).unwrap_or(0);
+        start_prefetch(global, &config, &args.name, system, bytes);
+    }
+    Ok(0)
+}
+
+/// Fetches on in the background, so that recovery finds the next segments ready. What fails here fails again, with its
+/// reason, when recovery asks.
+fn start_prefetch(global: &Global, config: &Config, name: &str, system: SystemId, segment_bytes: u64) {
+    let Ok(words) = global.words(config) else { return };
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).args(["archive-get", name, "--system-identifier", &system.to_string()]);
+    command.args(["--prefetch", &segment_bytes.to_string()]);
+    let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+}

@@ -1,0 +1,32 @@
+//! `lastgood archive-push`
+
+use std::path::PathBuf;
+
+use super::context::{self, Global};
+use crate::archive::push::{self, Request, Source};
+
+/// Store one WAL file; PostgreSQL calls this as archive_command
+///
+/// Returns success only when the file is stored durably. Takes further segments along that are ready.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example, in postgresql.conf:\n  archive_command = 'lastgood archive-push %p'")]
+pub struct Args {
+    /// The file, as PostgreSQL's %p
+    path: PathBuf,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let config = global.configuration()?;
+    let source = Source { storage: context::storage(&config).await?, cluster_name: config.cluster.name.clone() };
+    let request = Request {
+        path: args.path,
+        from: std::env::current_dir()?,
+        spool: config.archive.spool.clone(),
+        push_ahead: config.archive.push_ahead,
+        compression_level: config.archive.compression_level,
+        allow_standby: config.archive.allow_archive_mode_always,
+    };
+    push::push(&source, &request).await?;
+    // Silent on success: the server would write every line into its log.
+    Ok(0)
+}

@@ -1,0 +1,68 @@
+//! `lastgood check`
+
+use std::time::Duration;
+
+use super::context::{self, Global};
+use super::{error, output};
+use crate::repo::repository::Repository;
+use crate::upkeep::check::{self, Finding, Findings, Level};
+
+/// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
+///
+/// One line for each finding, with the mend. Exits with 9 when anything failed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lastgood check\n  lastgood check --json | jq 'select(.level != \"ok\")'")]
+pub struct Args {
+    /// Do not switch a WAL segment and wait for it
+    #[arg(long)]
+    no_switch: bool,
+    /// How long to wait for the segment
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let config = global.configuration()?;
+    let mut findings = Findings::default();
+    let server = match context::session(&config).await {
+        Ok(session) => check::server(&mut findings, &config, session).await,
+        Err(error) => {
+            findings.fail("server", error.to_string(), "start it, or correct [postgres] host, port and user");
+            None
+        }
+    };
+    let repository = match context::storage(&config).await {
+        Ok(storage) => Repository::open(storage).await.map_err(anyhow::Error::from),
+        Err(error) => Err(error),
+    };
+    match repository {
+        Ok(repository) => {
+            let name = &config.cluster.name;
+            check::repository(&mut findings, &**repository.storage(), &repository.cluster(name)).await;
+            let cluster = match &server {
+                Some(server) => check::registration(&mut findings, &repository, name, &server.facts).await?,
+                None => None,
+            };
+            if let (Some(cluster), Some(server), false) = (&cluster, &server, args.no_switch) {
+                check::archiving(&mut findings, cluster, server, Duration::from_secs(args.timeout)).await;
+            }
+            check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
+        }
+        Err(error) => findings.fail("repository", error.to_string(), "see the message; `lastgood init` makes a repository"),
+    }
+    let worst = findings.worst();
+    for finding in &findings.0 {
+        if global.json { output::json(finding) } else { show(finding) }
+    }
+    Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
+}
+
+fn show(finding: &Finding) {
+    let mark = match finding.level {
+        Level::Ok => "ok     ",
+        Level::Warning => "WARNING",
+        Level::Failure => "FAILED ",
+    };
+    let mend = if finding.mend.is_empty() { String::new() } else { format!("\n        {:<15} -> {}", "", finding.mend) };
+    output::line(format!("{mark} {:<15} {}{mend}", finding.subject, finding.what));
+}

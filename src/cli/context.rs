@@ -1,0 +1,169 @@
+//! From flags, environment and configuration file to a repository and a server.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::output;
+use crate::config::{self, Config};
+use crate::postgres::session::{Connection, Secret, Session, Tls};
+use crate::repo::manifest::Manifest;
+use crate::repo::record::ClusterRecord;
+use crate::repo::repository::{Cluster, Repository};
+use crate::storage::{Storage, open};
+
+/// Flags of every command. Each wins over the environment, and that over the configuration file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// Configuration file [default: /etc/lastgood.toml, when it exists]
+    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Repository: /path or s3://bucket/prefix
+    #[arg(long, global = true, value_name = "URL", env = "LASTGOOD_REPO")]
+    pub repo: Option<String>,
+    /// Name of the cluster in the repository
+    #[arg(long, global = true, value_name = "NAME", env = "LASTGOOD_CLUSTER")]
+    pub cluster: Option<String>,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Host of the server, or directory of its socket
+    #[arg(long, global = true, value_name = "HOST", env = "PGHOST", help_heading = "PostgreSQL")]
+    pub pg_host: Option<String>,
+    #[arg(long, global = true, value_name = "PORT", env = "PGPORT", help_heading = "PostgreSQL", help = "Port of the server")]
+    pub pg_port: Option<u16>,
+    /// Role to connect as
+    #[arg(long, global = true, value_name = "ROLE", env = "PGUSER", help_heading = "PostgreSQL")]
+    pub pg_user: Option<String>,
+    /// Where this host sees the data directory, when not where the server does
+    #[arg(long, global = true, value_name = "PATH", help_heading = "PostgreSQL")]
+    pub data_directory: Option<PathBuf>,
+}
+
+impl Global {
+    /// The configuration with flags and environment applied, checked as a whole.
+    pub fn configuration(&self) -> anyhow::Result<Config> {
+        let default = Path::new(config::DEFAULT_PATH);
+        let mut config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None if default.exists() => Config::read(default)?,
+            None => Config::default(),
+        };
+        let set = |place: &mut Option<String>, flag: &Option<String>| {
+            if flag.is_some() {
+                place.clone_from(flag);
+            }
+        };
+        if let Some(url) = &self.repo {
+            config.repository.url.clone_from(url);
+        }
+        if let Some(name) = &self.cluster {
+            config.cluster.name.clone_from(name);
+        }
+        set(&mut config.postgres.host, &self.pg_host);
+        set(&mut config.postgres.user, &self.pg_user);
+        if self.pg_port.is_some() {
+            config.postgres.port = self.pg_port;
+        }
+        if self.data_directory.is_some() {
+            config.postgres.data_directory.clone_from(&self.data_directory);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The words with which another process calls this program with the same configuration.
+    pub fn words(&self, config: &Config) -> anyhow::Result<Vec<String>> {
+        let program = std::env::current_exe().context("find this program's own path")?;
+        let mut words = vec![program.display().to_string()];
+        let mut flag = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                words.extend([name.to_string(), value]);
+            }
+        };
+        let path = config.path.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+        flag("--config", path.map(|p| p.display().to_string()));
+        flag("--repo", self.repo.clone());
+        flag("--cluster", self.cluster.clone());
+        Ok(words)
+    }
+
+    /// The same as a line for `archive_command` or `restore_command`, where `%` is PostgreSQL's own.
+    pub fn server_command(&self, config: &Config, rest: &str) -> anyhow::Result<String> {
+        Ok(format!("{} {rest}", output::shell_words(&self.words(config)?).replace('%', "%%")))
+    }
+}
+
+/// Everything a command works on.
+pub struct Place {
+    pub config: Config,
+    pub repository: Repository,
+    pub cluster: Cluster,
+    pub record: ClusterRecord,
+}
+
+impl Place {
+    pub async fn open(global: &Global) -> anyhow::Result<Place> {
+        let config = global.configuration()?;
+        let repository = Repository::open(storage(&config).await?).await?;
+        let (cluster, record) = repository.registered(&config.cluster.name).await?;
+        Ok(Place { config, repository, cluster, record })
+    }
+
+    /// Manifests that can be read, oldest first; the others are named on standard error.
+    pub async fn manifests(&self) -> anyhow::Result<Vec<Manifest>> {
+        let mut readable = Vec::new();
+        for (id, manifest) in self.cluster.manifests().await? {
+            match manifest {
+                Ok(manifest) => readable.push(manifest),
+                Err(error) => eprintln!("warning: snapshot {id} is left out: {error}"),
+            }
+        }
+        Ok(readable)
+    }
+}
+
+pub async fn storage(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
+    Ok(open::open(&config.repository).await?)
+}
+
+/// Connects to the configured server.
+pub async fn session(config: &Config) -> anyhow::Result<Session> {
+    Ok(Session::open(&connection(config)?).await?)
+}
+
+fn connection(config: &Config) -> anyhow::Result<Connection> {
+    let postgres = &config.postgres;
+    let password = match &postgres.password_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("read password_file {}", path.display()))?;
+            Some(Secret(text.trim_end_matches(['\n', '\r']).to_string()))
+        }
+        None => std::env::var("PGPASSWORD").ok().map(Secret),
+    };
+    let tls = match postgres.sslmode.as_deref() {
+        None | Some("prefer") => Tls::Prefer,
+        Some("disable") => Tls::Disable,
+        Some("require") => Tls::Require,
+        Some(other) => {
+            let what = format!("[postgres] sslmode is {other:?}");
+            return Err(config::ConfigError::Invalid { what, mend: "use disable, prefer or require".into() }.into());
+        }
+    };
+    Ok(Connection {
+        host: postgres.host.clone(),
+        port: postgres.port,
+        user: postgres.user.clone(),
+        dbname: postgres.dbname.clone(),
+        password,
+        tls,
+        ca_file: postgres.ca_file.clone(),
+    })
+}
+
+/// Threads for CPU work: as configured, or one for each core.
+pub fn threads(configured: Option<usize>) -> usize {
+    configured.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)).max(1)
+}

@@ -1,0 +1,104 @@
+//! Exit codes, in one place. `docs/errors.md` documents them; they do not change.
+
+use crate::archive::get::GetError;
+use crate::archive::push::PushError;
+use crate::config::ConfigError;
+use crate::postgres::session::SessionError;
+use crate::repo::RepoError;
+use crate::restore::RestoreError;
+use crate::snapshot::SnapshotError;
+use crate::storage::StorageError;
+use crate::timeline::find::FindError;
+use crate::timeline::target::TargetError;
+
+/// `archive-get`: proven absent.
+pub const ABSENT: u8 = 1;
+pub const CONFIGURATION: u8 = 3;
+pub const REPOSITORY: u8 = 4;
+pub const REFUSED: u8 = 5;
+pub const TARGET: u8 = 6;
+pub const DAMAGE: u8 = 7;
+pub const POSTGRES: u8 = 8;
+pub const CHECK_FAILED: u8 = 9;
+pub const OTHER: u8 = 10;
+/// `archive-get`: every failure that does not prove absence. PostgreSQL stops recovery at codes above 125 (rule 30).
+pub const COULD_NOT_TELL: u8 = 126;
+
+/// The exit code of an error, by its kind.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    for cause in error.chain() {
+        if let Some(code) = known(cause) {
+            return code;
+        }
+    }
+    OTHER
+}
+
+fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if let Some(error) = cause.downcast_ref::<RepoError>() {
+        return Some(repo(error));
+    }
+    if let Some(error) = cause.downcast_ref::<SnapshotError>() {
+        return Some(snapshot(error));
+    }
+    if let Some(error) = cause.downcast_ref::<RestoreError>() {
+        return Some(restore(error));
+    }
+    if let Some(error) = cause.downcast_ref::<PushError>() {
+        return Some(match error {
+            PushError::Repo(error) => repo(error),
+            PushError::NoFile { .. } | PushError::Read { .. } | PushError::Name(_) => OTHER,
+            _ => REFUSED,
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<FindError>() {
+        return Some(find(error));
+    }
+    if let Some(GetError::Repo(error)) = cause.downcast_ref::<GetError>() {
+        return Some(repo(error));
+    }
+    let by_type = [
+        (cause.is::<ConfigError>(), CONFIGURATION),
+        (cause.is::<StorageError>(), REPOSITORY),
+        (cause.is::<SessionError>(), POSTGRES),
+        (cause.is::<TargetError>(), TARGET),
+    ];
+    by_type.into_iter().find(|(is, _)| *is).map(|(_, code)| code)
+}
+
+fn repo(error: &RepoError) -> u8 {
+    match error {
+        RepoError::Damaged { .. } => DAMAGE,
+        RepoError::Foreign { .. } | RepoError::Conflict { .. } => REFUSED,
+        _ => REPOSITORY,
+    }
+}
+
+fn find(error: &FindError) -> u8 {
+    match error {
+        FindError::Repo(error) => repo(error),
+        _ => TARGET,
+    }
+}
+
+fn snapshot(error: &SnapshotError) -> u8 {
+    use SnapshotError::*;
+    match error {
+        Repo(error) => repo(error),
+        Unregistered { .. } | OtherDirectory { .. } | OtherDisk { .. } | Clock { .. } | DataDirectory(_) => REFUSED,
+        Session(_) | Archiving { .. } | Promoted | TimelineChanged { .. } | WalMissing { .. } | Control(_) | BlockSize { .. } => {
+            POSTGRES
+        }
+        _ => OTHER,
+    }
+}
+
+fn restore(error: &RestoreError) -> u8 {
+    match error {
+        RestoreError::Repo(error) => repo(error),
+        RestoreError::Find(error) => find(error),
+        RestoreError::Place { .. } | RestoreError::NoRoom { .. } | RestoreError::UnknownTablespace { .. } => REFUSED,
+        RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
+        RestoreError::Io { .. } => OTHER,
+    }
+}

@@ -1,0 +1,174 @@
+//! `lastgood init`
+
+use super::context::{self, Global};
+use super::{error, output};
+use crate::clock;
+use crate::config::Config;
+use crate::postgres::session::{Facts, Session};
+use crate::repo::FORMAT_VERSION;
+use crate::repo::record::{ClusterRecord, History};
+use crate::repo::repository::{Cluster, Repository};
+use crate::storage::Created;
+use crate::storage::fs::DirectoryStorage;
+use crate::storage::open::Place;
+
+/// Make the repository, register the server, and print the settings it needs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lastgood init --repo /backup/lastgood --cluster shop\n  lastgood init --apply")]
+pub struct Args {
+    /// Write the settings with ALTER SYSTEM and reload, instead of printing them
+    #[arg(long)]
+    apply: bool,
+    /// Register this server although the name already stands for another system: after pg_upgrade or initdb
+    #[arg(long)]
+    new_history: bool,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let config = global.configuration()?;
+    // The server first: a repository without a cluster helps nobody.
+    let session = context::session(&config).await?;
+    let facts = session.facts().await?;
+    if let Place::Directory(path) = Place::parse(&config.repository.url)? {
+        DirectoryStorage::new(&path).prepare().map_err(|e| anyhow::anyhow!("make the directory {}: {e}", path.display()))?;
+    }
+    let (repository, created) = Repository::open_or_create(context::storage(&config).await?).await?;
+    let place = repository.storage().place().to_string();
+    let cluster = repository.cluster(&config.cluster.name);
+    let registered = match register(&cluster, &config, &facts, args.new_history).await? {
+        Ok(registered) => registered,
+        Err(refusal) => {
+            output::error(&anyhow::anyhow!(refusal), error::REFUSED, global.json);
+            return Ok(error::REFUSED);
+        }
+    };
+    let settings = settings(global, &config, &facts)?;
+    if args.apply {
+        apply(&session, &settings).await?;
+    }
+    if global.json {
+        output::json(&serde_json::json!({ "event": "result", "place": place, "created": created == Created::New,
+            "registered": registered, "system_identifier": facts.system_identifier, "settings": settings, "applied": args.apply }));
+        return Ok(0);
+    }
+    let made = if created == Created::New { "made" } else { "found" };
+    output::line(format!("repository {place}: {made}"));
+    if !repository.record().conditional_create {
+        output::line("  this store has no conditional writes: let only one server archive under one name");
+    }
+    let registered = if registered { "registered" } else { "known already" };
+    output::line(format!(
+        "cluster {}: {registered}, PostgreSQL {}, system {}",
+        cluster.name(),
+        facts.major(),
+        facts.system_identifier
+    ));
+    show(&settings, args.apply);
+    Ok(0)
+}
+
+/// Adds the server to the cluster's record; `Ok(Err)` says why it is refused.
+async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history: bool) -> anyhow::Result<Result<bool, String>> {
+    loop {
+        let before = cluster.record().await?;
+        if before.as_ref().and_then(|r| r.current()).is_some_and(|h| h.system_identifier == facts.system_identifier) {
+            return Ok(Ok(false));
+        }
+        if let Some(record) = &before {
+            if !new_history {
+                let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
+                return Ok(Err(format!(
+                    "{:?} is already the name of system {}, and this server is system {}; choose another name with --cluster, or, \
+                     when this server took its place after pg_upgrade or initdb, add --new-history",
+                    cluster.name(),
+                    known.join(", "),
+                    facts.system_identifier
+                )));
+            }
+        }
+        let mut histories = before.as_ref().map(|r| r.histories.clone()).unwrap_or_default();
+        histories.push(History {
+            system_identifier: facts.system_identifier,
+            major: facts.major(),
+            catalog_version: facts.catalog_version,
+            control_version: facts.control_version,
+            block_bytes: facts.block_bytes,
+            wal_segment_bytes: facts.wal_segment_bytes,
+            data_checksums: facts.data_checksums,
+            registered: clock::now(),
+        });
+        let record = ClusterRecord {
+            format: FORMAT_VERSION.into(),
+            number: before.map_or(1, |r| r.number + 1),
+            name: cluster.name().into(),
+            label: config.cluster.label.clone(),
+            histories,
+            written: clock::now(),
+        };
+        if cluster.put_record(&record).await? {
+            return Ok(Ok(true));
+        }
+    }
+}
+
+/// A setting of the server: as it is, and as it should be.
+#[derive(Debug, serde::Serialize)]
+struct Setting {
+    name: &'static str,
+    now: String,
+    wanted: String,
+    restart: bool,
+    change: bool,
+}
+
+fn settings(global: &Global, config: &Config, facts: &Facts) -> anyhow::Result<Vec<Setting>> {
+    let command = global.server_command(config, "archive-push %p")?;
+    let wal_level = if facts.wal_level == "minimal" { "replica" } else { &facts.wal_level };
+    let archive_mode = if facts.archive_mode == "off" { "on" } else { &facts.archive_mode };
+    let timeout = if facts.archive_timeout_s == 0 { "60".to_string() } else { facts.archive_timeout_s.to_string() };
+    let wanted = [
+        ("wal_level", facts.wal_level.clone(), wal_level.to_string(), true),
+        ("archive_mode", facts.archive_mode.clone(), archive_mode.to_string(), true),
+        ("archive_command", facts.archive_command.clone(), command, false),
+        ("archive_timeout", facts.archive_timeout_s.to_string(), timeout, false),
+    ];
+    let setting = |(name, now, wanted, restart): (&'static str, String, String, bool)| {
+        // With archive_mode off the server shows the command as disabled, whatever it is.
+        let change = now != wanted;
+        Setting { name, now, wanted, restart, change }
+    };
+    Ok(wanted.into_iter().map(setting).collect())
+}
+
+async fn apply(session: &Session, settings: &[Setting]) -> anyhow::Result<()> {
+    for setting in settings.iter().filter(|s| s.change) {
+        session.alter_system(setting.name, &setting.wanted).await?;
+    }
+    session.reload().await?;
+    Ok(())
+}
+
+fn show(settings: &[Setting], applied: bool) {
+    let changes: Vec<&Setting> = settings.iter().filter(|s| s.change).collect();
+    if changes.is_empty() {
+        output::line("settings: all as they should be. Next: lastgood check");
+        return;
+    }
+    output::line(if applied {
+        "settings written with ALTER SYSTEM:"
+    } else {
+        "settings to make (or run this again with --apply):"
+    });
+    for setting in &changes {
+        let restart = if setting.restart { "   -- needs a restart" } else { "" };
+        output::line(format!("  ALTER SYSTEM SET {} = '{}';{restart}", setting.name, setting.wanted.replace('\'', "''")));
+    }
+    let needs_restart = changes.iter().any(|s| s.restart);
+    let then = match (applied, needs_restart) {
+        (true, true) => "restart the server once, then run: lastgood check",
+        (true, false) => "next: lastgood check",
+        (false, true) => "then restart the server once, and run: lastgood check",
+        (false, false) => "then SELECT pg_reload_conf(); and run: lastgood check",
+    };
+    output::line(then);
+}

@@ -1,0 +1,135 @@
+//! `lastgood list`
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::context::{Global, Place};
+use super::output;
+use crate::postgres::lsn::SystemId;
+use crate::repo::manifest::Manifest;
+use crate::timeline::archive::Archive;
+use crate::timeline::windows::{self, Windows};
+
+/// Show snapshots, and the windows of time to which a restore can go
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lastgood list\n  lastgood list --json | jq '.histories[].windows'")]
+pub struct Args {}
+
+#[derive(Serialize)]
+struct Listing {
+    cluster: String,
+    histories: Vec<HistoryListing>,
+    unreadable: Vec<(String, String)>,
+}
+
+#[derive(Serialize)]
+struct HistoryListing {
+    system_identifier: SystemId,
+    major: u32,
+    wal_segments: u64,
+    snapshots: Vec<Manifest>,
+    #[serde(flatten)]
+    windows: Windows,
+}
+
+pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
+    let place = Place::open(global).await?;
+    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new() };
+    let mut manifests = Vec::new();
+    for (id, manifest) in place.cluster.manifests().await? {
+        match manifest {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) => listing.unreadable.push((id, error.to_string())),
+        }
+    }
+    for history in &place.record.histories {
+        let system = history.system_identifier;
+        let archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
+        let windows = windows::windows(&archive, &manifests).await?;
+        let snapshots = manifests.iter().filter(|m| m.system_identifier == system).cloned().collect();
+        let (major, wal_segments) = (history.major, archive.count());
+        listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows });
+    }
+    if global.json {
+        output::json(&listing)
+    } else {
+        show(&listing)
+    }
+    Ok(0)
+}
+
+fn show(listing: &Listing) {
+    for history in &listing.histories {
+        output::line(format!(
+            "cluster {}, PostgreSQL {}, system {}: {} snapshots, {} WAL segments",
+            listing.cluster,
+            history.major,
+            history.system_identifier,
+            history.snapshots.len(),
+            history.wal_segments
+        ));
+        if history.snapshots.is_empty() {
+            output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
+            continue;
+        }
+        output::line(snapshots(&history.snapshots));
+        show_windows(&history.windows);
+    }
+    for (id, problem) in &listing.unreadable {
+        output::line(format!("snapshot {id} cannot be read: {problem}"));
+    }
+}
+
+fn snapshots(manifests: &[Manifest]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["snapshot", "restorable from (UTC)", "took", "raw", "new", "stored", "timeline", "WAL", "damage"]);
+    for m in manifests {
+        let took = m.stop_time.duration_since(m.start_time).as_secs_f64();
+        let damage = match m.damaged_pages.len() {
+            0 => "none".to_string(),
+            count => format!("{count} pages"),
+        };
+        table.add_row([
+            m.id.clone(),
+            output::time(m.stop_time),
+            output::duration(took),
+            output::bytes(m.totals.raw_bytes),
+            output::bytes(m.totals.new_bytes),
+            output::bytes(m.totals.stored_bytes),
+            m.timeline.to_string(),
+            format!("{} to {}", m.start_lsn, m.stop_lsn),
+            damage,
+        ]);
+    }
+    for column in 2..6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn show_windows(windows: &Windows) {
+    output::line("windows (any moment in them can be restored):");
+    for window in &windows.windows {
+        let length = window.to_time.duration_since(window.from_time).as_secs_f64().max(0.0);
+        output::line(format!(
+            "  {} to {}  ({}), timeline {}, {} to {}",
+            output::exact_time(window.from_time),
+            output::exact_time(window.to_time),
+            output::duration(length),
+            window.timeline,
+            window.from_lsn,
+            window.to_lsn
+        ));
+        if let Some(missing) = &window.gap_at {
+            output::line(format!(
+                "  -- gap: segment {missing} is missing; nothing between here and the next window can be restored --"
+            ));
+        }
+    }
+    for (id, problem) in &windows.unusable {
+        output::line(format!("  snapshot {id} cannot be restored: {problem}"));
+    }
+}

@@ -1,0 +1,116 @@
+//! What people type. One file per command; each parses, asks the library, and shows.
+//!
+//! - [`context`]: from flags, environment and file to a repository and a server.
+//! - [`output`]: lines, tables, JSON; sizes and times for people.
+//! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
+//! - [`error`]: every error's kind and exit code, in one place.
+
+pub mod archive_get;
+pub mod archive_push;
+pub mod backup;
+pub mod check;
+pub mod context;
+pub mod demo;
+pub mod error;
+pub mod init;
+pub mod list;
+pub mod output;
+pub mod progress;
+pub mod reference;
+pub mod restore;
+pub mod schedule;
+pub mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use context::Global;
+
+/// Brings a PostgreSQL cluster back to its last good moment
+///
+/// Takes snapshots, archives WAL, verifies both, and restores to any moment in between without ever destroying what stands
+/// in the way.
+#[derive(Debug, Parser)]
+#[command(name = "lastgood", version, max_term_width = 100)]
+#[command(
+    after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
+Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
+8 PostgreSQL, 9 check failed, 10 other, 126 archive-get: could not tell."
+)]
+pub struct Args {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Init(init::Args),
+    Check(check::Args),
+    Backup(backup::Args),
+    #[command(name = "archive-push")]
+    ArchivePush(archive_push::Args),
+    #[command(name = "archive-get")]
+    ArchiveGet(archive_get::Args),
+    List(list::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    Schedule(schedule::Args),
+    Demo(demo::Args),
+    Completions(reference::CompletionArgs),
+    Man(reference::ManArgs),
+}
+
+/// Parses, runs, and turns the outcome into an exit code.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    start_log();
+    let json = args.global.json;
+    let is_get = matches!(args.command, Command::ArchiveGet(_));
+    match run(args) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            let code = if is_get { error::COULD_NOT_TELL } else { error::exit_code(&error) };
+            output::error(&error, code, json);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Diagnostics for developers, off unless `LASTGOOD_LOG` asks for them.
+fn start_log() {
+    let Ok(filter) = std::env::var("LASTGOOD_LOG") else { return };
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+fn run(args: Args) -> anyhow::Result<u8> {
+    // A push is a new process for each segment: it starts no threads that it does not need.
+    let mut builder = match args.command {
+        Command::ArchivePush(_) | Command::ArchiveGet(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
+    let global = args.global;
+    let outcome = runtime.block_on(async {
+        match args.command {
+            Command::Init(args) => init::run(&global, args).await,
+            Command::Check(args) => check::run(&global, args).await,
+            Command::Backup(args) => backup::run(&global, args).await,
+            Command::ArchivePush(args) => archive_push::run(&global, args).await,
+            Command::ArchiveGet(args) => archive_get::run(&global, args).await,
+            Command::List(args) => list::run(&global, args).await,
+            Command::Restore(args) => restore::run(&global, args).await,
+            Command::Verify(args) => verify::run(&global, args).await,
+            Command::Schedule(args) => schedule::run(&global, args),
+            Command::Demo(args) => demo::run(&global, args).await,
+            Command::Completions(args) => reference::completions(args),
+            Command::Man(args) => reference::man(args),
+        }
+    });
+    // Threads that read for an operation that was given up end by themselves; nobody waits for them.
+    runtime.shutdown_background();
+    outcome
+}

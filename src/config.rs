@@ -1,0 +1,305 @@
+//! The configuration: one TOML file, every key checked, errors with the line and the fix.
+//!
+//! Environment variables and flags override single values; `cli` applies them, because the library never reads the
+//! environment. No secret stands in a command line; secrets come from files or from the AWS credential chain.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The file that is read when none is named.
+pub const DEFAULT_PATH: &str = "/etc/lastgood.toml";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("read configuration {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}, line {line}, column {column}: {message}{}", hint.as_ref().map(|h| format!("; {h}")).unwrap_or_default())]
+    Parse { path: PathBuf, line: usize, column: usize, message: String, hint: Option<String> },
+    #[error("{what}; {mend}")]
+    Invalid { what: String, mend: String },
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub repository: Repository,
+    pub cluster: Cluster,
+    pub postgres: Postgres,
+    pub snapshot: Snapshot,
+    pub archive: Archive,
+    pub restore: Restore,
+    /// Where the file came from; shown in the settings that `init` prints.
+    #[serde(skip)]
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Repository {
+    /// `/path`, `file:///path` or `s3://bucket/prefix`.
+    pub url: String,
+    pub s3: S3,
+}
+
+/// How to reach an S3 store. Credentials come from the AWS chain: environment, profile, web identity, container, IMDSv2.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3 {
+    pub region: Option<String>,
+    /// Base URL of an S3-compatible store; AWS when absent.
+    pub endpoint: Option<String>,
+    /// `https://host/bucket/key` instead of `https://bucket.host/key`.
+    pub path_style: bool,
+    /// PEM file with the certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Profile of the AWS configuration files.
+    pub profile: Option<String>,
+    /// AWS-style credentials file, used instead of the default place.
+    pub credentials_file: Option<PathBuf>,
+    pub encryption: ServerSideEncryption,
+    pub kms_key_id: Option<String>,
+    /// For example `STANDARD_IA`; the bucket's default when absent.
+    pub storage_class: Option<String>,
+    /// `false` for stores that do not know `If-None-Match: *`; `init` and `check` find out by trying.
+    pub conditional_create: bool,
+    /// Send and check the SDK's own checksums; many S3-compatible stores reject them.
+    pub sdk_checksums: bool,
+    /// Calls at the same time.
+    pub max_requests: usize,
+    /// Longest time for one attempt of one call.
+    pub attempt_timeout_s: u64,
+    /// Longest time for one call with all its attempts.
+    pub call_timeout_s: u64,
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        S3 {
+            region: None,
+            endpoint: None,
+            path_style: false,
+            ca_file: None,
+            profile: None,
+            credentials_file: None,
+            encryption: ServerSideEncryption::None,
+            kms_key_id: None,
+            storage_class: None,
+            conditional_create: true,
+            sdk_checksums: false,
+            max_requests: 16,
+            attempt_timeout_s: 60,
+            call_timeout_s: 300,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerSideEncryption {
+    #[default]
+    None,
+    SseS3,
+    SseKms,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// The name under which this cluster's history is kept; letters, digits, `_` and `-`.
+    pub name: String,
+    /// For people, and for the guard: `production` is treated with most care.
+    pub label: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Postgres {
+    /// Host name, or directory of the socket.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub user: Option<String>,
+    pub dbname: Option<String>,
+    /// A file with the password and nothing else.
+    pub password_file: Option<PathBuf>,
+    /// `disable`, `prefer` or `require`.
+    pub sslmode: Option<String>,
+    pub ca_file: Option<PathBuf>,
+    /// Where this host sees the data directory; the server's own answer when absent.
+    pub data_directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Snapshot {
+    /// zstd level, 1 to 19.
+    pub compression_level: i32,
+    /// Threads that read, hash and compress; the number of cores when absent.
+    pub threads: Option<usize>,
+    /// How long to wait until the WAL that the snapshot needs is archived.
+    pub archive_timeout_s: u64,
+    /// `check` calls a last snapshot older than this an error.
+    pub max_age_hours: u64,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Snapshot { compression_level: 1, threads: None, archive_timeout_s: 300, max_age_hours: 26 }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Archive {
+    /// zstd level, 1 to 19.
+    pub compression_level: i32,
+    /// Where acknowledgements and prefetched segments lie; look-ahead is off when it cannot be written.
+    pub spool: PathBuf,
+    /// Further `.ready` segments that one push takes along; 0 turns it off.
+    pub push_ahead: usize,
+    /// Segments fetched before recovery asks for them; 0 turns it off.
+    pub fetch_ahead: usize,
+    /// Archive although `archive_mode = always` (a standby that archives too).
+    pub allow_archive_mode_always: bool,
+}
+
+impl Default for Archive {
+    fn default() -> Self {
+        Archive {
+            compression_level: 1,
+            spool: PathBuf::from("/var/spool/lastgood"),
+            push_ahead: 8,
+            fetch_ahead: 8,
+            allow_archive_mode_always: false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restore {
+    /// Threads that decompress, check and write; the number of cores when absent.
+    pub threads: Option<usize>,
+    /// Read back and compare everything that was written.
+    pub read_back: bool,
+}
+
+impl Default for Restore {
+    fn default() -> Self {
+        Restore { threads: None, read_back: true }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        let mut config = Self::parse(path, &text)?;
+        config.path = Some(path.to_path_buf());
+        Ok(config)
+    }
+
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        toml::from_str(text).map_err(|error| parse_error(path, text, &error))
+    }
+
+    /// Checks what only the whole can tell, after environment and flags were applied.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |what: String, mend: &str| Err(ConfigError::Invalid { what, mend: mend.into() });
+        if self.repository.url.is_empty() {
+            return invalid(
+                "no repository is configured".into(),
+                "set `url` under [repository], or pass --repo /path or --repo s3://bucket/prefix",
+            );
+        }
+        if self.cluster.name.is_empty() {
+            return invalid("no cluster is named".into(), "set `name` under [cluster], or pass --cluster NAME");
+        }
+        if !is_cluster_name(&self.cluster.name) {
+            return invalid(
+                format!("the cluster name {:?} cannot be used", self.cluster.name),
+                "use 1 to 63 letters, digits, '_' or '-', beginning with a letter or digit",
+            );
+        }
+        for (key, level) in [("snapshot", self.snapshot.compression_level), ("archive", self.archive.compression_level)] {
+            if !(1..=19).contains(&level) {
+                return invalid(format!("[{key}] compression_level is {level}"), "use 1 (fast) to 19 (small)");
+            }
+        }
+        for (key, threads) in [("snapshot", self.snapshot.threads), ("restore", self.restore.threads)] {
+            if threads == Some(0) {
+                return invalid(format!("[{key}] threads is 0"), "use 1 or more, or leave it out for one per core");
+            }
+        }
+        let s3 = &self.repository.s3;
+        if s3.kms_key_id.is_some() && s3.encryption != ServerSideEncryption::SseKms {
+            return invalid("kms_key_id is set, but encryption is not \"sse-kms\"".into(), "set encryption = \"sse-kms\"");
+        }
+        if s3.max_requests == 0 || s3.attempt_timeout_s == 0 || s3.call_timeout_s == 0 {
+            return invalid(
+                "max_requests and the time-outs of [repository.s3] must be above 0".into(),
+                "leave them out for the defaults",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Cluster names become parts of object keys.
+pub fn is_cluster_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        && name.as_bytes()[0].is_ascii_alphanumeric()
+}
+
+fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = &text[..offset];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    let message = error.message().to_string();
+    ConfigError::Parse { path: path.into(), line, column, hint: nearest_name(&message), message }
+}
+
+/// For "unknown field `x`, expected one of `a`, `b`": the name that `x` most resembles.
+fn nearest_name(message: &str) -> Option<String> {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (unknown, known) = message.starts_with("unknown").then(|| quoted.split_first()).flatten()?;
+    let (distance, name) = known.iter().map(|name| (strsim::damerau_levenshtein(unknown, name), name)).min()?;
+    (distance <= 3.max(unknown.len() / 3)).then(|| format!("did you mean `{name}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("lastgood.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unknown_keys_name_the_line_and_the_nearest_name() {
+        let said = error("[repository]\nurl = \"/backup\"\n\n[snapshot]\ncompresion_level = 3\n");
+        assert!(said.contains("line 5") && said.contains("did you mean `compression_level`?"), "{said}");
+    }
+
+    #[test]
+    fn wrong_types_name_the_line() {
+        let said = error("[postgres]\nport = \"many\"\n");
+        assert!(said.contains("line 2") && said.contains("invalid type"), "{said}");
+    }
+
+    #[test]
+    fn what_the_whole_needs_is_checked() {
+        let mut config = Config::default();
+        assert!(config.check().unwrap_err().to_string().contains("no repository"));
+        config.repository.url = "/backup".into();
+        assert!(config.check().unwrap_err().to_string().contains("no cluster"));
+        config.cluster.name = "../x".into();
+        assert!(config.check().unwrap_err().to_string().contains("cannot be used"));
+        config.cluster.name = "shop".into();
+        config.check().unwrap();
+        config.snapshot.compression_level = 40;
+        assert!(config.check().is_err());
+    }
+}

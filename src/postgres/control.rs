@@ -1,0 +1,143 @@
+//! `global/pg_control`: what a data directory is, as the server last wrote it.
+//!
+//! Source: `src/include/catalog/pg_control.h`, `ControlFileData`, versions 13 to 18. The head of the struct is the same in all
+//! of them. The part that describes the layout of the data follows members that differ, so it is found by its own mark: the
+//! `floatFormat` member, which always holds 1234567.0. The CRC at the end proves that the right place was found.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::lsn::{Lsn, SystemId, Timeline};
+
+/// `PG_CONTROL_FILE_SIZE`: the file is always written at this size.
+pub const FILE_BYTES: usize = 8192;
+/// `FLOATFORMAT_VALUE`.
+const FLOAT_FORMAT: f64 = 1_234_567.0;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("read {path}: {source}; is this a PostgreSQL data directory, and may this user read it?")]
+    Read { path: std::path::PathBuf, source: std::io::Error },
+    #[error("pg_control is {bytes} bytes long, too short to be one")]
+    Short { bytes: usize },
+    #[error("pg_control has version {version}, which none of PostgreSQL 13 to 18 writes")]
+    Version { version: u32 },
+    #[error("the checksum of pg_control is wrong")]
+    Checksum,
+}
+
+/// `DBState`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Starting,
+    ShutDown,
+    ShutDownInRecovery,
+    ShuttingDown,
+    InCrashRecovery,
+    InArchiveRecovery,
+    InProduction,
+}
+
+impl State {
+    pub fn words(self) -> &'static str {
+        match self {
+            State::Starting => "starting up",
+            State::ShutDown => "shut down cleanly",
+            State::ShutDownInRecovery => "shut down in recovery",
+            State::ShuttingDown => "shutting down",
+            State::InCrashRecovery => "in crash recovery",
+            State::InArchiveRecovery => "in archive recovery",
+            State::InProduction => "in production",
+        }
+    }
+
+    fn from_raw(raw: u32) -> Option<State> {
+        use State::*;
+        let states = [Starting, ShutDown, ShutDownInRecovery, ShuttingDown, InCrashRecovery, InArchiveRecovery, InProduction];
+        states.get(raw as usize).copied()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlFile {
+    pub system_identifier: SystemId,
+    /// `pg_control_version`: 1300 for PostgreSQL 13 to 16, 1700, 1800.
+    pub control_version: u32,
+    pub catalog_version: u32,
+    pub state: State,
+    /// When the file was last written.
+    pub written: Timestamp,
+    pub checkpoint: Lsn,
+    pub redo: Lsn,
+    pub timeline: Timeline,
+    pub block_bytes: u32,
+    /// Blocks in one segment file of a relation; 131,072 (1 GiB) unless built otherwise.
+    pub blocks_per_file: u32,
+    pub wal_segment_bytes: u32,
+    /// 0: pages carry no checksums.
+    pub data_checksum_version: u32,
+}
+
+impl ControlFile {
+    pub fn read(data_directory: &Path) -> Result<ControlFile, ControlError> {
+        let path = data_directory.join("global/pg_control");
+        let bytes = std::fs::read(&path).map_err(|source| ControlError::Read { path, source })?;
+        Self::parse(&bytes)
+    }
+
+    /// Reads until the checksum holds: the server may be writing. The same bad bytes twice are an error (rule 11).
+    pub fn read_bytes_stable(data_directory: &Path) -> Result<(ControlFile, Vec<u8>), ControlError> {
+        let path = data_directory.join("global/pg_control");
+        let mut before: Option<Vec<u8>> = None;
+        loop {
+            let bytes = std::fs::read(&path).map_err(|source| ControlError::Read { path: path.clone(), source })?;
+            match Self::parse(&bytes) {
+                Ok(control) => return Ok((control, bytes)),
+                Err(error) if before.as_ref() == Some(&bytes) => return Err(error),
+                Err(_) => before = Some(bytes),
+            }
+        }
+    }
+
+    pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlError> {
+        if bytes.len() < 512 {
+            return Err(ControlError::Short { bytes: bytes.len() });
+        }
+        let control_version = u32_at(bytes, 8);
+        if !matches!(control_version, 1300 | 1700 | 1800) {
+            return Err(ControlError::Version { version: control_version });
+        }
+        let float = (56..400).step_by(8).find(|at| f64::from_bits(u64_at(bytes, *at)) == FLOAT_FORMAT);
+        let float = float.ok_or(ControlError::Checksum)?;
+        // float8ByVal, data_checksum_version, from 18 default_char_signedness, a nonce of 32 bytes, the CRC.
+        let crc_at = float + if control_version >= 1800 { 84 } else { 80 };
+        if crc32c::crc32c(&bytes[..crc_at]) != u32_at(bytes, crc_at) {
+            return Err(ControlError::Checksum);
+        }
+        Ok(ControlFile {
+            system_identifier: SystemId(u64_at(bytes, 0)),
+            control_version,
+            catalog_version: u32_at(bytes, 12),
+            state: State::from_raw(u32_at(bytes, 16)).ok_or(ControlError::Checksum)?,
+            written: Timestamp::from_second(u64_at(bytes, 24) as i64).unwrap_or(Timestamp::UNIX_EPOCH),
+            checkpoint: Lsn(u64_at(bytes, 32)),
+            redo: Lsn(u64_at(bytes, 40)),
+            timeline: Timeline(u32_at(bytes, 48)),
+            block_bytes: u32_at(bytes, float + 8),
+            blocks_per_file: u32_at(bytes, float + 12),
+            wal_segment_bytes: u32_at(bytes, float + 20),
+            data_checksum_version: u32_at(bytes, float + 44),
+        })
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}

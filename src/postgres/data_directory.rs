@@ -1,0 +1,417 @@
+//! Which files of a data directory belong to a base backup, and which kind each is.
+//!
+//! Sources: `src/backend/backup/basebackup.c` (`excludeDirContents`, `excludeFiles`), `src/common/relpath.c` and
+//! `src/backend/storage/file/reinit.c` (names of relation files). Rules 13, 14 and 15.
+//!
+//! # Order
+//! The walk is depth first in byte order of the paths, a directory counting with its slash. Two walks, or a walk and an
+//! older file list, can therefore be merged without holding either in memory. One directory's names are held at a time.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Directories that must exist after a restore, and whose content must not.
+const EMPTY_DIRECTORIES: [&str; 8] =
+    ["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans", "pg_wal"];
+
+/// Files of the data directory itself that never belong to a snapshot. `backup_label` and `tablespace_map` come from the
+/// server's answer instead (rule 6).
+const EXCLUDED_FILES: [&str; 15] = [
+    "postmaster.pid",
+    "postmaster.opts",
+    "backup_label",
+    "tablespace_map",
+    "backup_label.old",
+    "tablespace_map.old",
+    "backup_manifest",
+    "recovery.signal",
+    "standby.signal",
+    "recovery.conf",
+    "recovery.done",
+    "current_logfiles",
+    "current_logfiles.tmp",
+    "postgresql.auto.conf.tmp",
+    RESTORED_MARK,
+];
+
+/// Lies in every data directory that lastgood restored and that was not declared the successor (rules 29, 41).
+pub const RESTORED_MARK: &str = "lastgood.restored";
+
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirectoryError {
+    #[error("read {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{dir} is not a PostgreSQL data directory: it has no PG_VERSION")]
+    NoVersion { dir: PathBuf },
+    #[error("tablespace {link}: {problem}; lastgood cannot tell what such a link would overwrite at restore")]
+    Tablespace { link: PathBuf, problem: String },
+}
+
+/// What kind of file, which decides how changes are found and whether pages are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Main fork of a relation: its pages carry LSNs that prove whether they changed. `file` is the number of its 1 GiB file.
+    Main { file: u32 },
+    /// Another fork (free space, visibility, init): pages with checksums, but changes are found by content.
+    Fork { file: u32 },
+    /// Anything else.
+    Plain,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    File {
+        class: Class,
+    },
+    Directory,
+    /// A link in `pg_tblspc`, with its target.
+    Tablespace {
+        target: PathBuf,
+    },
+}
+
+/// One thing in the data directory.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Relative to the data directory, `/` between components, no slash at the end.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    pub bytes: u64,
+    pub mode: u32,
+    /// Nanoseconds since 1970, host's file system.
+    pub modified_ns: i128,
+    pub inode: u64,
+}
+
+impl Entry {
+    /// The key of the walk's order.
+    pub fn order_key(&self) -> Vec<u8> {
+        order_key(&self.path, matches!(self.kind, Kind::Directory))
+    }
+}
+
+/// A directory sorts with its slash, so that it stands right before what is in it.
+pub fn order_key(path: &[u8], is_directory: bool) -> Vec<u8> {
+    let mut key = path.to_vec();
+    if is_directory {
+        key.push(b'/');
+    }
+    key
+}
+
+/// The major version in `PG_VERSION`.
+pub fn major_version(dir: &Path) -> Result<u32, DataDirectoryError> {
+    let text = fs::read_to_string(dir.join("PG_VERSION")).map_err(|_| DataDirectoryError::NoVersion { dir: dir.into() })?;
+    text.trim().parse().map_err(|_| DataDirectoryError::NoVersion { dir: dir.into() })
+}
+
+/// Tablespace links with their targets, checked (rule 15); in-place tablespaces are ordinary directories and not listed.
+pub fn tablespaces(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataDirectoryError> {
+    let links = dir.join("pg_tblspc");
+    let data = fs::canonicalize(dir).map_err(|source| DataDirectoryError::Io { path: dir.into(), source })?;
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(&links).map_err(|source| DataDirectoryError::Io { path: links.clone(), source })? {
+        let entry = entry.map_err(|source| DataDirectoryError::Io { path: links.clone(), source })?;
+        let link = entry.path();
+        let Ok(target) = fs::read_link(&link) else { continue };
+        let refuse = |problem: &str| Err(DataDirectoryError::Tablespace { link: link.clone(), problem: problem.into() });
+        if fs::symlink_metadata(&target).is_ok_and(|m| m.is_symlink()) {
+            return refuse("its target is a link itself");
+        }
+        let Ok(real) = fs::canonicalize(&target) else { return refuse("its target does not exist") };
+        if is_inside(&real, &data) || is_inside(&data, &real) {
+            return refuse("its target overlaps with the data directory");
+        }
+        if let Some((other, _)) = found.iter().find(|(_, o)| is_inside(&real, o) || is_inside(o, &real)) {
+            return refuse(&format!("its target overlaps with that of tablespace {other}"));
+        }
+        found.push((entry.file_name().to_string_lossy().into_owned(), real));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether `path` is `dir` or below it; by components, so `/ts/10` is not inside `/ts/1`.
+pub fn is_inside(path: &Path, dir: &Path) -> bool {
+    path.starts_with(dir)
+}
+
+/// Walks what belongs to a snapshot. What is passed over and a person may want to know goes to `warn`.
+pub fn walk<E: From<DataDirectoryError>>(
+    dir: &Path,
+    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), E> {
+    Walk { root: dir, visit, warn }.directory(b"")
+}
+
+struct Walk<'a, E> {
+    root: &'a Path,
+    visit: &'a mut dyn FnMut(Entry) -> Result<(), E>,
+    warn: &'a mut dyn FnMut(String),
+}
+
+impl<E: From<DataDirectoryError>> Walk<'_, E> {
+    /// Visits what is in `path`, which is empty for the data directory itself.
+    fn directory(&mut self, path: &[u8]) -> Result<(), E> {
+        let names = match self.names(path) {
+            Ok(names) => names,
+            // Dropped with its database while we walked (rule 10).
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_empty() => return Ok(()),
+            Err(source) => return Err(DataDirectoryError::Io { path: self.full(path), source }.into()),
+        };
+        let holds_relations = holds_relations(path);
+        let unlogged = if holds_relations { unlogged_relations(&names) } else { HashSet::new() };
+        for (name, _) in &names {
+            if holds_relations && is_left_out_relation(name, &unlogged) {
+                continue;
+            }
+            let child = if path.is_empty() { name.clone() } else { [path, b"/", name].concat() };
+            self.child(child, path, name)?;
+        }
+        Ok(())
+    }
+
+    fn names(&self, path: &[u8]) -> io::Result<Vec<(Vec<u8>, bool)>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.full(path))? {
+            let entry = entry?;
+            let is_directory = entry.file_type().is_ok_and(|t| t.is_dir() || (t.is_symlink() && entry.path().is_dir()));
+            let is_tablespace = path == b"pg_tblspc" && entry.file_type().is_ok_and(|t| t.is_symlink());
+            names.push((entry.file_name().into_vec(), is_directory && !is_tablespace));
+        }
+        names.sort_by_cached_key(|(name, is_directory)| order_key(name, *is_directory));
+        Ok(names)
+    }
+
+    fn full(&self, path: &[u8]) -> PathBuf {
+        self.root.join(OsString::from_vec(path.to_vec()))
+    }
+
+    fn child(&mut self, child: Vec<u8>, parent: &[u8], name: &[u8]) -> Result<(), E> {
+        if is_left_out(parent, name) {
+            return Ok(());
+        }
+        let full = self.full(&child);
+        let Ok(link) = fs::symlink_metadata(&full) else { return Ok(()) };
+        if parent == b"pg_tblspc" && link.is_symlink() {
+            return self.tablespace(child, &full, &link);
+        }
+        let metadata = match fs::metadata(&full) {
+            Ok(metadata) => metadata,
+            Err(_) if link.is_symlink() => {
+                (self.warn)(format!("{} is a link to nowhere and is left out", full.display()));
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
+        if metadata.is_dir() {
+            (self.visit)(entry(child.clone(), Kind::Directory, &metadata))?;
+            let top = parent.is_empty() && EMPTY_DIRECTORIES.iter().any(|d| d.as_bytes() == name);
+            return if top { Ok(()) } else { self.directory(&child) };
+        }
+        if !metadata.is_file() {
+            (self.warn)(format!("{} is a socket, pipe or device and is left out", full.display()));
+            return Ok(());
+        }
+        let class = if holds_relations(parent) { class_of(name) } else { Class::Plain };
+        (self.visit)(entry(child, Kind::File { class }, &metadata))
+    }
+
+    /// Only the `PG_<major>_<catalog version>` directory of a tablespace belongs to this cluster.
+    fn tablespace(&mut self, child: Vec<u8>, full: &Path, link: &Metadata) -> Result<(), E> {
+        let target = fs::read_link(full).map_err(|source| DataDirectoryError::Io { path: full.into(), source })?;
+        (self.visit)(entry(child.clone(), Kind::Tablespace { target }, link))?;
+        self.directory(&child)
+    }
+}
+
+fn entry(path: Vec<u8>, kind: Kind, metadata: &Metadata) -> Entry {
+    Entry {
+        path,
+        kind,
+        bytes: metadata.len(),
+        mode: metadata.mode() & 0o7777,
+        modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+        inode: metadata.ino(),
+    }
+}
+
+/// Left out wherever it stands, or because of where it stands.
+fn is_left_out(parent: &[u8], name: &[u8]) -> bool {
+    if name.starts_with(b"pgsql_tmp") || name.starts_with(b"pg_internal.init") || name == b"lost+found" {
+        return true;
+    }
+    if is_tablespace_root(parent) {
+        return !name.starts_with(b"PG_");
+    }
+    parent.is_empty() && EXCLUDED_FILES.iter().any(|f| f.as_bytes() == name)
+}
+
+/// `pg_tblspc/<oid>`.
+fn is_tablespace_root(path: &[u8]) -> bool {
+    path.strip_prefix(b"pg_tblspc/").is_some_and(|rest| !rest.contains(&b'/'))
+}
+
+/// `global`, `base/<database>`, `pg_tblspc/<oid>/PG_*/<database>`.
+fn holds_relations(path: &[u8]) -> bool {
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+    match parts.as_slice() {
+        [b"global"] => true,
+        [b"base", database] => is_number(database),
+        [b"pg_tblspc", _, version, database] => version.starts_with(b"PG_") && is_number(database),
+        _ => false,
+    }
+}
+
+fn is_number(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(u8::is_ascii_digit)
+}
+
+/// `<relfilenode>[_<fork>][.<file>]`, split.
+fn relation_parts(name: &[u8]) -> Option<(&[u8], Option<&[u8]>, u32)> {
+    let (stem, file) = match name.iter().position(|b| *b == b'.') {
+        Some(dot) => {
+            let number = &name[dot + 1..];
+            let number = is_number(number).then(|| std::str::from_utf8(number).ok()?.parse().ok())??;
+            (&name[..dot], number)
+        }
+        None => (name, 0),
+    };
+    let (node, fork) = match stem.iter().position(|b| *b == b'_') {
+        Some(at) => (&stem[..at], Some(&stem[at + 1..])),
+        None => (stem, None),
+    };
+    let known = fork.is_none_or(|fork| matches!(fork, b"fsm" | b"vm" | b"init"));
+    (is_number(node) && known).then_some((node, fork, file))
+}
+
+fn class_of(name: &[u8]) -> Class {
+    match relation_parts(name) {
+        Some((_, None, file)) => Class::Main { file },
+        Some((_, Some(_), file)) => Class::Fork { file },
+        None => Class::Plain,
+    }
+}
+
+fn unlogged_relations(names: &[(Vec<u8>, bool)]) -> HashSet<Vec<u8>> {
+    let init = |name: &[u8]| match relation_parts(name) {
+        Some((node, Some(b"init"), _)) => Some(node.to_vec()),
+        _ => None,
+    };
+    names.iter().filter_map(|(name, _)| init(name)).collect()
+}
+
+/// Temporary relations, and all forks but `_init` of unlogged ones.
+fn is_left_out_relation(name: &[u8], unlogged: &HashSet<Vec<u8>>) -> bool {
+    if is_temporary_relation(name) {
+        return true;
+    }
+    match relation_parts(name) {
+        Some((_, Some(b"init"), _)) | None => false,
+        Some((node, _, _)) => unlogged.contains(node),
+    }
+}
+
+/// `t<backend>_<relfilenode>[_<fork>][.<file>]`.
+fn is_temporary_relation(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(b"t") else { return false };
+    let Some(at) = rest.iter().position(|b| *b == b'_') else { return false };
+    is_number(&rest[..at]) && relation_parts(&rest[at + 1..]).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_relation_files_are_told_apart() {
+        assert_eq!(class_of(b"16384"), Class::Main { file: 0 });
+        assert_eq!(class_of(b"16384.12"), Class::Main { file: 12 });
+        assert_eq!(class_of(b"16384_vm"), Class::Fork { file: 0 });
+        assert_eq!(class_of(b"16384_fsm.1"), Class::Fork { file: 1 });
+        for plain in ["pg_filenode.map", "PG_VERSION", "pg_control", "16384_old", "16384.", "16384.x", "t3_16384"] {
+            assert_eq!(class_of(plain.as_bytes()), Class::Plain, "{plain}");
+        }
+        assert!(is_temporary_relation(b"t3_16384") && is_temporary_relation(b"t12_16384_fsm.1"));
+        assert!(!is_temporary_relation(b"t3_x") && !is_temporary_relation(b"table_1"));
+    }
+
+    #[test]
+    fn relations_live_in_four_places() {
+        for path in ["global", "base/5", "pg_tblspc/16400/PG_15_202209061/5"] {
+            assert!(holds_relations(path.as_bytes()), "{path}");
+        }
+        for path in ["", "base", "base/pgsql_tmp", "pg_xact", "pg_tblspc/16400/PG_15_202209061"] {
+            assert!(!holds_relations(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn one_is_not_inside_ten() {
+        assert!(!is_inside(Path::new("/ts/10"), Path::new("/ts/1")));
+        assert!(is_inside(Path::new("/ts/1/x"), Path::new("/ts/1")));
+    }
+
+    #[test]
+    fn the_walk_leaves_out_what_must_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for path in ["base/5", "global", "pg_wal/archive_status", "pg_replslot/s", "pg_tblspc", "base/pgsql_tmp"] {
+            fs::create_dir_all(root.join(path)).unwrap();
+        }
+        for path in [
+            "PG_VERSION",
+            "postmaster.pid",
+            "backup_label",
+            "recovery.signal",
+            "lastgood.restored",
+            "base/5/1",
+            "base/5/1_fsm",
+            "base/5/2",
+            "base/5/2_init",
+            "base/5/2_vm",
+            "base/5/2.1",
+            "base/5/t4_9",
+            "base/5/pg_internal.init",
+            "base/pgsql_tmp/x",
+            "pg_wal/000000010000000000000001",
+            "pg_replslot/s/state",
+            "odd \u{e9} name",
+        ] {
+            fs::write(root.join(path), "x").unwrap();
+        }
+        let mut seen = Vec::new();
+        walk::<DataDirectoryError>(
+            root,
+            &mut |entry| {
+                seen.push(String::from_utf8(entry.order_key()).unwrap());
+                Ok(())
+            },
+            &mut |_| {},
+        )
+        .unwrap();
+        let expected = [
+            "PG_VERSION",
+            "base/",
+            "base/5/",
+            "base/5/1",
+            "base/5/1_fsm",
+            "base/5/2_init",
+            "global/",
+            "odd \u{e9} name",
+            "pg_replslot/",
+            "pg_tblspc/",
+            "pg_wal/",
+        ];
+        assert_eq!(seen, expected);
+        let mut sorted = seen.clone();
+        sorted.sort();
+        assert_eq!(seen, sorted, "the order is that of the keys");
+    }
+}

@@ -1,0 +1,28 @@
+//! What we know of PostgreSQL 13 to 18. This room knows no repository.
+//!
+//! - [`lsn`]: positions, timelines, system identifiers.
+//! - [`control`]: `pg_control`, the file that says what a data directory is.
+//! - [`page`]: page headers and checksums.
+//! - [`wal`]: file names, segment headers, records.
+//! - [`history`]: timeline history files.
+//! - [`data_directory`]: which files belong to a base backup, and which kind each is.
+//! - [`owner`]: names of users and groups.
+//! - [`postmaster`]: whether a server lives in a directory.
+//! - [`session`]: the connection that starts and stops a base backup.
+//! - [`settings`]: the server settings we read and the ones recovery needs.
+//! - [`scratch`]: a throw-away server.
+
+pub mod control;
+pub mod data_directory;
+pub mod history;
+pub mod lsn;
+pub mod owner;
+pub mod page;
+pub mod postmaster;
+pub mod scratch;
+pub mod session;
+pub mod settings;
+pub mod wal;
+
+/// The major versions that lastgood supports; `docs/architecture.md` says what each needs.
+pub const SUPPORTED_MAJORS: std::ops::RangeInclusive<u32> = 13..=18;

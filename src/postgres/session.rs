@@ -1,0 +1,417 @@
+//! The connection to the server: facts about it, and the start and stop of a base backup.
+//!
+//! # One session
+//! A base backup belongs to the session that started it (rule 1), so one [`Session`] is held open for the whole copy and
+//! pinged all the while (rule 8). When it dies, so does the backup, and the server forgets it: nothing needs cleaning up.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio_postgres::{Client, NoTls, Row};
+
+use super::lsn::{Lsn, SystemId, Timeline};
+
+/// How to reach the server. Whatever is absent has libpq's default.
+#[derive(Debug, Clone, Default)]
+pub struct Connection {
+    /// Host name, or directory of the socket.
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub user: Option<String>,
+    pub dbname: Option<String>,
+    pub password: Option<Secret>,
+    pub tls: Tls,
+    /// PEM file with the authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A password; never printed.
+#[derive(Clone)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tls {
+    Disable,
+    #[default]
+    Prefer,
+    Require,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error("connect to PostgreSQL at {target}: {detail}")]
+    Connect { target: String, detail: String },
+    #[error("{doing}: PostgreSQL answered {detail}{}", hint.map(|h| format!("; {h}")).unwrap_or_default())]
+    Query { doing: &'static str, detail: String, hint: Option<&'static str> },
+    #[error("{doing}: the connection to PostgreSQL is lost")]
+    Lost { doing: &'static str },
+    #[error("role {role} may not read the setting {setting}; as a superuser run: GRANT pg_read_all_settings TO {role}")]
+    SettingHidden { role: String, setting: String },
+    #[error("PostgreSQL {major} is not supported; lastgood knows 13 to 18")]
+    Version { major: u32 },
+    #[error("TLS to PostgreSQL: {detail}")]
+    Tls { detail: String },
+}
+
+/// What the server says about itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub version_num: u32,
+    pub version: String,
+    pub system_identifier: SystemId,
+    pub data_directory: PathBuf,
+    pub timeline: Timeline,
+    pub control_version: u32,
+    pub catalog_version: u32,
+    pub in_recovery: bool,
+    pub role: String,
+    pub block_bytes: u32,
+    pub wal_segment_bytes: u32,
+    pub data_checksums: bool,
+    pub wal_level: String,
+    pub archive_mode: String,
+    pub archive_command: String,
+    /// 15 and later; empty elsewhere.
+    pub archive_library: String,
+    pub archive_timeout_s: u32,
+    pub config_file: PathBuf,
+    /// The server's clock, and how far the host's is from it, in seconds.
+    pub now: Timestamp,
+    pub clock_skew_s: f64,
+}
+
+impl Facts {
+    pub fn major(&self) -> u32 {
+        self.version_num / 10_000
+    }
+}
+
+/// What `pg_backup_stop` answered.
+#[derive(Debug, Clone)]
+pub struct Stopped {
+    pub lsn: Lsn,
+    pub backup_label: String,
+    /// Empty when there are no tablespaces.
+    pub tablespace_map: String,
+    pub time: Timestamp,
+}
+
+/// `pg_stat_archiver`, the part that tells why archiving does not work.
+#[derive(Debug, Clone, Default)]
+pub struct ArchiverState {
+    pub archived: i64,
+    pub failed: i64,
+    pub last_archived: Option<String>,
+    pub last_failed: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    target: String,
+    major: u32,
+}
+
+/// Longest time to wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Session {
+    /// Connects and makes the session safe for long work (rule 2).
+    pub async fn open(connection: &Connection) -> Result<Session, SessionError> {
+        let config = configuration(connection);
+        let target = describe(&config);
+        let client = connect(&config, connection, &target).await?;
+        let mut session = Session { client, target, major: 0 };
+        session
+            .execute(
+                "prepare the session",
+                "SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET max_parallel_workers_per_gather = 0; \
+                 SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0; \
+                 SET standard_conforming_strings = on; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'",
+            )
+            .await?;
+        let version: i32 = session.one("ask the version", "SELECT current_setting('server_version_num')::int4").await?.get(0);
+        session.major = version as u32 / 10_000;
+        if !super::SUPPORTED_MAJORS.contains(&session.major) {
+            return Err(SessionError::Version { major: session.major });
+        }
+        if session.major >= 14 {
+            session.execute("prepare the session", "SET idle_session_timeout = 0").await?;
+        }
+        Ok(session)
+    }
+
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    pub async fn facts(&self) -> Result<Facts, SessionError> {
+        let row = self
+            .one(
+                "ask what server this is",
+                "SELECT current_setting('server_version_num')::int4, version(), s.system_identifier::text, c.timeline_id, \
+                 pg_is_in_recovery(), current_user::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8, \
+                 s.pg_control_version, s.catalog_version_no \
+                 FROM pg_control_system() s, pg_control_checkpoint() c",
+            )
+            .await?;
+        let role: String = row.get(5);
+        let now = timestamp(row.get(6));
+        let skew = crate::clock::now().duration_since(now).as_secs_f64();
+        let settings = Settings { session: self, role: role.clone() };
+        let segment: u64 = settings.number("wal_segment_size").await?;
+        Ok(Facts {
+            version_num: row.get::<_, i32>(0) as u32,
+            version: row.get(1),
+            system_identifier: SystemId(row.get::<_, String>(2).parse().unwrap_or(0)),
+            timeline: Timeline(row.get::<_, i32>(3) as u32),
+            control_version: row.get::<_, i32>(7) as u32,
+            catalog_version: row.get::<_, i32>(8) as u32,
+            in_recovery: row.get(4),
+            data_directory: settings.text("data_directory").await?.into(),
+            block_bytes: settings.number("block_size").await? as u32,
+            wal_segment_bytes: segment as u32,
+            data_checksums: settings.text("data_checksums").await? == "on",
+            wal_level: settings.text("wal_level").await?,
+            archive_mode: settings.text("archive_mode").await?,
+            archive_command: settings.text("archive_command").await?,
+            archive_library: if self.major >= 15 { settings.text("archive_library").await? } else { String::new() },
+            archive_timeout_s: settings.number("archive_timeout").await? as u32,
+            config_file: settings.text("config_file").await?.into(),
+            role,
+            now,
+            clock_skew_s: skew,
+        })
+    }
+
+    pub async fn now(&self) -> Result<Timestamp, SessionError> {
+        let row = self.one("ask the time", "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8").await?;
+        Ok(timestamp(row.get(0)))
+    }
+
+    /// Whether the server is a standby, and that the session lives (rule 8).
+    pub async fn in_recovery(&self) -> Result<bool, SessionError> {
+        Ok(self.one("ping", "SELECT pg_is_in_recovery()").await?.get(0))
+    }
+
+    /// Starts a base backup; an immediate checkpoint when `fast`. Answers its start LSN and the server's time.
+    pub async fn start_backup(&self, label: &str, fast: bool) -> Result<(Lsn, Timestamp), SessionError> {
+        let start = if self.major >= 15 { "pg_backup_start($1, $2)" } else { "pg_start_backup($1, $2, false)" };
+        let sql = format!("SELECT {start}::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8");
+        let doing = "start the base backup";
+        let row = self.client.query_one(&sql, &[&label, &fast]).await.map_err(|e| self.error(doing, e))?;
+        Ok((lsn(&row, doing)?, timestamp(row.get(1))))
+    }
+
+    /// Stops it, without the server's own wait for archiving: we wait ourselves, with a deadline (rule 1).
+    pub async fn stop_backup(&self) -> Result<Stopped, SessionError> {
+        let stop = if self.major >= 15 { "pg_backup_stop(false)" } else { "pg_stop_backup(false, false)" };
+        let sql = format!(
+            "SELECT lsn::text, labelfile, coalesce(spcmapfile, ''), (extract(epoch FROM clock_timestamp()) * 1000000)::int8 FROM {stop}"
+        );
+        let doing = "stop the base backup";
+        let row = self.one(doing, &sql).await?;
+        Ok(Stopped { lsn: lsn(&row, doing)?, backup_label: row.get(1), tablespace_map: row.get(2), time: timestamp(row.get(3)) })
+    }
+
+    /// Makes the server archive what it has: a restore point first, because an idle server switches nothing (rule 5).
+    /// Answers the name of the segment that is now complete.
+    pub async fn switch_segment(&self, restore_point: &str) -> Result<String, SessionError> {
+        let doing = "switch to a new WAL segment";
+        let sql = "SELECT pg_create_restore_point($1)::text";
+        self.client.query_one(sql, &[&restore_point]).await.map_err(|e| self.error(doing, e))?;
+        let row = self.one(doing, "SELECT pg_walfile_name(pg_switch_wal())").await?;
+        Ok(row.get(0))
+    }
+
+    /// The last position written, or replayed on a standby.
+    pub async fn current_lsn(&self) -> Result<Lsn, SessionError> {
+        let doing = "ask the WAL position";
+        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text";
+        lsn(&self.one(doing, sql).await?, doing)
+    }
+
+    pub async fn archiver(&self) -> Result<ArchiverState, SessionError> {
+        let sql = "SELECT archived_count, failed_count, last_archived_wal, last_failed_wal FROM pg_stat_archiver";
+        let row = self.one("ask about archiving", sql).await?;
+        Ok(ArchiverState { archived: row.get(0), failed: row.get(1), last_archived: row.get(2), last_failed: row.get(3) })
+    }
+
+    /// Bytes of all databases, as the server counts them.
+    pub async fn database_bytes(&self) -> Result<u64, SessionError> {
+        let sql = "SELECT coalesce(sum(pg_database_size(oid)), 0)::int8 FROM pg_database WHERE datallowconn";
+        Ok(self.one("ask the size of the databases", sql).await?.get::<_, i64>(0) as u64)
+    }
+
+    /// Which of the functions a backup needs this role may not call.
+    pub async fn missing_grants(&self) -> Result<Vec<String>, SessionError> {
+        let (start, stop) = if self.major >= 15 {
+            ("pg_backup_start(text, boolean)", "pg_backup_stop(boolean)")
+        } else {
+            ("pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)")
+        };
+        let mut missing = Vec::new();
+        for function in [start, stop, "pg_switch_wal()", "pg_create_restore_point(text)"] {
+            let sql = "SELECT has_function_privilege($1, 'EXECUTE')";
+            let row = self.client.query_one(sql, &[&function]).await.map_err(|e| self.error("ask for privileges", e))?;
+            if !row.get::<_, bool>(0) {
+                missing.push(format!("GRANT EXECUTE ON FUNCTION {function}"));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Writes a setting with `ALTER SYSTEM`; `name` is one of ours, `value` is quoted.
+    pub async fn alter_system(&self, name: &str, value: &str) -> Result<(), SessionError> {
+        let sql = format!("ALTER SYSTEM SET {name} = '{}'", value.replace('\'', "''"));
+        self.execute("write a setting", &sql).await
+    }
+
+    pub async fn reload(&self) -> Result<(), SessionError> {
+        self.execute("reload the settings", "SELECT pg_reload_conf()").await
+    }
+
+    /// Runs SQL of the caller's; for the demo and for tests.
+    pub async fn run(&self, sql: &str) -> Result<(), SessionError> {
+        self.execute("run SQL", sql).await
+    }
+
+    /// The first column of the first row, as text; for the demo and for tests.
+    pub async fn value(&self, sql: &str) -> Result<String, SessionError> {
+        let doing = "run SQL";
+        let rows = self.client.simple_query(sql).await.map_err(|e| self.error(doing, e))?;
+        let first = rows.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_string()),
+            _ => None,
+        });
+        Ok(first.unwrap_or_default())
+    }
+
+    async fn execute(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {
+        self.client.batch_execute(sql).await.map_err(|e| self.error(doing, e))
+    }
+
+    async fn one(&self, doing: &'static str, sql: &str) -> Result<Row, SessionError> {
+        self.client.query_one(sql, &[]).await.map_err(|e| self.error(doing, e))
+    }
+
+    fn error(&self, doing: &'static str, error: tokio_postgres::Error) -> SessionError {
+        match error.as_db_error() {
+            None if error.is_closed() || self.client.is_closed() => SessionError::Lost { doing },
+            None => SessionError::Query { doing, detail: error.to_string(), hint: None },
+            Some(database) => {
+                let hint = match database.code().code() {
+                    "42501" => Some("run `lastgood check` for the GRANTs that this role needs"),
+                    "57P01" | "57P02" | "57P03" => return SessionError::Lost { doing },
+                    _ => None,
+                };
+                SessionError::Query { doing, detail: format!("{:?} ({})", database.message(), database.code().code()), hint }
+            }
+        }
+    }
+}
+
+/// Reads settings, telling hidden ones from empty ones (rule 2).
+struct Settings<'a> {
+    session: &'a Session,
+    role: String,
+}
+
+impl Settings<'_> {
+    async fn text(&self, name: &str) -> Result<String, SessionError> {
+        let sql = "SELECT (SELECT setting FROM pg_settings WHERE name = $1)";
+        let row = self.session.client.query_one(sql, &[&name]).await.map_err(|e| self.session.error("read a setting", e))?;
+        let hidden = || SessionError::SettingHidden { role: self.role.clone(), setting: name.into() };
+        row.get::<_, Option<String>>(0).ok_or_else(hidden)
+    }
+
+    async fn number(&self, name: &str) -> Result<u64, SessionError> {
+        Ok(self.text(name).await?.parse().unwrap_or(0))
+    }
+}
+
+fn timestamp(microseconds: i64) -> Timestamp {
+    Timestamp::from_microsecond(microseconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+fn lsn(row: &Row, doing: &'static str) -> Result<Lsn, SessionError> {
+    let text: String = row.get(0);
+    text.parse().map_err(|_| SessionError::Query { doing, detail: format!("no LSN: {text:?}"), hint: None })
+}
+
+fn configuration(connection: &Connection) -> tokio_postgres::Config {
+    let mut config = tokio_postgres::Config::new();
+    config.host(connection.host.as_deref().unwrap_or("/var/run/postgresql"));
+    config.port(connection.port.unwrap_or(5432));
+    config.user(connection.user.as_deref().unwrap_or("postgres"));
+    config.dbname(connection.dbname.as_deref().unwrap_or("postgres"));
+    if let Some(password) = &connection.password {
+        config.password(&password.0);
+    }
+    config.application_name("lastgood").connect_timeout(CONNECT_TIMEOUT);
+    config.keepalives(true).keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(Duration::from_secs(60));
+    config
+}
+
+fn describe(config: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => "localhost".into(),
+    };
+    format!("{host}:{} as {}", config.get_ports().first().unwrap_or(&5432), config.get_user().unwrap_or("postgres"))
+}
+
+async fn connect(config: &tokio_postgres::Config, connection: &Connection, target: &str) -> Result<Client, SessionError> {
+    let failed = |error: tokio_postgres::Error| {
+        let detail = match error.as_db_error() {
+            Some(database) => database.message().to_string(),
+            None => std::error::Error::source(&error).map_or(error.to_string(), |cause| format!("{error}: {cause}")),
+        };
+        SessionError::Connect { target: target.into(), detail }
+    };
+    let is_socket = matches!(config.get_hosts().first(), Some(tokio_postgres::config::Host::Unix(_)));
+    if is_socket || connection.tls == Tls::Disable {
+        let (client, io) = config.connect(NoTls).await.map_err(failed)?;
+        tokio::spawn(io);
+        return Ok(client);
+    }
+    let mut config = config.clone();
+    config.ssl_mode(match connection.tls {
+        Tls::Require => tokio_postgres::config::SslMode::Require,
+        _ => tokio_postgres::config::SslMode::Prefer,
+    });
+    let tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls_configuration(connection)?);
+    let (client, io) = config.connect(tls).await.map_err(failed)?;
+    tokio::spawn(io);
+    Ok(client)
+}
+
+/// The system's authorities and the configured one; certificates are always verified.
+fn tls_configuration(connection: &Connection) -> Result<rustls::ClientConfig, SessionError> {
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    let failed = |detail: String| SessionError::Tls { detail };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = &connection.ca_file {
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| failed(format!("read {}: {e}", path.display())))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|e| failed(format!("read {}: {e}", path.display())))?;
+            roots.add(certificate).map_err(|e| failed(format!("{}: {e}", path.display())))?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|e| failed(e.to_string()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}

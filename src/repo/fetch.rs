@@ -1,0 +1,162 @@
+//! Many frames from few requests.
+//!
+//! Frames that lie near each other in a pack are read together, several reads at a time; each read's frames are then
+//! decompressed and proven on a thread for CPU work and handed to the caller there. Memory: at most
+//! `reads at a time × READ_MAX_BYTES`, whatever the number of frames.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::frame::{Decompressor, FrameRef};
+use super::repository::Cluster;
+use super::{RepoError, object};
+use crate::storage::Part;
+
+/// One read takes at most this much.
+const READ_MAX_BYTES: u64 = 8 << 20;
+/// Unwanted bytes between two frames that cost less to read than another request.
+const GAP_BYTES: u64 = 128 << 10;
+
+/// A stretch of a pack to be read at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackRead {
+    pub start: u64,
+    pub bytes: u64,
+    /// Which of the frames, by their place in the sorted list.
+    pub frames: Range<usize>,
+}
+
+/// The reads for `frames`, which are sorted by pack and offset.
+pub fn plan(frames: &[FrameRef]) -> Vec<PackRead> {
+    let mut reads: Vec<PackRead> = Vec::new();
+    for (index, frame) in frames.iter().enumerate() {
+        let end = frame.offset + u64::from(frame.stored_bytes);
+        if let Some(last) = reads.last_mut() {
+            let last_end = last.start + last.bytes;
+            let same_pack = frames[last.frames.start].pack == frame.pack;
+            if same_pack && frame.offset <= last_end + GAP_BYTES && end - last.start <= READ_MAX_BYTES {
+                last.bytes = last.bytes.max(end - last.start);
+                last.frames.end = index + 1;
+                continue;
+            }
+        }
+        reads.push(PackRead { start: frame.offset, bytes: u64::from(frame.stored_bytes), frames: index..index + 1 });
+    }
+    reads
+}
+
+/// Sorts and removes doubles, as [`plan`] wants it.
+pub fn sort(frames: &mut Vec<FrameRef>) {
+    frames.sort_by(|a, b| (&a.pack, a.offset).cmp(&(&b.pack, b.offset)));
+    frames.dedup();
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::default();
+}
+
+/// Fetches all of `frames` (sorted, see [`sort`]) and calls `visit` with each frame's index and its raw bytes, or with what is
+/// wrong with it, from several threads at once. An error of `visit` ends it.
+pub async fn each<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, at_once: usize, visit: Arc<F>) -> Result<(), E>
+where
+    E: From<RepoError> + Send + 'static,
+    F: Fn(usize, Result<&[u8], RepoError>) -> Result<(), E> + Send + Sync + 'static,
+{
+    let reads = plan(&frames);
+    let run = |read: PackRead| {
+        let (frames, visit) = (frames.clone(), visit.clone());
+        async move {
+            let key = cluster.layout().pack(&frames[read.frames.start].pack);
+            let part = Part::Range { start: read.start, bytes: read.bytes };
+            let fetched = cluster.storage().read(&key, part).await.map_err(RepoError::from);
+            let work = move || match fetched {
+                Ok(fetched) => open_all(&key, &frames, &read, &fetched.bytes, &*visit),
+                Err(error) if error.is_damage() => {
+                    // Each frame of the read is lost; the caller may want to know each.
+                    read.frames.clone().try_for_each(|index| visit(index, Err(RepoError::damaged(&key, error.to_string()))))
+                }
+                Err(error) => Err(error.into()),
+            };
+            match tokio::task::spawn_blocking(work).await {
+                Ok(done) => done,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+    };
+    let mut running = futures::stream::iter(reads).map(run).buffer_unordered(at_once.max(1));
+    while let Some(done) = running.next().await {
+        done?;
+    }
+    Ok(())
+}
+
+fn open_all<E>(
+    key: &crate::storage::ObjectKey,
+    frames: &[FrameRef],
+    read: &PackRead,
+    bytes: &Bytes,
+    visit: &impl Fn(usize, Result<&[u8], RepoError>) -> Result<(), E>,
+) -> Result<(), E> {
+    DECOMPRESSOR.with_borrow_mut(|decompressor| {
+        for index in read.frames.clone() {
+            let frame = &frames[index];
+            let begin = (frame.offset - read.start) as usize;
+            let stored = &bytes[begin..begin + frame.stored_bytes as usize];
+            let raw = decompressor.open(frame, stored);
+            visit(index, raw.map_err(|what| RepoError::damaged(key, format!("{what} (at byte {})", frame.offset))))?;
+        }
+        Ok(())
+    })
+}
+
+/// Fetches and parses the maps that lie in packs; answers them in the order of `frames` (sorted).
+pub async fn maps(
+    cluster: &Cluster,
+    frames: Arc<Vec<FrameRef>>,
+) -> Result<Vec<Result<super::map::FileMap, RepoError>>, RepoError> {
+    let found: Arc<std::sync::Mutex<Vec<_>>> = Arc::new(std::sync::Mutex::new((0..frames.len()).map(|_| None).collect()));
+    let (slots, layout, all) = (found.clone(), cluster.layout().clone(), frames.clone());
+    let visit = Arc::new(move |index: usize, raw: Result<&[u8], RepoError>| -> Result<(), RepoError> {
+        let key = layout.pack(&all[index].pack);
+        let map = raw.and_then(|raw| object::from_json::<super::map::FileMap>(&key, raw)).and_then(|map| match map.defect() {
+            Some(defect) => Err(RepoError::damaged(&key, defect)),
+            None => Ok(map),
+        });
+        slots.lock().unwrap_or_else(|p| p.into_inner())[index] = Some(map);
+        Ok(())
+    });
+    each(cluster, frames, 8, visit).await?;
+    let mut found = found.lock().unwrap_or_else(|p| p.into_inner());
+    let missing = || Err(RepoError::damaged(&crate::repo::layout::repository(), "a map was not visited"));
+    Ok(found.iter_mut().map(|slot| slot.take().unwrap_or_else(missing)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::object::Sha;
+    use super::*;
+
+    fn frame(pack: &str, offset: u64, bytes: u32) -> FrameRef {
+        FrameRef { pack: pack.into(), offset, stored_bytes: bytes, raw_bytes: bytes, sha256: Sha([0; 32]) }
+    }
+
+    #[test]
+    fn neighbours_are_read_together_and_strangers_are_not() {
+        let mut frames = vec![
+            frame("b", 0, 10),
+            frame("a", 100, 50),
+            frame("a", 0, 100),
+            frame("a", 0, 100),
+            frame("a", 10 << 20, 5),
+            frame("a", 150 + GAP_BYTES, 5),
+        ];
+        sort(&mut frames);
+        let reads = plan(&frames);
+        let found: Vec<_> = reads.iter().map(|r| (&*frames[r.frames.start].pack, r.start, r.bytes, r.frames.len())).collect();
+        assert_eq!(found, [("a", 0, 155 + GAP_BYTES, 3), ("a", 10 << 20, 5, 1), ("b", 0, 10, 1)]);
+    }
+}

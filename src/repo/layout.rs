@@ -1,0 +1,126 @@
+//! The key of every object. `docs/format.md` shows a real listing.
+//!
+//! A prefix per cluster and kind, and for WAL per block of at most 256 segments: whatever is asked, a listing of one short
+//! prefix answers it.
+
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::storage::ObjectKey;
+
+/// The one object that says: this is a lastgood repository.
+pub fn repository() -> ObjectKey {
+    ObjectKey::new("lastgood.json")
+}
+
+/// Folder with one folder for each cluster.
+pub const CLUSTERS: &str = "clusters/";
+
+/// Keys of one cluster.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: String,
+}
+
+impl Layout {
+    /// `cluster` was checked by `config::is_cluster_name`.
+    pub fn new(cluster: &str) -> Layout {
+        Layout { root: format!("{CLUSTERS}{cluster}/") }
+    }
+
+    pub fn records(&self) -> String {
+        format!("{}record/", self.root)
+    }
+
+    pub fn record(&self, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{number:08}", self.records()))
+    }
+
+    pub fn manifests(&self) -> String {
+        format!("{}snapshots/", self.root)
+    }
+
+    pub fn manifest(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}", self.manifests()))
+    }
+
+    /// Folder with one folder for each snapshot that wrote file lists, committed or not.
+    pub fn all_files(&self) -> String {
+        format!("{}files/", self.root)
+    }
+
+    pub fn files(&self, snapshot: &str, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}/{number:06}", self.all_files()))
+    }
+
+    /// The packs that a snapshot refers to.
+    pub fn pack_table(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}/packs", self.all_files()))
+    }
+
+    /// The segments that a snapshot needs to be consistent.
+    pub fn wal_table(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}/wal", self.all_files()))
+    }
+
+    /// Folder with one folder for each snapshot that wrote packs, committed or not.
+    pub fn all_packs(&self) -> String {
+        format!("{}packs/", self.root)
+    }
+
+    /// `name` is `<snapshot>/<pack>`, as file maps say it.
+    pub fn pack(&self, name: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{name}", self.all_packs()))
+    }
+
+    pub fn leases(&self) -> String {
+        format!("{}leases/", self.root)
+    }
+
+    pub fn lease(&self, holder: &str, beat: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{holder}/{beat:08}", self.leases()))
+    }
+
+    /// Where one history's segments are; a folder for each block.
+    pub fn segments(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/segments/", self.root)
+    }
+
+    /// A block: all segments that share the first 22 of their name's 24 digits, at most 256.
+    pub fn block(&self, system: SystemId, segment: SegmentName) -> String {
+        let name = segment.to_string();
+        format!("{}{}/", self.segments(system), &name[..22])
+    }
+
+    pub fn histories(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/history/", self.root)
+    }
+
+    /// Each kind of archived file has a prefix of its own, so that no listing of one meets another (rule 34).
+    pub fn wal(&self, system: SystemId, file: &WalFile) -> ObjectKey {
+        let root = &self.root;
+        ObjectKey::new(match file {
+            WalFile::Segment(segment) => format!("{}{segment}", self.block(system, *segment)),
+            WalFile::History(_) => format!("{}{file}", self.histories(system)),
+            WalFile::Partial(_) => format!("{root}wal/{system}/partial/{file}"),
+            WalFile::Backup(..) => format!("{root}wal/{system}/backup/{file}"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_as_the_format_says() {
+        let layout = Layout::new("shop");
+        let key = |file: &str| layout.wal(SystemId(7), &file.parse().unwrap()).to_string();
+        assert_eq!(
+            key("00000001000000A2000000FF"),
+            "clusters/shop/wal/7/segments/00000001000000A2000000/00000001000000A2000000FF"
+        );
+        assert_eq!(key("00000002.history"), "clusters/shop/wal/7/history/00000002.history");
+        assert!(key("00000001000000A2000000FF.00000028.backup").starts_with("clusters/shop/wal/7/backup/"));
+        assert_eq!(layout.pack("20261121T010000Z-ab12/d000001").as_str(), "clusters/shop/packs/20261121T010000Z-ab12/d000001");
+    }
+}

@@ -1,0 +1,213 @@
+//! The envelope that every object but `lastgood.json` has: zstd frames with the content, then a trailer.
+//!
+//! The trailer is a zstd *skippable frame*, so `zstd -dc` gives exactly the content. Its payload is a body that depends on the
+//! kind of object, and a footer of 48 bytes, which are the object's last:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 32 | SHA-256 of the body |
+//! | 4 | length of the body, little endian |
+//! | 2 | format version |
+//! | 1 | kind |
+//! | 1 | flags; bit 0: the frames are sealed |
+//! | 8 | `lastgood` |
+//!
+//! An object without its trailer was cut short; that is seen without reading the rest.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{FORMAT_VERSION, RepoError};
+use crate::storage::{Body, Created, Fault, ObjectKey, Part, Storage};
+
+/// One of the 16 magic numbers that the zstd format keeps for skippable frames.
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A5C;
+const FOOTER_BYTES: usize = 48;
+const FOOTER_MAGIC: &[u8; 8] = b"lastgood";
+/// Bytes before the trailer's payload: magic and length.
+pub const TRAILER_HEAD_BYTES: usize = 8;
+const FLAG_SEALED: u8 = 1;
+/// Fetched first when a trailer is read; holds the whole trailer of a document, a segment, and most packs.
+const TAIL_BYTES: u64 = 64 << 10;
+/// A trailer longer than this is damage; a pack of 32 MiB with frames of a few bytes stays far below.
+const BODY_MAX_BYTES: usize = 256 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ObjectKind {
+    Document = 1,
+    Pack = 2,
+    WalFile = 3,
+}
+
+/// A trailer that was read and checked.
+#[derive(Debug, Clone)]
+pub struct Trailer {
+    pub body: Bytes,
+    /// Length of the zstd frames before the trailer.
+    pub content_bytes: u64,
+}
+
+/// The SHA-256 of raw content; hex in JSON.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sha(pub [u8; 32]);
+
+impl Sha {
+    pub fn of(bytes: &[u8]) -> Sha {
+        Sha(Sha256::digest(bytes).into())
+    }
+}
+
+impl std::fmt::Display for Sha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl std::fmt::Debug for Sha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Serialize for Sha {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        let mut raw = [0u8; 32];
+        hex::decode_to_slice(text.as_bytes(), &mut raw).map_err(serde::de::Error::custom)?;
+        Ok(Sha(raw))
+    }
+}
+
+/// The trailer's bytes, ready to be written behind the content.
+pub fn trailer(kind: ObjectKind, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(TRAILER_HEAD_BYTES + body.len() + FOOTER_BYTES);
+    bytes.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    bytes.extend_from_slice(&((body.len() + FOOTER_BYTES) as u32).to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes.extend_from_slice(&Sha::of(body).0);
+    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    bytes.push(kind as u8);
+    bytes.push(0);
+    bytes.extend_from_slice(FOOTER_MAGIC);
+    bytes
+}
+
+/// Length of the body that the footer at the end of `tail` announces.
+fn footer_body_bytes(key: &ObjectKey, kind: ObjectKind, tail: &[u8]) -> Result<usize, RepoError> {
+    let footer = tail.len().checked_sub(FOOTER_BYTES).map(|at| &tail[at..]);
+    let footer = footer.filter(|f| &f[40..] == FOOTER_MAGIC);
+    let footer = footer.ok_or_else(|| RepoError::damaged(key, "it has no trailer: cut short, or not written by lastgood"))?;
+    let version = u16::from_le_bytes([footer[36], footer[37]]);
+    if version > FORMAT_VERSION {
+        return Err(RepoError::Newer { key: key.clone(), version: version.into() });
+    }
+    if footer[39] & FLAG_SEALED != 0 {
+        return Err(RepoError::Sealed { key: key.clone() });
+    }
+    if version == 0 || footer[38] != kind as u8 || footer[39] != 0 {
+        return Err(RepoError::damaged(key, "its trailer is of another kind"));
+    }
+    let body = u32::from_le_bytes(footer[32..36].try_into().expect("four bytes")) as usize;
+    if body > BODY_MAX_BYTES {
+        return Err(RepoError::damaged(key, "its trailer announces an impossible length"));
+    }
+    Ok(body)
+}
+
+/// Checks the trailer at the end of `tail`, which must hold all of it. `object_bytes` is the whole object's length.
+pub fn parse_trailer(key: &ObjectKey, kind: ObjectKind, tail: &Bytes, object_bytes: u64) -> Result<Trailer, RepoError> {
+    let body_bytes = footer_body_bytes(key, kind, tail)?;
+    let all = TRAILER_HEAD_BYTES + body_bytes + FOOTER_BYTES;
+    let start = tail.len().checked_sub(all).ok_or_else(|| RepoError::damaged(key, "its trailer is cut short"))?;
+    let word = |at: usize| u32::from_le_bytes(tail[start + at..start + at + 4].try_into().expect("four bytes"));
+    if word(0) != SKIPPABLE_MAGIC || word(4) as usize != body_bytes + FOOTER_BYTES {
+        return Err(RepoError::damaged(key, "its trailer does not begin as it should"));
+    }
+    let body = tail.slice(start + TRAILER_HEAD_BYTES..start + TRAILER_HEAD_BYTES + body_bytes);
+    let footer = &tail[tail.len() - FOOTER_BYTES..];
+    if Sha::of(&body).0 != footer[..32] {
+        return Err(RepoError::damaged(key, "the checksum of its trailer does not hold"));
+    }
+    Ok(Trailer { body, content_bytes: object_bytes - all as u64 })
+}
+
+/// Reads the trailer of an object: one request, two when it is long.
+pub async fn read_trailer(storage: &dyn Storage, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
+    let mut read = storage.read(key, Part::Tail { bytes: TAIL_BYTES }).await?;
+    let all = TRAILER_HEAD_BYTES + footer_body_bytes(key, kind, &read.bytes)? + FOOTER_BYTES;
+    if all > read.bytes.len() && read.object_bytes >= all as u64 {
+        read = storage.read(key, Part::Tail { bytes: all as u64 }).await?;
+    }
+    parse_trailer(key, kind, &read.bytes, read.object_bytes)
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct DocumentTrailer {
+    raw_bytes: u64,
+    sha256: Sha,
+}
+
+/// The bytes of a document object: JSON lines in one zstd frame.
+pub fn document(raw: &[u8]) -> Vec<u8> {
+    let mut bytes = zstd::bulk::compress(raw, 3).expect("zstd compresses any bytes in memory");
+    let trailer_body = DocumentTrailer { raw_bytes: raw.len() as u64, sha256: Sha::of(raw) };
+    bytes.extend(trailer(ObjectKind::Document, &to_json(&trailer_body)));
+    bytes
+}
+
+/// Writes a document; the same content under the same key again is no conflict.
+pub async fn put_document(storage: &dyn Storage, key: &ObjectKey, raw: &[u8]) -> Result<Created, RepoError> {
+    match storage.create(key, document(raw).into()).await? {
+        Created::New => Ok(Created::New),
+        Created::AlreadyThere if get_document(storage, key).await? == raw => Ok(Created::AlreadyThere),
+        Created::AlreadyThere => Err(RepoError::Conflict { key: key.clone() }),
+    }
+}
+
+/// Reads a document and proves its checksum.
+pub async fn get_document(storage: &dyn Storage, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
+    let read = storage.read(key, Part::Whole).await?;
+    let trailer = parse_trailer(key, ObjectKind::Document, &read.bytes, read.object_bytes)?;
+    let expected: DocumentTrailer = from_json(key, &trailer.body)?;
+    let content = &read.bytes[..trailer.content_bytes as usize];
+    let damaged = |what: &str| RepoError::damaged(key, what);
+    // The length in the trailer was proven by its checksum, so it may decide how much memory is taken.
+    let raw = zstd::bulk::decompress(content, expected.raw_bytes as usize).map_err(|_| damaged("it cannot be decompressed"))?;
+    if raw.len() as u64 != expected.raw_bytes || Sha::of(&raw) != expected.sha256 {
+        return Err(damaged("its checksum does not hold"));
+    }
+    Ok(raw)
+}
+
+/// JSON of our own types, which cannot fail.
+pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("our own types are JSON")
+}
+
+pub fn from_json<T: DeserializeOwned>(key: &ObjectKey, bytes: &[u8]) -> Result<T, RepoError> {
+    serde_json::from_slice(bytes).map_err(|error| RepoError::damaged(key, format!("unexpected content: {error}")))
+}
+
+/// Whether an error means that the object is not there.
+pub fn absent<T>(result: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(RepoError::Storage(error)) if error.fault == Fault::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A body of pieces, content first.
+pub fn body(pieces: Vec<Bytes>) -> Body {
+    Body::Bytes(pieces)
+}

@@ -1,0 +1,194 @@
+//! A repository and a cluster in it, opened.
+
+use std::sync::Arc;
+
+use super::layout::{self, Layout};
+use super::manifest::Manifest;
+use super::object;
+use super::record::{ClusterRecord, RepositoryRecord};
+use super::{FORMAT_VERSION, RepoError};
+use crate::clock;
+use crate::config;
+use crate::storage::{Created, Depth, ObjectKey, Part, Storage, list_all};
+
+#[derive(Debug, Clone)]
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    record: RepositoryRecord,
+}
+
+impl Repository {
+    /// Opens what is there, or says that there is no repository.
+    pub async fn open(storage: Arc<dyn Storage>) -> Result<Repository, RepoError> {
+        match object::absent(read_record(&*storage).await)? {
+            Some(record) => Ok(Repository { storage, record }),
+            None => Err(RepoError::NoRepository { place: storage.place().into() }),
+        }
+    }
+
+    /// Opens the repository, or makes one when the place is empty. A place that holds something else is refused.
+    pub async fn open_or_create(storage: Arc<dyn Storage>) -> Result<(Repository, Created), RepoError> {
+        if let Some(record) = object::absent(read_record(&*storage).await)? {
+            return Ok((Repository { storage, record }, Created::AlreadyThere));
+        }
+        let page = storage.list("", None, Depth::Folder).await?;
+        let found = page.folders.first().cloned().or_else(|| page.objects.first().map(|o| o.key.to_string()));
+        if let Some(found) = found {
+            return Err(RepoError::Foreign { place: storage.place().into(), found });
+        }
+        let record = RepositoryRecord {
+            repository: "lastgood".into(),
+            format: FORMAT_VERSION.into(),
+            minimum_reader: 1,
+            id: clock::random_hex(16),
+            created: clock::now(),
+            seal: "none".into(),
+            conditional_create: proves_conditional_create(&*storage).await?,
+        };
+        let mut json = serde_json::to_vec_pretty(&record).expect("our own types are JSON");
+        json.push(b'\n');
+        let created = storage.create(&layout::repository(), json.into()).await?;
+        // Somebody else may have been quicker; theirs counts.
+        let record = read_record(&*storage).await?;
+        Ok((Repository { storage, record }, created))
+    }
+
+    pub fn record(&self) -> &RepositoryRecord {
+        &self.record
+    }
+
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Names of all clusters.
+    pub async fn clusters(&self) -> Result<Vec<String>, RepoError> {
+        let page = list_all(&*self.storage, layout::CLUSTERS, Depth::Folder).await?;
+        Ok(page.folders.iter().map(|f| f.trim_end_matches('/').to_string()).collect())
+    }
+
+    /// The cluster with that name, registered or not.
+    pub fn cluster(&self, name: &str) -> Cluster {
+        debug_assert!(config::is_cluster_name(name), "checked by the configuration");
+        Cluster::unchecked(self.storage.clone(), name)
+    }
+
+    /// The cluster and its record, or who else is known.
+    pub async fn registered(&self, name: &str) -> Result<(Cluster, ClusterRecord), RepoError> {
+        let cluster = self.cluster(name);
+        match cluster.record().await? {
+            Some(record) => Ok((cluster, record)),
+            None => {
+                let (place, known) = (self.storage.place().into(), self.clusters().await?);
+                Err(RepoError::NoCluster { place, name: name.into(), known })
+            }
+        }
+    }
+}
+
+async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoError> {
+    let key = layout::repository();
+    let raw = storage.read(&key, Part::Whole).await?.bytes;
+    #[derive(serde::Deserialize)]
+    struct Versions {
+        minimum_reader: u64,
+    }
+    let versions: Versions = object::from_json(&key, &raw)?;
+    if versions.minimum_reader > u64::from(FORMAT_VERSION) {
+        return Err(RepoError::Newer { key, version: versions.minimum_reader });
+    }
+    let record: RepositoryRecord = object::from_json(&key, &raw)?;
+    if record.repository != "lastgood" {
+        return Err(RepoError::damaged(&key, "it does not describe a lastgood repository"));
+    }
+    if record.seal != "none" {
+        return Err(RepoError::Sealed { key });
+    }
+    Ok(record)
+}
+
+/// Whether the second of two creates of one key is told that it came second.
+async fn proves_conditional_create(storage: &dyn Storage) -> Result<bool, RepoError> {
+    let key = ObjectKey::new(format!("probe/{}", clock::random_hex(8)));
+    let first = storage.create(&key, b"first".to_vec().into()).await?;
+    let second = storage.create(&key, b"second".to_vec().into()).await?;
+    let kept = storage.read(&key, Part::Whole).await?.bytes;
+    // A database host may lack the right to delete; a probe of five bytes may stay.
+    let _ = storage.delete(std::slice::from_ref(&key)).await;
+    let kept_apart = (first, second) == (Created::New, Created::AlreadyThere) && kept == "first";
+    Ok(kept_apart && storage.conditional_create())
+}
+
+/// One cluster's part of a repository.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    storage: Arc<dyn Storage>,
+    layout: Layout,
+    name: String,
+}
+
+impl Cluster {
+    /// A cluster of a repository that an earlier call has opened: a push need not ask again.
+    pub fn unchecked(storage: Arc<dyn Storage>, name: &str) -> Cluster {
+        Cluster { storage, layout: Layout::new(name), name: name.into() }
+    }
+
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    pub fn shared_storage(&self) -> Arc<dyn Storage> {
+        self.storage.clone()
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The newest record.
+    pub async fn record(&self) -> Result<Option<ClusterRecord>, RepoError> {
+        let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
+        let Some(newest) = page.objects.last() else { return Ok(None) };
+        let raw = object::get_document(self.storage(), &newest.key).await?;
+        Ok(Some(object::from_json(&newest.key, &raw)?))
+    }
+
+    /// Adds a record; `false` when somebody else was quicker, and the newest must be read again.
+    pub async fn put_record(&self, record: &ClusterRecord) -> Result<bool, RepoError> {
+        let key = self.layout.record(record.number);
+        match object::put_document(self.storage(), &key, &object::to_json(record)).await {
+            Ok(_) => Ok(true),
+            Err(RepoError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ids of all committed snapshots, oldest first.
+    pub async fn snapshot_ids(&self) -> Result<Vec<String>, RepoError> {
+        let page = list_all(self.storage(), &self.layout.manifests(), Depth::All).await?;
+        Ok(page.objects.iter().map(|o| o.key.name().to_string()).collect())
+    }
+
+    /// Manifests of all snapshots, oldest first; one that cannot be read stands as its error.
+    pub async fn manifests(&self) -> Result<Vec<(String, Result<Manifest, RepoError>)>, RepoError> {
+        use futures::StreamExt;
+        let ids = self.snapshot_ids().await?;
+        let read = |id: String| async move {
+            let manifest = Manifest::read(self, &id).await;
+            (id, manifest)
+        };
+        let mut manifests = Vec::new();
+        let mut reads = futures::stream::iter(ids).map(read).buffered(16);
+        while let Some((id, manifest)) = reads.next().await {
+            match manifest {
+                Err(error) if !error.is_damage() => return Err(error),
+                manifest => manifests.push((id, manifest)),
+            }
+        }
+        Ok(manifests)
+    }
+}

@@ -1,0 +1,241 @@
+//! Archived WAL files: segments, and the history, `.partial` and `.backup` files beside them.
+//!
+//! Content: one zstd frame with exactly the file's bytes. Trailer body: JSON with name, system identifier, length, SHA-256,
+//! and for a segment the summary that `postgres::wal::transaction` made of it.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::RepoError;
+use super::object::{self, ObjectKind, Sha};
+use super::repository::Cluster;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::WalFile;
+use crate::storage::{Body, Created, ObjectKey, Part};
+
+/// Compressed bytes that are kept in memory; a longer file is compressed into a temporary one.
+const IN_MEMORY_BYTES: usize = 24 << 20;
+/// Bytes asked for at once when an object is larger than one request should be.
+const PIECE_BYTES: u64 = 16 << 20;
+
+/// What the trailer of an archived file says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WalFileTrailer {
+    pub name: String,
+    pub system_identifier: SystemId,
+    pub raw_bytes: u64,
+    pub sha256: Sha,
+    /// Absent for what is no segment, and where the segment could not be understood.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<serde_json::Value>,
+}
+
+/// A file compressed and ready to be stored.
+#[derive(Debug)]
+pub struct Encoded {
+    content: Content,
+    pub raw_bytes: u64,
+    pub sha256: Sha,
+}
+
+#[derive(Debug)]
+enum Content {
+    Memory(Vec<u8>),
+    File(TemporaryFile),
+}
+
+/// Removed when dropped.
+#[derive(Debug)]
+struct TemporaryFile(PathBuf);
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Grows in memory until it is too long for that.
+struct Sink {
+    memory: Vec<u8>,
+    file: Option<(std::fs::File, TemporaryFile)>,
+    temporary: PathBuf,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.file.is_none() && self.memory.len() + bytes.len() > IN_MEMORY_BYTES {
+            let mut file = std::fs::File::create_new(&self.temporary)?;
+            let guard = TemporaryFile(self.temporary.clone());
+            file.write_all(&self.memory)?;
+            self.memory = Vec::new();
+            self.file = Some((file, guard));
+        }
+        match &mut self.file {
+            Some((file, _)) => file.write_all(bytes)?,
+            None => self.memory.extend_from_slice(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Compresses and hashes a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
+pub fn encode(mut source: impl Read, level: i32, temporary: &Path, observe: &mut dyn FnMut(&[u8])) -> io::Result<Encoded> {
+    let sink = Sink { memory: Vec::new(), file: None, temporary: temporary.into() };
+    let mut encoder = zstd::stream::write::Encoder::new(sink, level)?;
+    encoder.include_checksum(true)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 256 << 10];
+    let mut raw_bytes = 0;
+    loop {
+        let count = match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hasher.update(&buffer[..count]);
+        observe(&buffer[..count]);
+        encoder.write_all(&buffer[..count])?;
+        raw_bytes += count as u64;
+    }
+    let sink = encoder.finish()?;
+    let content = match sink.file {
+        Some((_, guard)) => Content::File(guard),
+        None => Content::Memory(sink.memory),
+    };
+    Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()) })
+}
+
+/// What storing a file found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    New,
+    /// The same content was there (rule 22).
+    Same,
+    /// Other content was there, and stays.
+    Different {
+        there: Sha,
+    },
+}
+
+/// Stores a file under its name, or compares with what is there.
+pub async fn store(
+    cluster: &Cluster,
+    system: SystemId,
+    file: &WalFile,
+    encoded: Encoded,
+    summary: Option<serde_json::Value>,
+) -> Result<Stored, RepoError> {
+    let key = cluster.layout().wal(system, file);
+    let (raw_bytes, sha256) = (encoded.raw_bytes, encoded.sha256);
+    let body = WalFileTrailer { name: file.to_string(), system_identifier: system, raw_bytes, sha256, summary };
+    let trailer = object::trailer(ObjectKind::WalFile, &object::to_json(&body));
+    // Kept until the object is written.
+    let mut _temporary = None;
+    let body = match encoded.content {
+        Content::Memory(content) => Body::Bytes(vec![content.into(), trailer.into()]),
+        Content::File(path) => {
+            let failed = |source| RepoError::File { path: path.0.clone(), source };
+            let mut whole = std::fs::OpenOptions::new().append(true).open(&path.0).map_err(failed)?;
+            whole.write_all(&trailer).map_err(failed)?;
+            let bytes = whole.metadata().map_err(failed)?.len();
+            let body = Body::File { path: path.0.clone(), bytes };
+            _temporary = Some(path);
+            body
+        }
+    };
+    if cluster.storage().create(&key, body).await? == Created::New {
+        return Ok(Stored::New);
+    }
+    let there = read_trailer(cluster, system, file).await?;
+    let same = there.sha256 == sha256 && there.raw_bytes == raw_bytes;
+    Ok(if same { Stored::Same } else { Stored::Different { there: there.sha256 } })
+}
+
+/// What is stored under a name, from its trailer alone.
+pub async fn read_trailer(cluster: &Cluster, system: SystemId, file: &WalFile) -> Result<WalFileTrailer, RepoError> {
+    let key = cluster.layout().wal(system, file);
+    let trailer = object::read_trailer(cluster.storage(), &key, ObjectKind::WalFile).await?;
+    checked(&key, system, file, &trailer.body)
+}
+
+fn checked(key: &ObjectKey, system: SystemId, file: &WalFile, body: &[u8]) -> Result<WalFileTrailer, RepoError> {
+    let trailer: WalFileTrailer = object::from_json(key, body)?;
+    if trailer.name != file.to_string() || trailer.system_identifier != system {
+        return Err(RepoError::damaged(key, format!("it holds {} of system {}", trailer.name, trailer.system_identifier)));
+    }
+    Ok(trailer)
+}
+
+/// Reads a file into `sink`, and proves its length and SHA-256 (rule 31). On an error, what `sink` got is worthless.
+pub async fn fetch(
+    cluster: &Cluster,
+    system: SystemId,
+    file: &WalFile,
+    sink: &mut (dyn Write + Send),
+) -> Result<WalFileTrailer, RepoError> {
+    let key = cluster.layout().wal(system, file);
+    // The tail of a short object is the whole object: one request for nearly all.
+    let tail = cluster.storage().read(&key, Part::Tail { bytes: 2 * PIECE_BYTES }).await?;
+    let trailer = object::parse_trailer(&key, ObjectKind::WalFile, &tail.bytes, tail.object_bytes)?;
+    let expected = checked(&key, system, file, &trailer.body)?;
+    let mut counted = Counted { sink, hasher: Sha256::new(), bytes: 0, limit: expected.raw_bytes };
+    let tail_begins = tail.object_bytes - tail.bytes.len() as u64;
+    let mut at = 0;
+    {
+        let failed = |error: io::Error| explain(&key, &error);
+        let mut decoder = zstd::stream::write::Decoder::new(&mut counted).map_err(failed)?;
+        while at < tail_begins {
+            let bytes = PIECE_BYTES.min(tail_begins - at);
+            let piece = cluster.storage().read(&key, Part::Range { start: at, bytes }).await?;
+            decoder.write_all(&piece.bytes).map_err(failed)?;
+            at += bytes;
+        }
+        let rest = (trailer.content_bytes - at) as usize;
+        decoder.write_all(&tail.bytes[..rest]).map_err(failed)?;
+        decoder.flush().map_err(failed)?;
+    }
+    if counted.bytes != expected.raw_bytes || Sha(counted.hasher.finalize().into()) != expected.sha256 {
+        return Err(RepoError::damaged(&key, "its SHA-256 does not hold"));
+    }
+    Ok(expected)
+}
+
+/// A write that failed on our side keeps its own words; everything else is damage.
+fn explain(key: &ObjectKey, error: &io::Error) -> RepoError {
+    match error.raw_os_error() {
+        Some(errno) => RepoError::File { path: key.name().into(), source: io::Error::from_raw_os_error(errno) },
+        None => RepoError::damaged(key, "it cannot be decompressed"),
+    }
+}
+
+/// Hashes and counts what passes; refuses more than was announced.
+struct Counted<'a> {
+    sink: &'a mut (dyn Write + Send),
+    hasher: Sha256,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.limit {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.hasher.update(bytes);
+        self.sink.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}

@@ -1,0 +1,238 @@
+//! Carries a plan out.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::RestoreError;
+use super::place::{self, RESTORING_MARK};
+use super::plan::Plan;
+use super::write::{self, Target, Terms};
+use crate::durable;
+use crate::monitor::Monitor;
+use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::owner::{self, Ids};
+use crate::postgres::settings::{self, Recovery};
+use crate::repo::RepoError;
+use crate::repo::fetch;
+use crate::repo::frame::FrameRef;
+use crate::repo::lease::Lease;
+use crate::repo::manifest::{FileLine, Manifest, MapPlace, What, decode_path};
+use crate::repo::map::FileMap;
+use crate::repo::repository::Cluster;
+use crate::snapshot::take::CONTROL_PATH;
+
+/// Frames and files of one batch: what is open and remembered at a time.
+const BATCH_FRAMES: usize = 16_384;
+const BATCH_FILES: usize = 700;
+
+/// What a plan does not hold, because it does not change what is restored.
+pub struct Options {
+    /// What the restored server shall call for WAL, with `%f` and `%p`.
+    pub restore_command: String,
+    pub threads: usize,
+    pub read_back: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// Where the settings are kept elsewhere (Debian), the server needs some before it can start.
+    pub has_settings: bool,
+}
+
+/// Restores as planned. The server can be started when this returns.
+pub async fn execute(
+    cluster: &Cluster,
+    plan: &Plan,
+    options: &Options,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Restored, RestoreError> {
+    // Looked at again: time has passed since the plan.
+    for tablespace in &plan.tablespaces {
+        place::look(&tablespace.into)?;
+    }
+    let _lock = place::occupy(&plan.into)?;
+    let lease = Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await?;
+    let manifest = plan.manifest();
+    let owner = new_owner(manifest);
+    monitor.phase("restore", manifest.totals.raw_bytes);
+    let terms = Terms { owner, at_once: 2 * options.threads + 2, read_back: options.read_back, monitor: monitor.clone() };
+    let work = Work { cluster, plan, terms, owner };
+    let done = work.run(options, &*monitor).await;
+    lease.release().await;
+    done
+}
+
+/// Only root changes owners; an unknown one becomes the owner of the place (rule 45).
+fn new_owner(manifest: &Manifest) -> Option<Ids> {
+    rustix::process::geteuid().is_root().then(|| owner::user(&manifest.owner)).flatten()
+}
+
+struct Work<'a> {
+    cluster: &'a Cluster,
+    plan: &'a Plan,
+    terms: Terms,
+    owner: Option<Ids>,
+}
+
+/// Files collected until there are enough for a batch.
+#[derive(Default)]
+struct Pending {
+    files: Vec<(FileLine, PathBuf)>,
+    frames: usize,
+}
+
+impl Work<'_> {
+    async fn run(&self, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
+        let manifest = self.plan.manifest();
+        self.own(&self.plan.into)?;
+        self.make_tablespaces()?;
+        let mut restored = Restored::default();
+        let mut control = None;
+        let mut pending = Pending::default();
+        for index in 0..manifest.file_lists.len() {
+            for line in manifest.files(self.cluster, index).await? {
+                restored.has_settings |= line.path == "postgresql.conf";
+                if line.path == CONTROL_PATH {
+                    control = Some(line);
+                    continue;
+                }
+                let path = self.path(&line)?;
+                match &line.what {
+                    What::Directory => self.make_directory(&path, line.mode)?,
+                    What::Tablespace { .. } => self.link_tablespace(&path)?,
+                    What::File { map, .. } => {
+                        pending.frames += match map {
+                            MapPlace::Map(map) => map.frames.len(),
+                            // One gigabyte at most.
+                            MapPlace::MapFrame { .. } => 8192,
+                        };
+                        pending.files.push((line, path));
+                    }
+                }
+                if pending.frames >= BATCH_FRAMES || pending.files.len() >= BATCH_FILES {
+                    self.write(std::mem::take(&mut pending)).await?;
+                }
+            }
+        }
+        self.write(pending).await?;
+        let control = control.ok_or(RestoreError::NoControl)?;
+        monitor.phase("sync", 0);
+        self.finish(control, options).await?;
+        Ok(restored)
+    }
+
+    fn damaged(&self, what: String) -> RestoreError {
+        RepoError::damaged(&self.cluster.layout().manifest(&self.plan.snapshot), what).into()
+    }
+
+    fn path(&self, line: &FileLine) -> Result<PathBuf, RestoreError> {
+        use std::os::unix::ffi::OsStringExt;
+        let bytes = decode_path(&line.path).ok_or_else(|| self.damaged(format!("a file list names the path {:?}", line.path)))?;
+        Ok(self.plan.into.join(std::ffi::OsString::from_vec(bytes)))
+    }
+
+    fn own(&self, path: &Path) -> Result<(), RestoreError> {
+        let Some(owner) = self.owner else { return Ok(()) };
+        chown(path, Some(owner.uid), Some(owner.gid)).map_err(|source| RestoreError::Io {
+            doing: "change the owner of",
+            path: path.into(),
+            source,
+        })
+    }
+
+    fn make_directory(&self, path: &Path, mode: u32) -> Result<(), RestoreError> {
+        let failed = |source| RestoreError::Io { doing: "make", path: path.into(), source };
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o777)).map_err(failed)?;
+        self.own(path)
+    }
+
+    fn make_tablespaces(&self) -> Result<(), RestoreError> {
+        for tablespace in &self.plan.tablespaces {
+            match tablespace.standing {
+                place::Standing::Absent => self.make_directory(&tablespace.into, 0o700)?,
+                place::Standing::Empty | place::Standing::Interrupted => self.own(&tablespace.into)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Links are made from the mapping (rule 44).
+    fn link_tablespace(&self, path: &Path) -> Result<(), RestoreError> {
+        let oid = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let known = self.plan.tablespaces.iter().find(|t| t.oid == oid);
+        let tablespace = known.ok_or_else(|| self.damaged(format!("tablespace {oid} is not in the manifest")))?;
+        symlink(&tablespace.into, path).map_err(|source| RestoreError::Io { doing: "link", path: path.into(), source })?;
+        Ok(())
+    }
+
+    /// Writes one batch, after fetching the maps that lie in packs.
+    async fn write(&self, pending: Pending) -> Result<(), RestoreError> {
+        let mut frames: Vec<FrameRef> = Vec::new();
+        for (line, _) in &pending.files {
+            if let What::File { map: MapPlace::MapFrame { frame, .. }, .. } = &line.what {
+                frames.push(frame.clone());
+            }
+        }
+        fetch::sort(&mut frames);
+        let frames = Arc::new(frames);
+        let maps: Vec<FileMap> = fetch::maps(self.cluster, frames.clone()).await?.into_iter().collect::<Result<_, _>>()?;
+        let mut targets = Vec::with_capacity(pending.files.len());
+        for (line, path) in pending.files {
+            let What::File { bytes, map, digest, .. } = line.what else { continue };
+            let map = match map {
+                MapPlace::Map(map) => map,
+                MapPlace::MapFrame { frame, .. } => {
+                    let at =
+                        frames.iter().position(|f| *f == frame).ok_or_else(|| self.damaged("a map was not fetched".into()))?;
+                    maps[at].clone()
+                }
+            };
+            if map.bytes() != bytes || map.digest() != digest || map.defect().is_some() {
+                return Err(self.damaged(format!("the map of {} does not fit the file", line.path)));
+            }
+            targets.push(Target { path, bytes, mode: line.mode, map });
+        }
+        write::batch(self.cluster, targets, &self.terms).await
+    }
+
+    /// Settings, marks, everything durable, and last of all pg_control (rule 37).
+    async fn finish(&self, control: FileLine, options: &Options) -> Result<(), RestoreError> {
+        let into = &self.plan.into;
+        let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
+        let manifest = self.plan.manifest();
+        let label = into.join("backup_label");
+        durable::replace(&label, manifest.backup_label.as_bytes(), 0o600).map_err(io("write backup_label in"))?;
+        let recovery = Recovery {
+            restore_command: options.restore_command.clone(),
+            timeline: self.plan.timeline,
+            target: self.plan.found.recovery,
+            action: self.plan.action,
+        };
+        settings::configure_recovery(into, &recovery).map_err(io("write recovery settings in"))?;
+        let mark = serde_json::to_vec_pretty(self.plan).unwrap_or_default();
+        durable::replace(&into.join(RESTORED_MARK), &mark, 0o600).map_err(io("write into"))?;
+        for name in ["backup_label", "postgresql.auto.conf", "recovery.signal", RESTORED_MARK] {
+            self.own(&into.join(name))?;
+        }
+        let mut places = vec![into.clone()];
+        places.extend(self.plan.tablespaces.iter().map(|t| t.into.clone()));
+        let synced = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
+        match synced.await {
+            Ok(synced) => synced.map_err(io("sync"))?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+        let temporary = into.join("global/pg_control.lastgood");
+        let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
+        let target = Target { path: temporary.clone(), bytes, mode: control.mode, map };
+        write::batch(self.cluster, vec![target], &self.terms).await?;
+        durable::publish(&temporary, &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
+        fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;
+        let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });
+        fs::set_permissions(into, mode).map_err(io("set the mode of"))?;
+        durable::sync_directory(into).map_err(io("sync"))
+    }
+}

@@ -1,0 +1,169 @@
+//! Looking at the places a restore writes to, before it does and again when it begins.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::RestoreError;
+use crate::durable;
+use crate::postgres::postmaster;
+
+/// Lies in a directory while it is being restored; holds the lock.
+pub const RESTORING_MARK: &str = "lastgood.restoring";
+
+/// What stands where the restore shall go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// Nothing; the directory will be made.
+    Absent,
+    Empty,
+    /// The remains of a restore that was interrupted; they were never a cluster.
+    Interrupted,
+}
+
+impl Standing {
+    pub fn words(self) -> &'static str {
+        match self {
+            Standing::Absent => "nothing, it will be made",
+            Standing::Empty => "an empty directory",
+            Standing::Interrupted => "the remains of an interrupted restore, which will be replaced",
+        }
+    }
+}
+
+/// Refuses every place that a restore must not touch.
+pub fn look(path: &Path) -> Result<Standing, RestoreError> {
+    let refuse = |problem: &str, mend| Err(RestoreError::Place { path: path.into(), problem: problem.into(), mend });
+    if !path.is_absolute() {
+        return refuse("this is not an absolute path", "name the whole path");
+    }
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return look_above(path),
+        Err(source) => return Err(RestoreError::Io { doing: "look at", path: path.into(), source }),
+    };
+    if metadata.is_symlink() {
+        return refuse("this is a symbolic link", "name the directory itself, so that nothing else is meant by accident");
+    }
+    if !metadata.is_dir() {
+        return refuse("this is no directory", "choose a directory that is empty or does not exist yet");
+    }
+    let me = rustix::process::geteuid();
+    if !me.is_root() && metadata.uid() != me.as_raw() {
+        return refuse("the directory belongs to another user", "run as its owner, or choose another directory");
+    }
+    let mut entries = match fs::read_dir(path) {
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.file_name())).filter(|name| name != "lost+found"),
+        Err(source) => return Err(RestoreError::Io { doing: "look into", path: path.into(), source }),
+    };
+    let Some(found) = entries.next() else {
+        return if is_writable(path) {
+            Ok(Standing::Empty)
+        } else {
+            refuse("the directory cannot be written", "change its permissions")
+        };
+    };
+    if let Ok(Some(living)) = postmaster::living(path) {
+        return refuse(
+            &format!("a PostgreSQL server runs here (pid {})", living.pid),
+            "choose another directory: lastgood never writes under a living server",
+        );
+    }
+    let interrupted = path.join(RESTORING_MARK).exists() && !path.join("global/pg_control").exists();
+    if interrupted {
+        return Ok(Standing::Interrupted);
+    }
+    refuse(
+        &format!("the directory is not empty (it holds {:?})", found.to_string_lossy()),
+        "choose an empty directory, or move this one aside: nothing that stands there is ever overwritten",
+    )
+}
+
+/// A directory that does not exist needs one above it that does and may be written.
+fn look_above(path: &Path) -> Result<Standing, RestoreError> {
+    let above = durable::parent(path);
+    let problem = match fs::metadata(above) {
+        Ok(metadata) if metadata.is_dir() && is_writable(above) => return Ok(Standing::Absent),
+        Ok(metadata) if metadata.is_dir() => format!("{} cannot be written by this user", above.display()),
+        Ok(_) => format!("{} is no directory", above.display()),
+        Err(_) => format!("{} does not exist", above.display()),
+    };
+    Err(RestoreError::Place { path: path.into(), problem, mend: "make it, or choose another directory" })
+}
+
+fn is_writable(dir: &Path) -> bool {
+    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Checks that the file systems hold what will be written to them. `needs` may name several places on one file system.
+pub fn check_room(needs: &[(PathBuf, u64)]) -> Result<(), RestoreError> {
+    let mut sums: Vec<(u64, PathBuf, u64)> = Vec::new();
+    for (path, bytes) in needs {
+        let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+        let device =
+            fs::metadata(existing).map_err(|source| RestoreError::Io { doing: "look at", path: existing.into(), source })?.dev();
+        match sums.iter_mut().find(|(known, _, _)| *known == device) {
+            Some(sum) => sum.2 += bytes,
+            None => sums.push((device, existing.into(), *bytes)),
+        }
+    }
+    for (_, place, needed) in sums {
+        let space = rustix::fs::statvfs(&place).map_err(|e| RestoreError::Io {
+            doing: "look at",
+            path: place.clone(),
+            source: e.into(),
+        })?;
+        let free = space.f_bavail * space.f_frsize;
+        if free < needed {
+            return Err(RestoreError::NoRoom { place, free, needed });
+        }
+    }
+    Ok(())
+}
+
+/// Takes hold of the data directory: makes it, marks it, locks the mark. The lock ends with the value.
+pub fn occupy(path: &Path) -> Result<fs::File, RestoreError> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+    let io = |doing: &'static str, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| RestoreError::Io { doing, path, source }
+    };
+    if look(path)? == Standing::Absent {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(io("make", path)(source)),
+        }
+    }
+    let mark = path.join(RESTORING_MARK);
+    let file =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&mark).map_err(io("write", &mark))?;
+    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let problem = "another restore is writing into this directory".to_string();
+        return Err(RestoreError::Place { path: path.into(), problem, mend: "wait for it, or choose another directory" });
+    }
+    clear_remains(path)?;
+    Ok(file)
+}
+
+/// Removes what an interrupted restore left: only ever called with the lock, on a directory that carries our mark and no pg_control.
+fn clear_remains(path: &Path) -> Result<(), RestoreError> {
+    let failed = |source| RestoreError::Io { doing: "clear", path: path.into(), source };
+    if path.join("global/pg_control").exists() {
+        let problem = "a cluster appeared here meanwhile".to_string();
+        return Err(RestoreError::Place { path: path.into(), problem, mend: "choose another directory" });
+    }
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if name == RESTORING_MARK || name == "lost+found" {
+            continue;
+        }
+        let is_directory = entry.file_type().map_err(failed)?.is_dir();
+        let removed = if is_directory { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+        removed.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! What a restore is about to do, as a value.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::RestoreError;
+use super::place::{self, Standing};
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::settings::{RecoveryTarget, TargetAction};
+use crate::repo::manifest::Manifest;
+use crate::repo::presence;
+use crate::repo::repository::Cluster;
+use crate::timeline::archive::Archive;
+use crate::timeline::find::{self, Found, Neighbour, Question};
+use crate::timeline::target::Target;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub target: Target,
+    pub timeline: Option<Timeline>,
+    pub inclusive: bool,
+    /// Absent: pause, but promote at the end of the WAL.
+    pub action: Option<TargetAction>,
+    pub into: PathBuf,
+    /// New places of tablespaces, by OID.
+    pub tablespaces: Vec<(String, PathBuf)>,
+    /// Places for all others: a directory below this one, named by OID.
+    pub tablespaces_below: Option<PathBuf>,
+}
+
+/// One tablespace: where it was and where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TablespacePlan {
+    pub oid: String,
+    pub was: PathBuf,
+    pub into: PathBuf,
+    pub standing: Standing,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub cluster: String,
+    pub system_identifier: SystemId,
+    pub major: u32,
+    pub target: String,
+    pub snapshot: String,
+    pub snapshot_stop: Timestamp,
+    pub timeline: Timeline,
+    /// Where recovery stops; absent at the end of the WAL or where the snapshot is consistent.
+    pub stop_lsn: Option<Lsn>,
+    pub inclusive: bool,
+    pub recovery: &'static str,
+    pub action: TargetAction,
+    /// The last transaction that will be there, and the first that will not.
+    pub last_transaction: Option<Moment>,
+    pub first_lost: Option<Moment>,
+    pub into: PathBuf,
+    pub standing: Standing,
+    pub tablespaces: Vec<TablespacePlan>,
+    pub files: u64,
+    pub bytes: u64,
+    pub wal_segments: u64,
+    pub damaged_pages: usize,
+    #[serde(skip)]
+    pub found: Found,
+    #[serde(skip)]
+    pub packs: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Moment {
+    pub time: Timestamp,
+    pub lsn: Lsn,
+    pub xid: Option<u32>,
+}
+
+impl From<&Neighbour> for Moment {
+    fn from(neighbour: &Neighbour) -> Self {
+        Moment { time: neighbour.time, lsn: neighbour.lsn, xid: neighbour.xid }
+    }
+}
+
+impl Plan {
+    pub fn manifest(&self) -> &Manifest {
+        &self.found.snapshot
+    }
+}
+
+/// Decides everything and checks that it can be done; writes nothing (rule 35).
+pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], request: &Request) -> Result<Plan, RestoreError> {
+    let at_end = request.target == Target::Latest;
+    let action = request.action.unwrap_or(if at_end { TargetAction::Promote } else { TargetAction::Pause });
+    let question = Question {
+        target: &request.target,
+        timeline: request.timeline,
+        inclusive: request.inclusive,
+        stop_at_end: action != TargetAction::Promote,
+    };
+    let found = find::find(archive, manifests, &question).await?;
+    let manifest = &found.snapshot;
+    let tablespaces = tablespaces(manifest, request)?;
+    let standing = place::look(&request.into)?;
+    check_apart(&request.into, &tablespaces)?;
+    let packs = manifest.packs(cluster).await?;
+    let missing = presence::missing_packs(cluster, &packs).await?;
+    if !missing.is_empty() {
+        let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();
+        return Err(RestoreError::Missing { found });
+    }
+    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes)];
+    needs.extend(tablespaces.iter().map(|t| (t.into.clone(), 0)));
+    place::check_room(&needs)?;
+    let (stop_lsn, inclusive, recovery) = match found.recovery {
+        RecoveryTarget::End => (None, true, "to the end of the archived WAL"),
+        RecoveryTarget::Immediate => (None, true, "to where the snapshot is consistent"),
+        RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),
+        RecoveryTarget::Lsn { lsn, inclusive: false } => (Some(lsn), false, "up to just before the record at the target"),
+    };
+    let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
+    Ok(Plan {
+        cluster: cluster.name().into(),
+        system_identifier: manifest.system_identifier,
+        major: manifest.major,
+        target: request.target.to_string(),
+        snapshot: manifest.id.clone(),
+        snapshot_stop: manifest.stop_time,
+        timeline: found.path.timeline(),
+        stop_lsn,
+        inclusive,
+        recovery,
+        action,
+        last_transaction: found.before.as_ref().map(Moment::from),
+        first_lost: found.after.as_ref().map(Moment::from),
+        into: request.into.clone(),
+        standing,
+        tablespaces,
+        files: manifest.totals.files,
+        bytes: manifest.totals.raw_bytes,
+        wal_segments: (found.last_segment + 1).saturating_sub(first_segment),
+        damaged_pages: manifest.damaged_pages.len(),
+        packs: packs.len(),
+        found,
+    })
+}
+
+/// The mapping of tablespaces, with each place looked at.
+fn tablespaces(manifest: &Manifest, request: &Request) -> Result<Vec<TablespacePlan>, RestoreError> {
+    let known: Vec<String> = manifest.tablespaces.iter().map(|t| t.oid.clone()).collect();
+    if let Some((oid, _)) = request.tablespaces.iter().find(|(oid, _)| !known.contains(oid)) {
+        return Err(RestoreError::UnknownTablespace { oid: oid.clone(), snapshot: manifest.id.clone(), known });
+    }
+    let mut plans = Vec::new();
+    for link in &manifest.tablespaces {
+        let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
+        let below = request.tablespaces_below.as_ref().map(|dir| dir.join(&link.oid));
+        let into = mapped.or(below).unwrap_or_else(|| PathBuf::from(&link.target));
+        let standing = match place::look(&into) {
+            Ok(standing) => standing,
+            Err(RestoreError::Place { path, problem, .. }) => {
+                let mend = "give it another place with --tablespace OID=PATH or --tablespaces-below DIR";
+                return Err(RestoreError::Place { path, problem: format!("tablespace {}: {problem}", link.oid), mend });
+            }
+            Err(error) => return Err(error),
+        };
+        plans.push(TablespacePlan { oid: link.oid.clone(), was: link.target.clone().into(), into, standing });
+    }
+    Ok(plans)
+}
+
+/// No place may lie in another (rule 35).
+fn check_apart(into: &Path, tablespaces: &[TablespacePlan]) -> Result<(), RestoreError> {
+    let places: Vec<&Path> = [into].into_iter().chain(tablespaces.iter().map(|t| t.into.as_path())).collect();
+    for (index, place) in places.iter().enumerate() {
+        let overlap = places[..index].iter().find(|other| place.starts_with(other) || other.starts_with(place));
+        if let Some(other) = overlap {
+            let problem = format!("overlaps with {}", other.display());
+            return Err(RestoreError::Place { path: place.to_path_buf(), problem, mend: "choose places apart from each other" });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Walks the data directory beside the parent's file lists and decides what has to be read.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::SnapshotError;
+use super::parent::ParentLines;
+use super::read::{Item, Task};
+use crate::monitor::Monitor;
+use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
+use crate::repo::frame::FRAME_BYTES;
+use crate::repo::manifest::{FileLine, MapPlace, What, encode_path};
+
+/// Jobs between the walk and the file lists; bounds what waits for its turn.
+pub const WINDOW_JOBS: usize = 512;
+/// Lines in one job at most.
+const JOB_LINES: usize = 256;
+/// File times are trusted when the file was last modified this long before the parent looked: some file systems keep whole
+/// seconds, and a clock tick may hold several writes (rule 7).
+const TRUST_AFTER_NS: i64 = 2_000_000_000;
+
+/// Work for a reading thread. `parents` are maps in packs that must be fetched first, by item.
+pub struct Job {
+    pub number: u64,
+    pub items: Vec<Item>,
+    pub parents: Vec<(usize, crate::repo::frame::FrameRef)>,
+    /// Returned when the job's lines stand in their list.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// Why the walk ended early.
+#[derive(Debug)]
+pub enum WalkError {
+    /// Nobody takes jobs any more.
+    Cancelled,
+    Failed(SnapshotError),
+}
+
+impl From<DataDirectoryError> for WalkError {
+    fn from(error: DataDirectoryError) -> Self {
+        WalkError::Failed(error.into())
+    }
+}
+
+pub struct Chooser {
+    pub root: PathBuf,
+    pub parent: Option<ParentLines>,
+    /// When the parent looked at the files.
+    pub parent_listed_ns: i64,
+    /// Read everything, whatever the times say.
+    pub paranoid: bool,
+    pub jobs: SyncSender<Job>,
+    pub window: Arc<Semaphore>,
+    pub runtime: tokio::runtime::Handle,
+    pub monitor: Arc<dyn Monitor>,
+    pub number: u64,
+    pub items: Vec<Item>,
+    pub parents: Vec<(usize, crate::repo::frame::FrameRef)>,
+    pub bytes: u64,
+}
+
+impl Chooser {
+    /// Walks it all. For a thread of its own.
+    pub fn run(mut self) -> Result<(), WalkError> {
+        let (root, monitor) = (self.root.clone(), self.monitor.clone());
+        data_directory::walk(&root, &mut |entry| self.entry(entry), &mut |text| monitor.warn(&text))?;
+        self.send()
+    }
+
+    fn entry(&mut self, entry: Entry) -> Result<(), WalkError> {
+        if entry.path == super::take::CONTROL_PATH.as_bytes() {
+            return Ok(());
+        }
+        let failed = |error| WalkError::Failed(SnapshotError::Repo(error));
+        let before = match &mut self.parent {
+            Some(parent) => parent.find(&entry.order_key()).map_err(failed)?,
+            None => None,
+        };
+        let what = match &entry.kind {
+            Kind::File { class } => return self.file(&entry, *class, before),
+            Kind::Directory => What::Directory,
+            Kind::Tablespace { target } => What::Tablespace { target: target.to_string_lossy().into_owned() },
+        };
+        self.items.push(Item::Keep(Box::new(FileLine { path: encode_path(&entry.path), what, mode: entry.mode })));
+        self.send_if_full()
+    }
+
+    fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
+        let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
+        let mut parent = None;
+        if let Some(FileLine { path, what: What::File { bytes, modified_ns: modified_before, inode, digest, map }, .. }) = before
+        {
+            let same = (bytes, modified_before, inode) == (entry.bytes, modified_ns, entry.inode);
+            let settled = modified_ns < self.parent_listed_ns - TRUST_AFTER_NS;
+            if same && settled && !self.paranoid {
+                let what = What::File { bytes, modified_ns, inode, digest, map };
+                self.monitor.advance(bytes);
+                self.items.push(Item::Keep(Box::new(FileLine { path, what, mode: entry.mode })));
+                return self.send_if_full();
+            }
+            match map {
+                // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
+                MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => parent = Some(map),
+                MapPlace::Map(_) => {}
+                MapPlace::MapFrame { frame, .. } => self.parents.push((self.items.len(), frame)),
+            }
+        }
+        let to_the_end = class == Class::Plain && !entry.path.contains(&b'/');
+        let task = Task {
+            path: entry.path.clone(),
+            class,
+            bytes: entry.bytes,
+            mode: entry.mode,
+            modified_ns,
+            inode: entry.inode,
+            to_the_end,
+            parent,
+        };
+        self.bytes += entry.bytes;
+        self.items.push(Item::Read(task));
+        self.send_if_full()
+    }
+
+    fn send_if_full(&mut self) -> Result<(), WalkError> {
+        let full = self.bytes >= FRAME_BYTES as u64 || self.items.len() >= JOB_LINES;
+        if full { self.send() } else { Ok(()) }
+    }
+
+    fn send(&mut self) -> Result<(), WalkError> {
+        if self.items.is_empty() {
+            return Ok(());
+        }
+        // The semaphore is closed when the snapshot is cancelled.
+        let permit = self.runtime.block_on(self.window.clone().acquire_owned()).map_err(|_| WalkError::Cancelled)?;
+        let job = Job {
+            number: self.number,
+            items: std::mem::take(&mut self.items),
+            parents: std::mem::take(&mut self.parents),
+            permit,
+        };
+        self.number += 1;
+        self.bytes = 0;
+        self.jobs.send(job).map_err(|_| WalkError::Cancelled)
+    }
+}

@@ -1,0 +1,79 @@
+//! Taking a snapshot: one consistent copy of a data directory that costs what changed.
+//!
+//! # The way
+//! [`take`] holds the session and the order of things. [`parent`] finds the snapshot to build on and walks its file lists.
+//! [`choose`] walks the data directory beside them and decides what has to be read. [`read`] reads files, checks pages and
+//! cuts frames, on threads of its own. [`pack`] collects frames into packs and stores them. Results come back in the order
+//! of the walk and go to the file lists.
+//!
+//! # What is unchanged
+//! A file whose length, modification time and inode are the parent's, and which was modified well before the parent listed it,
+//! is not read (unless `paranoid`). A page of a relation's main fork whose LSN is below the parent's start LSN is the
+//! parent's page. Everything else is compared by content.
+//!
+//! # Crash consistency
+//! Until the manifest is written there is no snapshot. Whatever ends the work early (a lost session, a promotion, a failing
+//! store, a full disk, kill -9) leaves packs and lists that nothing refers to; `upkeep::sweep` collects them before the next one.
+//!
+//! # Memory
+//! One open pack and two on their way to the store, one megabyte for each reading thread, the names of one directory, and a
+//! window of [`choose::WINDOW_JOBS`] jobs between the walk and the lists.
+
+pub mod choose;
+pub mod pack;
+pub mod parent;
+pub mod read;
+pub mod take;
+pub mod wait;
+
+use std::path::PathBuf;
+
+use crate::postgres::control::ControlError;
+use crate::postgres::data_directory::DataDirectoryError;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::session::SessionError;
+use crate::repo::RepoError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    DataDirectory(#[from] DataDirectoryError),
+    #[error("read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error(
+        "the data directory {dir} belongs to system {found}, but the server at {target} is system {expected}; set [postgres] data_directory to where this host sees the server's data directory"
+    )]
+    OtherDirectory { dir: PathBuf, found: SystemId, target: String, expected: SystemId },
+    #[error("the cluster {name:?} in the repository is system {}, but this server is system {found}; run `lastgood init` to register it as the successor under that name, or choose another name", known.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "))]
+    Unregistered { name: String, known: Vec<SystemId>, found: SystemId },
+    #[error("this server has blocks of {bytes} bytes; lastgood reads clusters with the usual 8192")]
+    BlockSize { bytes: u32 },
+    #[error("archiving does not work: {reason}")]
+    Archiving { reason: String },
+    #[error(
+        "after the start at {start}, pg_control in {dir} still shows an older checkpoint ({checkpoint}): this is not the disk the server writes to"
+    )]
+    OtherDisk { dir: PathBuf, start: Lsn, checkpoint: Lsn },
+    #[error("the server was promoted from a standby during the snapshot, which therefore cannot be consistent; run it again")]
+    Promoted,
+    #[error("the timeline changed from {from} to {to} during the snapshot, which therefore cannot be consistent; run it again")]
+    TimelineChanged { from: Timeline, to: Timeline },
+    #[error(
+        "a snapshot taken now would be called {id}, but {newest} exists already: the database's clock went backwards; set it right and run again"
+    )]
+    Clock { id: String, newest: String },
+    #[error("waited {waited_s} s for WAL segment {segment} to reach the repository; {reason}")]
+    WalMissing { segment: String, waited_s: u64, reason: String },
+    #[error("pg_control vanished from {dir} during the snapshot")]
+    ControlVanished { dir: PathBuf },
+    #[error("a file in {dir} cannot be stored: {problem}")]
+    Unstorable { dir: PathBuf, problem: String },
+    #[error("a thread of the snapshot died: {detail}")]
+    Thread { detail: String },
+}

@@ -1,0 +1,126 @@
+//! Frames into packs, packs into the store.
+//!
+//! Reading threads add frames to one open pack; a full one goes through a short channel to tasks that store it. When the store
+//! is slow the channel fills and the readers wait: memory stays bounded.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::repo::RepoError;
+use crate::repo::frame::FrameRef;
+use crate::repo::manifest::PackLine;
+use crate::repo::object::Sha;
+use crate::repo::pack::{FinishedPack, PackBuilder};
+use crate::repo::repository::Cluster;
+use crate::storage::Created;
+
+/// Packs on their way to the store besides the open one.
+const IN_FLIGHT: usize = 2;
+
+/// The store gave up, or the snapshot was cancelled; the reason is with the task that stores.
+#[derive(Debug)]
+pub struct Cancelled;
+
+/// Where frames of one kind go (`d`: data, `m`: maps).
+#[derive(Debug)]
+pub struct Packer {
+    snapshot: String,
+    kind: char,
+    open: Mutex<Open>,
+    finished: mpsc::Sender<FinishedPack>,
+}
+
+#[derive(Debug)]
+struct Open {
+    builder: PackBuilder,
+    number: u32,
+}
+
+impl Packer {
+    pub fn new(snapshot: &str, kind: char, finished: mpsc::Sender<FinishedPack>) -> Packer {
+        let builder = PackBuilder::new(&name(snapshot, kind, 1));
+        Packer { snapshot: snapshot.into(), kind, open: Mutex::new(Open { builder, number: 1 }), finished }
+    }
+
+    /// Adds a frame; waits when too many packs are on their way. Not for async code.
+    pub fn add(&self, stored: Vec<u8>, raw_bytes: u32, sha256: Sha) -> Result<FrameRef, Cancelled> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = open.builder.add(stored, raw_bytes, sha256);
+        if open.builder.is_full() {
+            self.send(&mut open)?;
+        }
+        Ok(frame)
+    }
+
+    fn send(&self, open: &mut Open) -> Result<(), Cancelled> {
+        open.number += 1;
+        let next = PackBuilder::new(&name(&self.snapshot, self.kind, open.number));
+        let full = std::mem::replace(&mut open.builder, next);
+        self.finished.blocking_send(full.finish()).map_err(|_| Cancelled)
+    }
+
+    /// Sends the last, partly filled pack. Not for async code.
+    pub fn finish(&self) -> Result<(), Cancelled> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.builder.is_empty() { Ok(()) } else { self.send(&mut open) }
+    }
+}
+
+fn name(snapshot: &str, kind: char, number: u32) -> String {
+    format!("{snapshot}/{kind}{number:06}")
+}
+
+/// The channel between packers and [`store_all`].
+pub fn channel() -> (mpsc::Sender<FinishedPack>, mpsc::Receiver<FinishedPack>) {
+    mpsc::channel(1)
+}
+
+/// Stores packs as they come, [`IN_FLIGHT`] at a time; answers their lengths by name.
+pub async fn store_all(cluster: Cluster, mut packs: mpsc::Receiver<FinishedPack>) -> Result<BTreeMap<Arc<str>, u64>, RepoError> {
+    let mut stored = BTreeMap::new();
+    let mut running = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            done = running.join_next(), if !running.is_empty() => {
+                let (name, bytes) = flatten(done)?;
+                stored.insert(name, bytes);
+            }
+            pack = packs.recv(), if running.len() < IN_FLIGHT => match pack {
+                Some(pack) => { running.spawn(store(cluster.clone(), pack)); }
+                None => break,
+            },
+        }
+    }
+    while let Some(done) = running.join_next().await {
+        let (name, bytes) = flatten(Some(done))?;
+        stored.insert(name, bytes);
+    }
+    Ok(stored)
+}
+
+type Stored = Result<(Arc<str>, u64), RepoError>;
+
+fn flatten(done: Option<Result<Stored, tokio::task::JoinError>>) -> Stored {
+    match done {
+        Some(Ok(stored)) => stored,
+        Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+        None => unreachable!("asked only while tasks run"),
+    }
+}
+
+async fn store(cluster: Cluster, pack: FinishedPack) -> Stored {
+    let key = cluster.layout().pack(&pack.name);
+    let bytes = pack.body.len();
+    match cluster.storage().create(&key, pack.body).await? {
+        Created::New => Ok((pack.name, bytes)),
+        // Snapshot ids are unique, so nobody else can have written this pack.
+        Created::AlreadyThere => Err(RepoError::Conflict { key }),
+    }
+}
+
+/// The table of all packs that a snapshot's maps point to.
+pub fn table(lengths: BTreeMap<Arc<str>, u64>) -> Vec<PackLine> {
+    lengths.into_iter().map(|(name, bytes)| PackLine(name.to_string(), bytes)).collect()
+}

@@ -1,0 +1,174 @@
+//! Which WAL there is.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::postgres::wal::transaction::SegmentSummary;
+use crate::repo::RepoError;
+use crate::repo::repository::Cluster;
+use crate::repo::segment;
+use crate::storage::{Depth, list_all};
+
+/// Segments of one history of a cluster, as runs of numbers without gaps: small whatever the number of segments.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    cluster: Cluster,
+    pub system: SystemId,
+    pub segment_bytes: u64,
+    runs: BTreeMap<Timeline, Vec<(u64, u64)>>,
+    histories: BTreeMap<Timeline, History>,
+    /// History files that are damaged; their timelines cannot be restored to.
+    pub unreadable: Vec<(String, String)>,
+}
+
+impl Archive {
+    /// Lists the segments, page by page, and reads the history files.
+    pub async fn load(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<Archive, RepoError> {
+        let mut archive = Archive {
+            cluster: cluster.clone(),
+            system,
+            segment_bytes,
+            runs: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            unreadable: Vec::new(),
+        };
+        archive.load_segments().await?;
+        archive.load_histories().await?;
+        Ok(archive)
+    }
+
+    async fn load_segments(&mut self) -> Result<(), RepoError> {
+        let prefix = self.cluster.layout().segments(self.system);
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.cluster.storage().list(&prefix, after.as_deref(), Depth::All).await?;
+            for object in &page.objects {
+                let Ok(name) = object.key.name().parse::<SegmentName>() else { continue };
+                let Some(number) = name.number(self.segment_bytes) else { continue };
+                let runs = self.runs.entry(name.timeline).or_default();
+                match runs.last_mut() {
+                    Some(last) if last.1 + 1 == number => last.1 = number,
+                    _ => runs.push((number, number)),
+                }
+            }
+            after = page.objects.last().map(|o| o.key.to_string());
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn load_histories(&mut self) -> Result<(), RepoError> {
+        let prefix = self.cluster.layout().histories(self.system);
+        for object in list_all(self.cluster.storage(), &prefix, Depth::All).await?.objects {
+            let name = object.key.name().to_string();
+            let Ok(WalFile::History(timeline)) = name.parse::<WalFile>() else { continue };
+            let mut text = Vec::new();
+            let read = segment::fetch(&self.cluster, self.system, &WalFile::History(timeline), &mut text).await;
+            let parsed = match read {
+                Ok(_) => History::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string()),
+                Err(error) if error.is_damage() => Err(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            match parsed {
+                Ok(history) => drop(self.histories.insert(timeline, history)),
+                Err(problem) => self.unreadable.push((name, problem)),
+            }
+        }
+        Ok(())
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    pub fn has(&self, name: SegmentName) -> bool {
+        let Some(number) = name.number(self.segment_bytes) else { return false };
+        let runs = self.runs.get(&name.timeline).map_or(&[][..], Vec::as_slice);
+        let at = runs.partition_point(|run| run.1 < number);
+        runs.get(at).is_some_and(|run| run.0 <= number)
+    }
+
+    /// Every timeline that has WAL or a history.
+    pub fn timelines(&self) -> Vec<Timeline> {
+        let mut all: Vec<Timeline> = self.runs.keys().chain(self.histories.keys()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub fn count(&self) -> u64 {
+        self.runs.values().flatten().map(|run| run.1 - run.0 + 1).sum()
+    }
+
+    /// The path to a timeline; `None` when its history file is missing.
+    pub fn path(&self, timeline: Timeline) -> Option<History> {
+        match self.histories.get(&timeline) {
+            Some(history) => Some(history.clone()),
+            None if timeline.0 == 1 => Some(History::first(timeline)),
+            None => None,
+        }
+    }
+
+    /// The newest timeline that can be reached.
+    pub fn newest(&self) -> Option<History> {
+        self.timelines().into_iter().rev().find_map(|timeline| self.path(timeline))
+    }
+
+    /// The file that holds segment `number` on a path: of the newest timeline that has it, as recovery looks (see
+    /// [`History::segment`]); right after a switch the new timeline's copy may not be archived yet.
+    pub fn on_path(&self, path: &History, number: u64) -> Option<SegmentName> {
+        let reaches = |stretch: &&crate::postgres::history::Stretch| {
+            stretch.begin.segment(self.segment_bytes) <= number
+                && stretch.end.is_none_or(|end| number <= end.segment(self.segment_bytes))
+        };
+        let names = path.stretches().iter().rev().filter(reaches);
+        names.map(|stretch| SegmentName::new(stretch.timeline, number, self.segment_bytes)).find(|name| self.has(*name))
+    }
+
+    /// The last segment that is reached from `first` on a path without a gap; `None` when `first` is missing.
+    pub fn contiguous_end(&self, path: &History, first: u64) -> Option<u64> {
+        let mut last = None;
+        let mut number = first;
+        while self.on_path(path, number).is_some() {
+            last = Some(number);
+            number += 1;
+        }
+        last
+    }
+
+    /// The first segment after `number` that exists on the path: where a gap ends.
+    pub fn after_gap(&self, path: &History, number: u64) -> Option<u64> {
+        let on_timeline = |timeline: Timeline| self.runs.get(&timeline).map_or(&[][..], Vec::as_slice);
+        let starts = path.stretches().iter().flat_map(|stretch| on_timeline(stretch.timeline).iter());
+        let later = starts.map(|run| run.0.max(number + 1)).filter(|first| *first > number);
+        later.filter(|first| self.on_path(path, *first).is_some()).min()
+    }
+
+    /// Summaries of segments on a path, in order; `None` for one that could not be understood when it was archived.
+    pub async fn summaries(
+        &self,
+        path: &History,
+        numbers: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<(u64, Option<SegmentSummary>)>, RepoError> {
+        let names = numbers.into_iter().filter_map(|number| Some((number, self.on_path(path, number)?)));
+        let read = |(number, name): (u64, SegmentName)| async move {
+            let trailer = segment::read_trailer(&self.cluster, self.system, &WalFile::Segment(name)).await?;
+            Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok())))
+        };
+        let reads: Vec<_> = names.collect();
+        futures::stream::iter(reads).map(read).buffered(16).collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    pub fn segment_start(&self, number: u64) -> Lsn {
+        Lsn(number * self.segment_bytes)
+    }
+}

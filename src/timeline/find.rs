@@ -1,0 +1,508 @@
+//! From a target to a snapshot, a path of timelines, and an exact position.
+//!
+//! Everything here is decided from the repository, before a byte is written anywhere (rules 39, 43).
+
+use jiff::Timestamp;
+
+use super::archive::Archive;
+use super::target::Target;
+use crate::clock;
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::settings::RecoveryTarget;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
+use crate::postgres::wal::transaction::{self, Event, Kind, SegmentSummary};
+use crate::repo::RepoError;
+use crate::repo::manifest::Manifest;
+use crate::repo::segment;
+
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error("there is no snapshot yet; `lastgood backup` takes one")]
+    NoSnapshot,
+    #[error("there is no snapshot {id:?}; `lastgood list` shows them")]
+    UnknownSnapshot { id: String },
+    #[error("{id:?} is the beginning of several snapshots: {}", found.join(", "))]
+    AmbiguousSnapshot { id: String, found: Vec<String> },
+    #[error("{target} lies before the first moment that can be restored, which is {}; `lastgood list` shows the windows", first)]
+    BeforeFirst { target: String, first: String },
+    #[error("{target} lies in the future: it is {now} now")]
+    Future { target: String, now: String },
+    #[error(
+        "{target} lies after the last transaction in the archive ({last}), so recovery could not know when to stop; use --to latest, or archive more WAL"
+    )]
+    AfterLast { target: String, last: String },
+    #[error("{target} cannot be reached: WAL is missing from {first_missing} on{}; the last moment before the gap is {last}", resumes.as_ref().map(|r| format!(" (it goes on at {r})")).unwrap_or_default())]
+    Gap { target: String, first_missing: String, resumes: Option<String>, last: String },
+    #[error("no transaction {xid} ended in the WAL of any window; `lastgood list` shows the windows")]
+    UnknownXid { xid: u32 },
+    #[error("transaction {xid} is a part (subtransaction) of transaction {parent}; use --to {parent}")]
+    Subtransaction { xid: u32, parent: u32 },
+    #[error("there is no restore point {name:?} in the WAL of any window")]
+    UnknownName { name: String },
+    #[error("there are several restore points {name:?}, at {}; use --to with one of these LSNs", found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    AmbiguousName { name: String, found: Vec<Lsn> },
+    #[error("timeline {timeline} is not in the archive{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")) })]
+    UnknownTimeline { timeline: Timeline, known: Vec<Timeline> },
+    #[error("no snapshot can be restored on timeline {timeline}: {reason}")]
+    NoCandidate { timeline: Timeline, reason: String },
+    #[error("snapshot {id} cannot be restored: WAL segment {segment} is missing, without which it is not consistent")]
+    Incomplete { id: String, segment: SegmentName },
+}
+
+/// A transaction end beside the target, shown so that a person can judge it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    pub lsn: Lsn,
+    pub time: Timestamp,
+    pub xid: Option<u32>,
+}
+
+impl From<&Event> for Neighbour {
+    fn from(event: &Event) -> Self {
+        Neighbour { lsn: event.lsn, time: event.time, xid: event.xid() }
+    }
+}
+
+/// A target that can be reached, and how.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub snapshot: Manifest,
+    pub path: History,
+    pub recovery: RecoveryTarget,
+    /// Last segment that recovery will ask for, as far as it is known now.
+    pub last_segment: u64,
+    /// The last transaction that the restored cluster will hold, and the first that it will not, where they were read.
+    pub before: Option<Neighbour>,
+    pub after: Option<Neighbour>,
+}
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    pub target: &'a Target,
+    pub timeline: Option<Timeline>,
+    /// Stop after the record of an LSN or xid target (PostgreSQL's default), or just before it.
+    pub inclusive: bool,
+    /// Needed for [`Target::Latest`] when the server shall stop at the end instead of becoming writable.
+    pub stop_at_end: bool,
+}
+
+/// Answers a question from the archive and the manifests (oldest first).
+pub async fn find(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<Found, FindError> {
+    let search = Search::new(archive, manifests, question)?;
+    match question.target {
+        Target::Latest => search.latest(question.stop_at_end).await,
+        Target::Snapshot(id) => search.snapshot(id),
+        Target::Lsn(lsn) => search.lsn(*lsn, question.inclusive).await,
+        Target::Time(time) => search.time(*time).await,
+        Target::Xid(xid) => search.xid(*xid, question.inclusive).await,
+        Target::Name(name) => search.name(name).await,
+    }
+}
+
+struct Search<'a> {
+    archive: &'a Archive,
+    path: History,
+    /// Snapshots on the path, oldest first, with the last segment that is reached from each without a gap.
+    candidates: Vec<(&'a Manifest, u64)>,
+    target: String,
+}
+
+impl<'a> Search<'a> {
+    fn new(archive: &'a Archive, manifests: &'a [Manifest], question: &Question<'_>) -> Result<Search<'a>, FindError> {
+        let same_system = |m: &&Manifest| m.system_identifier == archive.system;
+        if !manifests.iter().any(|m| same_system(&m)) {
+            return Err(FindError::NoSnapshot);
+        }
+        let path = match (question.timeline, question.target) {
+            (Some(timeline), _) => {
+                let known = archive.timelines();
+                archive
+                    .path(timeline)
+                    .filter(|_| known.contains(&timeline))
+                    .ok_or(FindError::UnknownTimeline { timeline, known })?
+            }
+            // A snapshot is consistent on its own timeline, whatever came later.
+            (None, Target::Snapshot(id)) => {
+                let snapshot = choose_by_id(manifests, id)?;
+                archive
+                    .path(snapshot.timeline)
+                    .ok_or(FindError::UnknownTimeline { timeline: snapshot.timeline, known: archive.timelines() })?
+            }
+            (None, _) => newest_with_snapshot(archive, manifests)?,
+        };
+        let mut candidates = Vec::new();
+        let mut broken = None;
+        for manifest in manifests.iter().filter(same_system).filter(|m| path.contains(m.timeline, m.stop_lsn)) {
+            match reached(archive, &path, manifest) {
+                Ok(end) => candidates.push((manifest, end)),
+                Err(error) => broken = Some(error),
+            }
+        }
+        if candidates.is_empty() {
+            let timeline = path.timeline();
+            return Err(
+                broken.unwrap_or(FindError::NoCandidate { timeline, reason: "none was taken on it or on its ancestors".into() })
+            );
+        }
+        candidates.sort_by_key(|(manifest, _)| manifest.stop_lsn);
+        Ok(Search { archive, path, candidates, target: question.target.to_string() })
+    }
+
+    fn found(&self, snapshot: &Manifest, recovery: RecoveryTarget, last_segment: u64) -> Found {
+        Found { snapshot: snapshot.clone(), path: self.path.clone(), recovery, last_segment, before: None, after: None }
+    }
+
+    /// The newest snapshot; its WAL without gap reaches furthest.
+    fn newest(&self) -> (&'a Manifest, u64) {
+        self.candidates[self.candidates.len() - 1]
+    }
+
+    async fn latest(&self, stop_at_end: bool) -> Result<Found, FindError> {
+        let (snapshot, end) = self.newest();
+        let recovery = if stop_at_end {
+            let lsn = self.last_record(snapshot, end).await?;
+            RecoveryTarget::Lsn { lsn, inclusive: true }
+        } else {
+            RecoveryTarget::End
+        };
+        let mut found = self.found(snapshot, recovery, end);
+        found.before = self.last_event(snapshot, end).await?;
+        Ok(found)
+    }
+
+    fn snapshot(&self, id: &str) -> Result<Found, FindError> {
+        let all: Vec<Manifest> = self.candidates.iter().map(|(m, _)| (*m).clone()).collect();
+        let snapshot = choose_by_id(&all, id)?;
+        let last = snapshot.last_segment.number(self.archive.segment_bytes).unwrap_or(0);
+        Ok(self.found(snapshot, RecoveryTarget::Immediate, last))
+    }
+
+    async fn lsn(&self, lsn: Lsn, inclusive: bool) -> Result<Found, FindError> {
+        let (snapshot, end) = self.before_lsn(lsn)?;
+        let wanted = lsn.segment(self.archive.segment_bytes);
+        if wanted > end {
+            return Err(self.unreachable(snapshot, end).await?);
+        }
+        // In the last segment a record at or after the target must really be there.
+        if wanted == end && self.last_record(snapshot, end).await? < lsn {
+            return Err(self.unreachable(snapshot, end).await?);
+        }
+        Ok(self.found(snapshot, RecoveryTarget::Lsn { lsn, inclusive }, wanted))
+    }
+
+    fn before_lsn(&self, lsn: Lsn) -> Result<(&'a Manifest, u64), FindError> {
+        let candidate = self.candidates.iter().rev().find(|(m, _)| m.stop_lsn <= lsn);
+        candidate.copied().ok_or_else(|| self.before_first())
+    }
+
+    fn before_first(&self) -> FindError {
+        let first = self.candidates[0].0;
+        FindError::BeforeFirst {
+            target: self.target.clone(),
+            first: format!("{} ({}, snapshot {})", clock::seconds(first.stop_time), first.stop_lsn, first.id),
+        }
+    }
+
+    /// Why nothing after `end` can be reached: the archive ends, or has a gap.
+    async fn unreachable(&self, snapshot: &Manifest, end: u64) -> Result<FindError, FindError> {
+        let last = match self.last_event(snapshot, end).await? {
+            Some(event) => format!("{} at {}", event.time, event.lsn),
+            None => format!("{} at {}", snapshot.stop_time, snapshot.stop_lsn),
+        };
+        let target = self.target.clone();
+        Ok(match self.archive.after_gap(&self.path, end) {
+            Some(resumes) => FindError::Gap {
+                target,
+                first_missing: self.path.segment(end + 1, self.archive.segment_bytes).to_string(),
+                resumes: self.archive.on_path(&self.path, resumes).map(|name| name.to_string()),
+                last,
+            },
+            None => FindError::AfterLast { target, last },
+        })
+    }
+
+    async fn time(&self, time: Timestamp) -> Result<Found, FindError> {
+        let now = clock::now();
+        if time > now {
+            return Err(FindError::Future { target: self.target.clone(), now: now.to_string() });
+        }
+        let candidate = self.candidates.iter().rev().find(|(m, _)| m.stop_time <= time);
+        let (snapshot, end) = candidate.copied().ok_or_else(|| self.before_first())?;
+        let first = snapshot.stop_lsn.segment(self.archive.segment_bytes);
+        let mut before = None;
+        let mut number = first;
+        while number <= end {
+            // In portions, so that a target soon after the snapshot costs little.
+            let portion = number..=end.min(number + 63);
+            number = portion.end() + 1;
+            for (number, summary) in self.archive.summaries(&self.path, portion).await? {
+                let decides = summary.as_ref().is_none_or(|s| s.open || s.latest.is_some_and(|latest| latest > time));
+                if !decides {
+                    let latest = summary.and_then(|s| Some(Neighbour { lsn: s.last_record?, time: s.latest?, xid: None }));
+                    before = latest.or(before);
+                    continue;
+                }
+                let mut after = None;
+                self.scan(number, end, |event| {
+                    let counts = event.lsn >= snapshot.stop_lsn && event.xid().is_some() && after.is_none();
+                    match counts {
+                        true if event.time > time => after = Some(Neighbour::from(&event)),
+                        true => before = Some(Neighbour::from(&event)),
+                        false => {}
+                    }
+                    after.is_none()
+                })
+                .await?;
+                if let Some(after) = after {
+                    let recovery = RecoveryTarget::Lsn { lsn: after.lsn, inclusive: false };
+                    let last = after.lsn.segment(self.archive.segment_bytes);
+                    return Ok(Found { before, after: Some(after), ..self.found(snapshot, recovery, last) });
+                }
+            }
+        }
+        Err(self.unreachable(snapshot, end).await?)
+    }
+
+    async fn xid(&self, xid: u32, inclusive: bool) -> Result<Found, FindError> {
+        let may_hold = |summary: &SegmentSummary| match (summary.lowest_xid, summary.highest_xid) {
+            (Some(low), Some(high)) => (low..=high).contains(&xid) || summary.open,
+            _ => summary.open,
+        };
+        let mut parent = None;
+        let matches = |event: &Event| {
+            if let Kind::Commit { xid: top, subtransactions } = &event.kind {
+                if subtransactions.contains(&xid) {
+                    parent = Some(*top);
+                }
+            }
+            event.xid() == Some(xid)
+        };
+        let found = self.search(may_hold, matches, true).await?;
+        if let Some(event) = found.first() {
+            let (snapshot, end) = self.before_lsn(event.lsn)?;
+            let recovery = RecoveryTarget::Lsn { lsn: event.lsn, inclusive };
+            let last = event.lsn.segment(self.archive.segment_bytes).min(end);
+            let mut found = self.found(snapshot, recovery, last);
+            let neighbour = Some(Neighbour::from(event));
+            if inclusive {
+                found.before = neighbour
+            } else {
+                found.after = neighbour
+            }
+            return Ok(found);
+        }
+        // A subtransaction's id need not lie between those of whole transactions, so look everywhere before saying no.
+        if parent.is_none() {
+            self.search(
+                |_| true,
+                |event| {
+                    if let Kind::Commit { xid: top, subtransactions } = &event.kind {
+                        if subtransactions.contains(&xid) {
+                            parent = Some(*top);
+                        }
+                    }
+                    parent.is_some()
+                },
+                true,
+            )
+            .await?;
+        }
+        Err(parent.map_or(FindError::UnknownXid { xid }, |parent| FindError::Subtransaction { xid, parent }))
+    }
+
+    async fn name(&self, name: &str) -> Result<Found, FindError> {
+        let may_hold = |summary: &SegmentSummary| summary.open || summary.restore_points.iter().any(|p| p == name);
+        let matches = |event: &Event| matches!(&event.kind, Kind::RestorePoint { name: found } if found == name);
+        let mut found = self.search(may_hold, matches, false).await?;
+        found.sort_by_key(|event| event.lsn);
+        found.dedup_by_key(|event| event.lsn);
+        match found.as_slice() {
+            [] => Err(FindError::UnknownName { name: name.into() }),
+            [event] => {
+                let (snapshot, _) = self.before_lsn(event.lsn)?;
+                // Recovery to a name stops after its record.
+                let recovery = RecoveryTarget::Lsn { lsn: event.lsn, inclusive: true };
+                let last = event.lsn.segment(self.archive.segment_bytes);
+                Ok(Found { before: Some(Neighbour::from(event)), ..self.found(snapshot, recovery, last) })
+            }
+            several => Err(FindError::AmbiguousName { name: name.into(), found: several.iter().map(|e| e.lsn).collect() }),
+        }
+    }
+
+    /// Events in all windows of the path that match; the newest segments first, the first match only where `first` says so.
+    async fn search(
+        &self,
+        may_hold: impl Fn(&SegmentSummary) -> bool,
+        mut matches: impl FnMut(&Event) -> bool,
+        first: bool,
+    ) -> Result<Vec<Event>, FindError> {
+        let mut found: Vec<Event> = Vec::new();
+        for (begin, end) in self.stretches().into_iter().rev() {
+            let mut upper = end + 1;
+            while upper > begin {
+                let lower = begin.max(upper.saturating_sub(64));
+                for (number, summary) in self.archive.summaries(&self.path, lower..upper).await?.into_iter().rev() {
+                    if !summary.as_ref().is_none_or(&may_hold) {
+                        continue;
+                    }
+                    self.scan(number, end, |event| {
+                        if matches(&event) {
+                            found.push(event);
+                        }
+                        !(first && !found.is_empty())
+                    })
+                    .await?;
+                    if first && !found.is_empty() {
+                        return Ok(found);
+                    }
+                }
+                upper = lower;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Runs of segments that candidates reach, oldest first, without overlaps.
+    fn stretches(&self) -> Vec<(u64, u64)> {
+        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        for (snapshot, end) in &self.candidates {
+            let begin = snapshot.stop_lsn.last_segment_before(self.archive.segment_bytes);
+            match stretches.last_mut() {
+                Some(last) if begin <= last.1 + 1 => last.1 = last.1.max(*end),
+                _ => stretches.push((begin, *end)),
+            }
+        }
+        stretches
+    }
+
+    /// Hands the events that begin in segment `number` to `visit`, until it answers `false`. A record that crosses into the next
+    /// segment is read to its end.
+    async fn scan(&self, number: u64, end: u64, mut visit: impl FnMut(Event) -> bool) -> Result<(), FindError> {
+        let limit = self.archive.segment_start(number + 1);
+        let mut scanner = Scanner::new(self.archive.segment_bytes);
+        for number in number..=end.min(number + 1) {
+            let Some(name) = self.archive.on_path(&self.path, number) else { break };
+            scanner.begin(self.archive.segment_start(number));
+            segment::fetch(self.archive.cluster(), self.archive.system, &WalFile::Segment(name), &mut scanner).await?;
+            // Only an open record makes the next segment worth reading.
+            if scanner.ended || scanner.walk.open_record().is_none() {
+                break;
+            }
+        }
+        for event in scanner.events {
+            if event.lsn < limit && !visit(event) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the last complete record begins.
+    async fn last_record(&self, snapshot: &Manifest, end: u64) -> Result<Lsn, FindError> {
+        let first = snapshot.start_lsn.segment(self.archive.segment_bytes);
+        for number in (first..=end).rev() {
+            let summaries = self.archive.summaries(&self.path, [number]).await?;
+            if let Some((_, Some(SegmentSummary { last_record: Some(lsn), .. }))) = summaries.first() {
+                return Ok(*lsn);
+            }
+        }
+        Ok(snapshot.stop_lsn)
+    }
+
+    /// The last transaction end up to segment `end`, from the summaries of a few segments.
+    async fn last_event(&self, snapshot: &Manifest, end: u64) -> Result<Option<Neighbour>, FindError> {
+        let first = snapshot.start_lsn.segment(self.archive.segment_bytes).max(end.saturating_sub(64));
+        for number in (first..=end).rev() {
+            let summaries = self.archive.summaries(&self.path, [number]).await?;
+            if let Some((_, Some(SegmentSummary { latest: Some(time), last_record: Some(lsn), .. }))) = summaries.first() {
+                return Ok(Some(Neighbour { lsn: *lsn, time: *time, xid: None }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The newest timeline on whose path a snapshot lies: a history file alone makes no target.
+fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<History, FindError> {
+    let holds =
+        |path: &History| manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn));
+    let paths = archive.timelines().into_iter().rev().filter_map(|timeline| archive.path(timeline));
+    let newest = manifests.iter().map(|m| m.timeline).max().unwrap_or(Timeline(1));
+    paths.into_iter().find(holds).ok_or(FindError::NoCandidate {
+        timeline: newest,
+        reason: "no archived WAL belongs to it, or its history file is missing".into(),
+    })
+}
+
+fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
+    let found: Vec<&Manifest> = manifests.iter().filter(|m| m.id.starts_with(id)).collect();
+    match found.as_slice() {
+        [] => Err(FindError::UnknownSnapshot { id: id.into() }),
+        [one] => Ok(one),
+        several => match several.iter().find(|m| m.id == id) {
+            Some(exact) => Ok(exact),
+            None => Err(FindError::AmbiguousSnapshot { id: id.into(), found: several.iter().map(|m| m.id.clone()).collect() }),
+        },
+    }
+}
+
+/// The last segment reached from a snapshot without a gap, when it has all that makes it consistent.
+pub fn reached(archive: &Archive, path: &History, manifest: &Manifest) -> Result<u64, FindError> {
+    let bytes = archive.segment_bytes;
+    let missing = |number: u64| FindError::Incomplete { id: manifest.id.clone(), segment: path.segment(number, bytes) };
+    let first = manifest.start_lsn.segment(bytes);
+    let needed = manifest.last_segment.number(bytes).unwrap_or(first);
+    let end = archive.contiguous_end(path, first).ok_or_else(|| missing(first))?;
+    if end < needed { Err(missing(end + 1)) } else { Ok(end) }
+}
+
+/// Reads events from segments as they are decompressed.
+struct Scanner {
+    walk: Walk,
+    page: Vec<u8>,
+    address: Lsn,
+    ended: bool,
+    events: Vec<Event>,
+}
+
+impl Scanner {
+    fn new(segment_bytes: u64) -> Scanner {
+        Scanner { walk: Walk::new(segment_bytes), page: Vec::new(), address: Lsn(0), ended: false, events: Vec::new() }
+    }
+
+    fn begin(&mut self, start: Lsn) {
+        self.page.clear();
+        self.address = start;
+    }
+
+    fn take_page(&mut self) {
+        let page = std::mem::take(&mut self.page);
+        if !self.ended {
+            let events = &mut self.events;
+            self.ended = transaction::events(&mut self.walk, &page, self.address, &mut |event| events.push(event)).is_err();
+        }
+        self.address = Lsn(self.address.0 + PAGE_BYTES as u64);
+        self.page = page;
+        self.page.clear();
+    }
+}
+
+impl std::io::Write for Scanner {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = bytes.len().min(PAGE_BYTES - self.page.len());
+        self.page.extend_from_slice(&bytes[..taken]);
+        if self.page.len() == PAGE_BYTES {
+            self.take_page();
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

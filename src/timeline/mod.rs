@@ -1,0 +1,15 @@
+//! What can be reached: the WAL in the archive, the windows it makes with the snapshots, and the record a target means.
+//!
+//! - [`archive`]: which segments and histories there are, as runs without gaps.
+//! - [`windows`]: the stretches of time to which a restore can go.
+//! - [`target`]: what a person types after `--to`.
+//! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
+//!
+//! Every target becomes an LSN, exclusive or inclusive, by reading the WAL that decides it. Two reasons: recovery to a time
+//! that no later transaction follows ends with FATAL after all the work, and commit times do not rise strictly with LSN, so
+//! only a position says the same to a person, to the plan, and to the server (rules 39, 42, 43).
+
+pub mod archive;
+pub mod find;
+pub mod target;
+pub mod windows;

@@ -1,0 +1,92 @@
+//! The stretches of time to which a restore can go.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::archive::Archive;
+use super::find;
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::transaction::SegmentSummary;
+use crate::repo::RepoError;
+use crate::repo::manifest::Manifest;
+
+/// From a snapshot's stop to the end of the WAL that follows it without a gap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Window {
+    pub timeline: Timeline,
+    pub from_time: Timestamp,
+    pub from_lsn: Lsn,
+    /// The last transaction; the snapshot's stop when none followed.
+    pub to_time: Timestamp,
+    pub to_lsn: Lsn,
+    pub snapshots: Vec<String>,
+    /// The first segment that is missing after it, when more follows: a gap, not the end.
+    pub gap_at: Option<String>,
+}
+
+/// All windows, by timeline and time; and the snapshots that none holds, with the reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Windows {
+    pub windows: Vec<Window>,
+    pub unusable: Vec<(String, String)>,
+}
+
+/// Computes the windows of one history.
+pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Windows, RepoError> {
+    let mut all = Windows::default();
+    // Timeline and last segment of each window: what tells two windows apart.
+    let mut ends: Vec<(Timeline, u64)> = Vec::new();
+    for manifest in manifests.iter().filter(|m| m.system_identifier == archive.system) {
+        let Some(path) = furthest_path(archive, manifest) else {
+            all.unusable.push((manifest.id.clone(), format!("the history file of timeline {} is missing", manifest.timeline)));
+            continue;
+        };
+        let end = match find::reached(archive, &path, manifest) {
+            Ok(end) => end,
+            Err(error) => {
+                all.unusable.push((manifest.id.clone(), error.to_string()));
+                continue;
+            }
+        };
+        let key = (path.timeline(), end);
+        if let Some(at) = ends.iter().position(|known| *known == key) {
+            all.windows[at].snapshots.push(manifest.id.clone());
+            continue;
+        }
+        ends.push(key);
+        all.windows.push(window(archive, &path, manifest, end).await?);
+    }
+    Ok(all)
+}
+
+/// The newest timeline whose path leads through the snapshot and has WAL.
+fn furthest_path(archive: &Archive, manifest: &Manifest) -> Option<History> {
+    let paths = archive.timelines().into_iter().rev().filter_map(|timeline| archive.path(timeline));
+    let mut through = paths.filter(|path| path.contains(manifest.timeline, manifest.stop_lsn));
+    through.next().or_else(|| archive.path(manifest.timeline))
+}
+
+async fn window(archive: &Archive, path: &History, manifest: &Manifest, end: u64) -> Result<Window, RepoError> {
+    let mut to = (manifest.stop_time, manifest.stop_lsn);
+    let first = manifest.stop_lsn.last_segment_before(archive.segment_bytes).max(end.saturating_sub(64));
+    for number in (first..=end).rev() {
+        let summaries = archive.summaries(path, [number]).await?;
+        if let Some((_, Some(SegmentSummary { latest: Some(time), last_record: Some(lsn), .. }))) = summaries.first() {
+            if *lsn > to.1 {
+                to = (*time, *lsn);
+            }
+            break;
+        }
+    }
+    let gap = archive.after_gap(path, end).is_some();
+    Ok(Window {
+        timeline: path.timeline(),
+        from_time: manifest.stop_time,
+        from_lsn: manifest.stop_lsn,
+        to_time: to.0,
+        to_lsn: to.1,
+        snapshots: vec![manifest.id.clone()],
+        gap_at: gap.then(|| path.segment(end + 1, archive.segment_bytes).to_string()),
+    })
+}

@@ -1,0 +1,6 @@
+//! Keeping a repository sound: [`check`] proves the chain before it is needed; [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken
+//! snapshot left behind.
+
+pub mod check;
+pub mod sweep;
+pub mod verify;

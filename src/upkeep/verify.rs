@@ -1,0 +1,324 @@
+//! Reads what a restore would need, and says what damage costs.
+//!
+//! Every frame is read and proven once, however many snapshots share it: what was proven is remembered by a fingerprint of
+//! eight bytes. Quick mode lists and compares lengths only.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::monitor::Monitor;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::RepoError;
+use crate::repo::fetch;
+use crate::repo::frame::FrameRef;
+use crate::repo::manifest::{FileLine, Manifest, MapPlace, SegmentLine, What};
+use crate::repo::map::FileMap;
+use crate::repo::object::Sha;
+use crate::repo::presence;
+use crate::repo::repository::Cluster;
+use crate::repo::segment;
+use crate::timeline::archive::Archive;
+use crate::timeline::windows::{self, Window};
+
+/// Frames proven together.
+const BATCH_FRAMES: usize = 16_384;
+
+/// Something that is not as it should be, and what that costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    pub object: String,
+    pub what: String,
+    /// Snapshots that cannot be restored whole because of it.
+    pub snapshots: BTreeSet<String>,
+    /// Windows that end or break at it.
+    pub windows: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    pub snapshots: usize,
+    pub frames: u64,
+    pub bytes: u64,
+    pub segments: u64,
+    pub problems: Vec<Problem>,
+    /// True things that a person must know: damaged pages, gaps.
+    pub warnings: Vec<String>,
+}
+
+pub struct Request {
+    /// Existence and lengths only.
+    pub quick: bool,
+    pub at_once: usize,
+}
+
+/// Verifies `manifests` (with those that could not be read) and the WAL of their windows.
+pub async fn verify(
+    cluster: &Cluster,
+    archives: &[Archive],
+    manifests: Vec<(String, Result<Manifest, RepoError>)>,
+    request: &Request,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Report, RepoError> {
+    let mut verifier = Verifier {
+        cluster,
+        request,
+        monitor,
+        report: Report::default(),
+        problems: BTreeMap::new(),
+        proven: Arc::new(Mutex::new(HashSet::new())),
+        bad: BTreeMap::new(),
+    };
+    let mut readable = Vec::new();
+    for (id, manifest) in manifests {
+        verifier.report.snapshots += 1;
+        match manifest {
+            Ok(manifest) => readable.push(manifest),
+            Err(error) => verifier.costs(cluster.layout().manifest(&id).to_string(), error.to_string(), &id),
+        }
+    }
+    let total = readable.iter().map(|m| m.totals.new_bytes).sum();
+    verifier.monitor.phase("verify", total);
+    for manifest in &readable {
+        verifier.snapshot(manifest).await?;
+    }
+    for archive in archives {
+        verifier.wal(archive, &readable).await?;
+    }
+    verifier.report.problems = verifier.problems.into_values().collect();
+    Ok(verifier.report)
+}
+
+struct Verifier<'a> {
+    cluster: &'a Cluster,
+    request: &'a Request,
+    monitor: Arc<dyn Monitor>,
+    report: Report,
+    problems: BTreeMap<String, Problem>,
+    proven: Arc<Mutex<HashSet<u64>>>,
+    /// Frames found bad, for the snapshots that share them: too few to count in memory, or the repository is lost.
+    bad: BTreeMap<u64, (String, String)>,
+}
+
+impl Verifier<'_> {
+    fn problem(&mut self, object: String, what: String) -> &mut Problem {
+        let empty = Problem { object: object.clone(), what, snapshots: BTreeSet::new(), windows: BTreeSet::new() };
+        self.problems.entry(object).or_insert(empty)
+    }
+
+    fn costs(&mut self, object: String, what: String, snapshot: &str) {
+        self.problem(object, what).snapshots.insert(snapshot.into());
+    }
+
+    /// Damage becomes a problem of the report; a store that does not answer ends the verification.
+    fn damage<T>(&mut self, result: Result<T, RepoError>, snapshot: &str, object: String) -> Result<Option<T>, RepoError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.is_damage() => {
+                self.costs(object, error.to_string(), snapshot);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn snapshot(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        if !manifest.damaged_pages.is_empty() {
+            let (id, count) = (&manifest.id, manifest.damaged_pages.len());
+            self.report.warnings.push(format!("snapshot {id} holds {count} pages that were damaged in the database already"));
+        }
+        let key = self.cluster.layout().pack_table(&manifest.id).to_string();
+        let packs = manifest.packs(self.cluster).await;
+        let packs = self.damage(packs, &manifest.id, key)?.unwrap_or_default();
+        for (key, what) in presence::missing_packs(self.cluster, &packs).await? {
+            self.costs(key.to_string(), what, &manifest.id);
+        }
+        self.wal_table(manifest).await?;
+        for index in 0..manifest.file_lists.len() {
+            let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
+            if self.request.quick {
+                if self.cluster.storage().stat(&key).await?.is_none() {
+                    self.costs(key.to_string(), "it is missing".into(), &manifest.id);
+                }
+                continue;
+            }
+            let lines = manifest.files(self.cluster, index).await;
+            if let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? {
+                self.files(manifest, &lines).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The segments that make the snapshot consistent, each with the checksum that was seen when it was taken.
+    async fn wal_table(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        let key = self.cluster.layout().wal_table(&manifest.id).to_string();
+        let lines = manifest.wal(self.cluster).await;
+        for SegmentLine(name, sha256) in self.damage(lines, &manifest.id, key)?.unwrap_or_default() {
+            let file = WalFile::Segment(name);
+            let key = self.cluster.layout().wal(manifest.system_identifier, &file).to_string();
+            let trailer = segment::read_trailer(self.cluster, manifest.system_identifier, &file).await;
+            if let Some(trailer) = self.damage(trailer, &manifest.id, key.clone())? {
+                if trailer.sha256 != sha256 {
+                    self.costs(key, "it is not the segment that was there when the snapshot was taken".into(), &manifest.id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn files(&mut self, manifest: &Manifest, lines: &[FileLine]) -> Result<(), RepoError> {
+        let mut frames = Vec::new();
+        let mut far: Vec<(FrameRef, &FileLine)> = Vec::new();
+        for line in lines {
+            let What::File { map, .. } = &line.what else { continue };
+            match map {
+                MapPlace::Map(map) => frames.extend(self.map(manifest, line, map)),
+                MapPlace::MapFrame { frame, .. } => far.push((frame.clone(), line)),
+            }
+            if frames.len() >= BATCH_FRAMES {
+                self.frames(manifest, std::mem::take(&mut frames)).await?;
+            }
+        }
+        // A few maps at a time: each may be a megabyte.
+        for portion in far.chunks(16) {
+            let mut sorted: Vec<FrameRef> = portion.iter().map(|(frame, _)| frame.clone()).collect();
+            fetch::sort(&mut sorted);
+            let maps = fetch::maps(self.cluster, Arc::new(sorted.clone())).await?;
+            for (frame, map) in sorted.iter().zip(maps) {
+                let key = self.cluster.layout().pack(&frame.pack).to_string();
+                let Some(map) = self.damage(map, &manifest.id, key)? else { continue };
+                for (_, line) in portion.iter().filter(|(f, _)| f == frame) {
+                    frames.extend(self.map(manifest, line, &map));
+                }
+            }
+            self.frames(manifest, std::mem::take(&mut frames)).await?;
+        }
+        self.frames(manifest, frames).await
+    }
+
+    /// A map that fits its file; its frames.
+    fn map(&mut self, manifest: &Manifest, line: &FileLine, map: &FileMap) -> Vec<FrameRef> {
+        let What::File { bytes, digest, .. } = &line.what else { return Vec::new() };
+        if map.bytes() != *bytes || map.digest() != *digest || map.defect().is_some() {
+            let key = self.cluster.layout().manifest(&manifest.id).to_string();
+            self.costs(key, format!("the map of {} does not fit the file", line.path), &manifest.id);
+            return Vec::new();
+        }
+        map.frames.clone()
+    }
+
+    async fn frames(&mut self, manifest: &Manifest, mut frames: Vec<FrameRef>) -> Result<(), RepoError> {
+        let mut bad_again = Vec::new();
+        {
+            let proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+            let bad = &self.bad;
+            frames.retain(|frame| {
+                let fingerprint = fingerprint(frame);
+                if let Some(known) = bad.get(&fingerprint) {
+                    bad_again.push(known.clone());
+                    return false;
+                }
+                !proven.contains(&fingerprint)
+            });
+        }
+        for (object, what) in bad_again {
+            self.costs(object, what, &manifest.id);
+        }
+        fetch::sort(&mut frames);
+        let frames = Arc::new(frames);
+        let found = Arc::new(Mutex::new(Vec::new()));
+        let visit = {
+            let (frames, found, proven, monitor) = (frames.clone(), found.clone(), self.proven.clone(), self.monitor.clone());
+            Arc::new(move |index: usize, raw: Result<&[u8], RepoError>| -> Result<(), RepoError> {
+                let frame: &FrameRef = &frames[index];
+                match raw {
+                    Ok(_) => drop(proven.lock().unwrap_or_else(PoisonError::into_inner).insert(fingerprint(frame))),
+                    Err(error) => found.lock().unwrap_or_else(PoisonError::into_inner).push((frame.clone(), error.to_string())),
+                }
+                monitor.advance(u64::from(frame.raw_bytes));
+                Ok(())
+            })
+        };
+        self.report.frames += frames.len() as u64;
+        self.report.bytes += frames.iter().map(|f| u64::from(f.raw_bytes)).sum::<u64>();
+        fetch::each(self.cluster, frames, self.request.at_once, visit).await?;
+        let found = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
+        for (frame, what) in found {
+            let object = self.cluster.layout().pack(&frame.pack).to_string();
+            self.bad.insert(fingerprint(&frame), (object.clone(), what.clone()));
+            self.costs(object, what, &manifest.id);
+        }
+        Ok(())
+    }
+
+    /// Every segment from the first snapshot's start to the end of each window.
+    async fn wal(&mut self, archive: &Archive, manifests: &[Manifest]) -> Result<(), RepoError> {
+        for (name, problem) in &archive.unreadable {
+            self.problem(name.clone(), problem.clone());
+        }
+        let all = windows::windows(archive, manifests).await?;
+        for (snapshot, reason) in &all.unusable {
+            let key = self.cluster.layout().manifest(snapshot).to_string();
+            self.costs(key, reason.clone(), snapshot);
+        }
+        for window in &all.windows {
+            if let Some(missing) = &window.gap_at {
+                self.report
+                    .warnings
+                    .push(format!("WAL segment {missing} is missing: a window ends there, at {}", window.to_time));
+            }
+            self.window(archive, manifests, window).await?;
+        }
+        Ok(())
+    }
+
+    async fn window(&mut self, archive: &Archive, manifests: &[Manifest], window: &Window) -> Result<(), RepoError> {
+        let Some(path) = archive.path(window.timeline) else { return Ok(()) };
+        let of_window = |m: &&Manifest| window.snapshots.contains(&m.id);
+        let starts = manifests.iter().filter(of_window).map(|m| m.start_lsn.segment(archive.segment_bytes));
+        let first = starts.min().unwrap_or(0);
+        let Some(last) = archive.contiguous_end(&path, first) else { return Ok(()) };
+        for number in first..=last {
+            let Some(name) = archive.on_path(&path, number) else { break };
+            self.report.segments += 1;
+            if self.request.quick {
+                continue;
+            }
+            let file = WalFile::Segment(name);
+            if let Err(error) = segment::fetch(self.cluster, archive.system, &file, &mut std::io::sink()).await {
+                if !error.is_damage() {
+                    return Err(error);
+                }
+                let key = self.cluster.layout().wal(archive.system, &file).to_string();
+                let needing = needing(manifests, archive, name, window);
+                let problem = self.problem(key, error.to_string());
+                problem.snapshots.extend(needing);
+                problem.windows.insert(format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Snapshots that are not consistent without this segment.
+fn needing(manifests: &[Manifest], archive: &Archive, name: SegmentName, window: &Window) -> Vec<String> {
+    let number = name.number(archive.segment_bytes).unwrap_or(0);
+    let needs = |m: &&Manifest| {
+        let from = m.start_lsn.segment(archive.segment_bytes);
+        let to = m.stop_lsn.last_segment_before(archive.segment_bytes);
+        window.snapshots.contains(&m.id) && (from..=to).contains(&number)
+    };
+    manifests.iter().filter(needs).map(|m| m.id.clone()).collect()
+}
+
+/// Eight bytes that tell this frame, at this place, from all others.
+fn fingerprint(frame: &FrameRef) -> u64 {
+    let mut bytes = frame.sha256.0.to_vec();
+    bytes.extend_from_slice(frame.pack.as_bytes());
+    bytes.extend_from_slice(&frame.offset.to_le_bytes());
+    bytes.extend_from_slice(&frame.stored_bytes.to_le_bytes());
+    bytes.extend_from_slice(&frame.raw_bytes.to_le_bytes());
+    u64::from_le_bytes(Sha::of(&bytes).0[..8].try_into().expect("eight bytes"))
+}

@@ -1,0 +1,4 @@
+//! What tests need around the crate.
+
+pub mod garage;
+pub mod s3;
