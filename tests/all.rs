@@ -1,5 +1,17 @@
-//! All integration tests, one binary: linking is slow, and nextest gives each test a process of its own anyway.
-#![allow(clippy::unwrap_used)]
+//! All integration tests, in one binary: linking the AWS SDK once is enough.
 
+mod archive;
+mod bad_input;
+mod crash;
+mod format;
+mod main_job;
+mod property;
+mod restore;
+mod snapshot;
 mod storage;
 mod support;
+mod tidy;
+mod variety;
+mod verify;
+mod versions;
+mod wal;

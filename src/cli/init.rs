@@ -74,17 +74,17 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
         if before.as_ref().and_then(|r| r.current()).is_some_and(|h| h.system_identifier == facts.system_identifier) {
             return Ok(Ok(false));
         }
-        if let Some(record) = &before {
-            if !new_history {
-                let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
-                return Ok(Err(format!(
-                    "{:?} is already the name of system {}, and this server is system {}; choose another name with --cluster, or, \
+        if let Some(record) = &before
+            && !new_history
+        {
+            let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
+            return Ok(Err(format!(
+                "{:?} is already the name of system {}, and this server is system {}; choose another name with --cluster, or, \
                      when this server took its place after pg_upgrade or initdb, add --new-history",
-                    cluster.name(),
-                    known.join(", "),
-                    facts.system_identifier
-                )));
-            }
+                cluster.name(),
+                known.join(", "),
+                facts.system_identifier
+            )));
         }
         let mut histories = before.as_ref().map(|r| r.histories.clone()).unwrap_or_default();
         histories.push(History {

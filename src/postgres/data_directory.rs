@@ -273,8 +273,11 @@ fn is_number(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
 
+/// Relation, fork, number of the file.
+type RelationParts<'a> = (&'a [u8], Option<&'a [u8]>, u32);
+
 /// `<relfilenode>[_<fork>][.<file>]`, split.
-fn relation_parts(name: &[u8]) -> Option<(&[u8], Option<&[u8]>, u32)> {
+fn relation_parts(name: &[u8]) -> Option<RelationParts<'_>> {
     let (stem, file) = match name.iter().position(|b| *b == b'.') {
         Some(dot) => {
             let number = &name[dot + 1..];

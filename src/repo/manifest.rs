@@ -126,6 +126,9 @@ pub enum What {
         inode: u64,
         /// Digest of the map, see [`FileMap::digest`].
         digest: Sha,
+        /// SHA-256 of the file, for a small one that shares its frame with others: so that it can be compared.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        content: Option<Sha>,
         #[serde(flatten)]
         map: MapPlace,
     },
@@ -335,7 +338,7 @@ mod tests {
     fn a_line_is_plain_json() {
         let line = FileLine {
             path: "PG_VERSION".into(),
-            what: What::File { bytes: 3, modified_ns: 5, inode: 7, digest: Sha([1; 32]), map: MapPlace::Map(FileMap::default()) },
+            what: What::File { bytes: 3, modified_ns: 5, inode: 7, digest: Sha([1; 32]), content: None, map: MapPlace::Map(FileMap::default()) },
             mode: 0o600,
         };
         let json = String::from_utf8(object::to_json(&line)).unwrap();

@@ -90,17 +90,22 @@ impl Chooser {
 
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
-        let mut parent = None;
-        if let Some(FileLine { path, what: What::File { bytes, modified_ns: modified_before, inode, digest, map }, .. }) = before
+        let (mut parent, mut parent_content) = (None, None);
+        if let Some(FileLine {
+            path,
+            what: What::File { bytes, modified_ns: modified_before, inode, digest, content, map },
+            ..
+        }) = before
         {
             let same = (bytes, modified_before, inode) == (entry.bytes, modified_ns, entry.inode);
             let settled = modified_ns < self.parent_listed_ns - TRUST_AFTER_NS;
             if same && settled && !self.paranoid {
-                let what = What::File { bytes, modified_ns, inode, digest, map };
+                let what = What::File { bytes, modified_ns, inode, digest, content, map };
                 self.monitor.advance(bytes);
                 self.items.push(Item::Keep(Box::new(FileLine { path, what, mode: entry.mode })));
                 return self.send_if_full();
             }
+            parent_content = content.filter(|_| bytes == entry.bytes);
             match map {
                 // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
                 MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => parent = Some(map),
@@ -118,6 +123,7 @@ impl Chooser {
             inode: entry.inode,
             to_the_end,
             parent,
+            parent_content,
         };
         self.bytes += entry.bytes;
         self.items.push(Item::Read(task));

@@ -39,6 +39,8 @@ pub struct Task {
     /// Whether to go on to the end when the file grew: not for WAL-logged files (rule 9).
     pub to_the_end: bool,
     pub parent: Option<FileMap>,
+    /// SHA-256 of the parent's file, where it has one.
+    pub parent_content: Option<Sha>,
 }
 
 /// One line of the file list to be: taken over from the parent, or made by reading.
@@ -105,6 +107,7 @@ struct DraftFile<'a> {
     task: &'a Task,
     runs: Vec<Draft>,
     bytes: u64,
+    content: Option<Sha>,
 }
 
 impl Reader {
@@ -153,7 +156,7 @@ impl Reader {
             Err(source) => return Err(ReadError::Failed(SnapshotError::Read { path, source })),
         };
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        let mut draft = DraftFile { task, runs: Vec::new(), bytes: 0 };
+        let mut draft = DraftFile { task, runs: Vec::new(), bytes: 0, content: None };
         let empty = FileMap::default();
         let parent = task.parent.as_ref().unwrap_or(&empty);
         let mut cursor = Cursor::new(parent);
@@ -261,23 +264,31 @@ impl Reader {
             return Ok(());
         }
         // The header of a damaged page proves nothing.
-        if !damaged && page::lsn(page) < self.terms.parent_start {
-            if let Some(location) = cursor.find(offset, PAGE_BYTES as u64) {
-                if let Some(frame) = location.frame {
-                    let (frame, position) = (frame.clone(), location.position);
-                    draft.runs.push(Draft::Old { frame, position, bytes: PAGE_BYTES as u64 });
-                    return Ok(());
-                }
-            }
+        if !damaged
+            && page::lsn(page) < self.terms.parent_start
+            && let Some(location) = cursor.find(offset, PAGE_BYTES as u64)
+            && let Some(frame) = location.frame
+        {
+            let (frame, position) = (frame.clone(), location.position);
+            draft.runs.push(Draft::Old { frame, position, bytes: PAGE_BYTES as u64 });
+            return Ok(());
         }
         self.new_bytes(page, draft)
     }
 
-    /// A chunk compared by content with the parent's frame at the same place.
+    /// A chunk compared by content with the parent's bytes at the same place: with a frame that it fills, or, when the chunk is
+    /// the whole small file, with the file's own checksum.
     fn whole(&mut self, chunk: &[u8], offset: u64, draft: &mut DraftFile, cursor: &mut Cursor) -> Result<(), ReadError> {
-        if let Some(frame) = cursor.find(offset, chunk.len() as u64).filter(|l| l.position == 0).and_then(|l| l.frame) {
-            if frame.raw_bytes as usize == chunk.len() && frame.sha256 == Sha::of(chunk) {
-                draft.runs.push(Draft::Old { frame: frame.clone(), position: 0, bytes: chunk.len() as u64 });
+        let bytes = chunk.len() as u64;
+        let sha256 = Sha::of(chunk);
+        let is_whole_file = offset == 0 && bytes == draft.task.bytes && bytes < FRAME_BYTES as u64;
+        draft.content = is_whole_file.then_some(sha256);
+        if let Some(location) = cursor.find(offset, bytes)
+            && let Some(frame) = location.frame
+        {
+            let fills_frame = location.position == 0 && u64::from(frame.raw_bytes) == bytes && frame.sha256 == sha256;
+            if fills_frame || (is_whole_file && draft.task.parent_content == Some(sha256)) {
+                draft.runs.push(Draft::Old { frame: frame.clone(), position: location.position, bytes });
                 return Ok(());
             }
         }
@@ -332,7 +343,14 @@ impl Reader {
         let task = draft.task;
         Ok(FileLine {
             path: encode_path(&task.path),
-            what: What::File { bytes: draft.bytes, modified_ns: task.modified_ns, inode: task.inode, digest, map },
+            what: What::File {
+                bytes: draft.bytes,
+                modified_ns: task.modified_ns,
+                inode: task.inode,
+                digest,
+                content: draft.content,
+                map,
+            },
             mode: task.mode,
         })
     }

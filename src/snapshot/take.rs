@@ -361,7 +361,7 @@ impl Snapshot<'_> {
         let mut map = MapBuilder::default();
         map.frame(&frame, 0, bytes);
         let map = map.finish();
-        let what = What::File { bytes, modified_ns: 0, inode: 0, digest: map.digest(), map: MapPlace::Map(map) };
+        let what = What::File { bytes, modified_ns: 0, inode: 0, digest: map.digest(), content: None, map: MapPlace::Map(map) };
         Ok(FileLine { path: CONTROL_PATH.into(), what, mode: 0o600 })
     }
 

@@ -275,10 +275,10 @@ impl<'a> Search<'a> {
         };
         let mut parent = None;
         let matches = |event: &Event| {
-            if let Kind::Commit { xid: top, subtransactions } = &event.kind {
-                if subtransactions.contains(&xid) {
-                    parent = Some(*top);
-                }
+            if let Kind::Commit { xid: top, subtransactions } = &event.kind
+                && subtransactions.contains(&xid)
+            {
+                parent = Some(*top);
             }
             event.xid() == Some(xid)
         };
@@ -301,10 +301,10 @@ impl<'a> Search<'a> {
             self.search(
                 |_| true,
                 |event| {
-                    if let Kind::Commit { xid: top, subtransactions } = &event.kind {
-                        if subtransactions.contains(&xid) {
-                            parent = Some(*top);
-                        }
+                    if let Kind::Commit { xid: top, subtransactions } = &event.kind
+                        && subtransactions.contains(&xid)
+                    {
+                        parent = Some(*top);
                     }
                     parent.is_some()
                 },

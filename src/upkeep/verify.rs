@@ -159,10 +159,10 @@ impl Verifier<'_> {
             let file = WalFile::Segment(name);
             let key = self.cluster.layout().wal(manifest.system_identifier, &file).to_string();
             let trailer = segment::read_trailer(self.cluster, manifest.system_identifier, &file).await;
-            if let Some(trailer) = self.damage(trailer, &manifest.id, key.clone())? {
-                if trailer.sha256 != sha256 {
-                    self.costs(key, "it is not the segment that was there when the snapshot was taken".into(), &manifest.id);
-                }
+            if let Some(trailer) = self.damage(trailer, &manifest.id, key.clone())?
+                && trailer.sha256 != sha256
+            {
+                self.costs(key, "it is not the segment that was there when the snapshot was taken".into(), &manifest.id);
             }
         }
         Ok(())

@@ -103,14 +103,18 @@ impl Drop for Garage {
 }
 
 fn program() -> PathBuf {
-    let tools = std::env::var_os("LASTGOOD_TOOLS").map(PathBuf::from).unwrap_or_else(|| {
+    tools().join("garage-2.5.0/bin/garage")
+}
+
+/// Where `tests/tools/install` puts what is no Debian package.
+pub fn tools() -> PathBuf {
+    std::env::var_os("LASTGOOD_TOOLS").map(PathBuf::from).unwrap_or_else(|| {
         if rustix::process::geteuid().is_root() {
             "/var/cache/lastgood-tools".into()
         } else {
             Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/lastgood-tools")
         }
-    });
-    tools.join("garage-2.5.0/bin/garage")
+    })
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {

@@ -2,3 +2,4 @@
 
 pub mod garage;
 pub mod s3;
+pub mod world;
