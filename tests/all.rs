@@ -1,5 +1,7 @@
 //! All integration tests, in one binary: linking the AWS SDK once is enough.
 
+#![allow(clippy::unwrap_used, reason = "a test that unwraps nothing is a test that failed")]
+
 mod archive;
 mod bad_input;
 mod crash;

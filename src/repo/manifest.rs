@@ -338,7 +338,14 @@ mod tests {
     fn a_line_is_plain_json() {
         let line = FileLine {
             path: "PG_VERSION".into(),
-            what: What::File { bytes: 3, modified_ns: 5, inode: 7, digest: Sha([1; 32]), content: None, map: MapPlace::Map(FileMap::default()) },
+            what: What::File {
+                bytes: 3,
+                modified_ns: 5,
+                inode: 7,
+                digest: Sha([1; 32]),
+                content: None,
+                map: MapPlace::Map(FileMap::default()),
+            },
             mode: 0o600,
         };
         let json = String::from_utf8(object::to_json(&line)).unwrap();

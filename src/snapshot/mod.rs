@@ -1,7 +1,7 @@
 //! Taking a snapshot: one consistent copy of a data directory that costs what changed.
 //!
 //! # The way
-//! [`take`] holds the session and the order of things. [`parent`] finds the snapshot to build on and walks its file lists.
+//! [`take`] holds the session and the order of things; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
 //! [`choose`] walks the data directory beside them and decides what has to be read. [`read`] reads files, checks pages and
 //! cuts frames, on threads of its own. [`pack`] collects frames into packs and stores them. Results come back in the order
 //! of the walk and go to the file lists.
@@ -20,6 +20,7 @@
 //! window of [`choose::WINDOW_JOBS`] jobs between the walk and the lists.
 
 pub mod choose;
+pub mod copy;
 pub mod pack;
 pub mod parent;
 pub mod read;

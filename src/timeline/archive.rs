@@ -153,7 +153,8 @@ impl Archive {
         later.filter(|first| self.on_path(path, *first).is_some()).min()
     }
 
-    /// Summaries of segments on a path, in order; `None` for one that could not be understood when it was archived.
+    /// Summaries of segments on a path, in order; `None` for one that could not be understood when it was archived, or that is
+    /// damaged now.
     pub async fn summaries(
         &self,
         path: &History,
@@ -161,8 +162,12 @@ impl Archive {
     ) -> Result<Vec<(u64, Option<SegmentSummary>)>, RepoError> {
         let names = numbers.into_iter().filter_map(|number| Some((number, self.on_path(path, number)?)));
         let read = |(number, name): (u64, SegmentName)| async move {
-            let trailer = segment::read_trailer(&self.cluster, self.system, &WalFile::Segment(name)).await?;
-            Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok())))
+            match segment::read_trailer(&self.cluster, self.system, &WalFile::Segment(name)).await {
+                Ok(trailer) => Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok()))),
+                // Who needs the segment itself will be told; a listing must not fail for it.
+                Err(error) if error.is_damage() => Ok((number, None)),
+                Err(error) => Err(error),
+            }
         };
         let reads: Vec<_> = names.collect();
         futures::stream::iter(reads).map(read).buffered(16).collect::<Vec<_>>().await.into_iter().collect()

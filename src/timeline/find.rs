@@ -354,7 +354,7 @@ impl<'a> Search<'a> {
                         if matches(&event) {
                             found.push(event);
                         }
-                        !(first && !found.is_empty())
+                        !first || found.is_empty()
                     })
                     .await?;
                     if first && !found.is_empty() {

@@ -1,0 +1,292 @@
+//! The copy itself: the walk, the reading threads, the packs, and the lists, running together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Semaphore, mpsc};
+
+use super::SnapshotError;
+use super::choose::{Chooser, Job, WINDOW_JOBS, WalkError};
+use super::pack::{self, Packer};
+use super::parent::ParentLines;
+use super::read::{Item, Outcome, ReadError, Reader, Terms};
+use super::take::{CONTROL_PATH, Request};
+use crate::monitor::Monitor;
+use crate::postgres::control::ControlFile;
+use crate::postgres::lsn::Lsn;
+use crate::repo::fetch;
+use crate::repo::frame::{Compressor, FRAME_BYTES};
+use crate::repo::manifest::{self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, PackLine, Part, Totals, What};
+use crate::repo::map::MapBuilder;
+use crate::repo::object::Sha;
+use crate::repo::repository::Cluster;
+
+/// What a copy works on.
+pub struct Copy<'a> {
+    pub cluster: &'a Cluster,
+    pub request: &'a Request,
+    pub monitor: Arc<dyn Monitor>,
+    pub directory: PathBuf,
+    pub control: &'a ControlFile,
+    pub id: &'a str,
+}
+
+/// What the copy brought together.
+pub struct Copied {
+    pub lists: Vec<Part>,
+    pub root: Sha,
+    pub packs: Vec<PackLine>,
+    pub totals: Totals,
+    pub damaged: Vec<DamagedPage>,
+}
+
+impl Copy<'_> {
+    /// Copies everything, pg_control last.
+    pub async fn run(&self, parent: Option<&Manifest>) -> Result<Copied, SnapshotError> {
+        let terms = Arc::new(Terms {
+            root: self.directory.clone(),
+            checksums: self.control.data_checksum_version != 0,
+            blocks_per_file: self.control.blocks_per_file,
+            parent_start: parent.map_or(Lsn(0), |p| p.start_lsn),
+            compression_level: self.request.compression_level,
+        });
+        let (finished, packs) = pack::channel();
+        let data = Arc::new(Packer::new(self.id, 'd', finished.clone()));
+        let maps = Arc::new(Packer::new(self.id, 'm', finished));
+        let storing = tokio::spawn(pack::store_all(self.cluster.clone(), packs));
+        let collected = self.collect(parent, terms, &data, &maps).await;
+        if collected.is_ok() {
+            let (data, maps) = (data.clone(), maps.clone());
+            // Fails only when the store did, whose own error counts.
+            let _ = tokio::task::spawn_blocking(move || data.finish().and_then(|()| maps.finish())).await;
+        }
+        drop((data, maps));
+        let stored = match storing.await {
+            Ok(stored) => stored,
+            Err(error) => return Err(SnapshotError::Thread { detail: error.to_string() }),
+        };
+        // When the store failed, the readers only saw that nobody takes their packs.
+        let stored = stored?;
+        let mut collected = collected?;
+        collected.copied.totals.stored_bytes = stored.values().sum();
+        let mut lengths: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        let before = match parent {
+            Some(parent) => parent.packs(self.cluster).await?,
+            None => Vec::new(),
+        };
+        for PackLine(name, bytes) in before {
+            let name: Arc<str> = name.into();
+            if collected.packs.contains(&name) {
+                lengths.insert(name, bytes);
+            }
+        }
+        lengths.extend(stored);
+        collected.copied.packs = pack::table(lengths);
+        Ok(collected.copied)
+    }
+
+    /// Runs the walk and the readers, and writes their lines in order.
+    async fn collect(
+        &self,
+        parent: Option<&Manifest>,
+        terms: Arc<Terms>,
+        data: &Arc<Packer>,
+        maps: &Arc<Packer>,
+    ) -> Result<Collected, SnapshotError> {
+        let (jobs, work) = sync_channel::<Job>(2 * self.request.threads);
+        let window = Arc::new(Semaphore::new(WINDOW_JOBS));
+        let _closed_when_dropped = CloseOnDrop(window.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let chooser = Chooser {
+            root: self.directory.clone(),
+            parent: parent.map(|p| ParentLines::new(self.cluster.clone(), p.clone(), runtime.clone())),
+            parent_listed_ns: parent.map_or(i64::MIN / 2, |p| p.listed_ns),
+            paranoid: self.request.paranoid,
+            jobs,
+            window: window.clone(),
+            runtime: runtime.clone(),
+            monitor: self.monitor.clone(),
+            number: 0,
+            items: Vec::new(),
+            parents: Vec::new(),
+            bytes: 0,
+        };
+        let walking = tokio::task::spawn_blocking(move || chooser.run());
+        let (done, mut results) = mpsc::channel(2 * self.request.threads);
+        let work = Arc::new(Mutex::new(work));
+        let mut reading = Vec::new();
+        for _ in 0..self.request.threads {
+            let worker = Worker {
+                cluster: self.cluster.clone(),
+                runtime: runtime.clone(),
+                monitor: self.monitor.clone(),
+                window: window.clone(),
+            };
+            let reader = Reader::new(terms.clone(), data.clone(), maps.clone());
+            let (work, done) = (work.clone(), done.clone());
+            reading.push(tokio::task::spawn_blocking(move || worker.run_all(reader, &work, &done)));
+        }
+        drop((done, work));
+        let mut lists = Lists::new(self.cluster, self.id, parent);
+        let mut waiting: BTreeMap<u64, (Outcome, tokio::sync::OwnedSemaphorePermit)> = BTreeMap::new();
+        let mut next = 0;
+        while let Some((number, outcome, permit)) = results.recv().await {
+            waiting.insert(number, (outcome, permit));
+            while let Some((outcome, _permit)) = waiting.remove(&next) {
+                lists.add(outcome).await?;
+                next += 1;
+            }
+        }
+        for thread in reading {
+            match thread.await {
+                Ok(Ok(())) | Ok(Err(ReadError::Cancelled)) => {}
+                Ok(Err(ReadError::Failed(error))) => return Err(error),
+                Err(error) => return Err(SnapshotError::Thread { detail: error.to_string() }),
+            }
+        }
+        match walking.await {
+            Ok(Ok(())) => {}
+            Ok(Err(WalkError::Failed(error))) => return Err(error),
+            // Only after a reader failed or the store did, and both have errors of their own.
+            Ok(Err(WalkError::Cancelled)) => return Err(SnapshotError::Thread { detail: "the walk was cancelled".into() }),
+            Err(error) => return Err(SnapshotError::Thread { detail: error.to_string() }),
+        }
+        let control = self.control_line(data.clone()).await?;
+        lists.add(Outcome { lines: vec![control], kept: vec![false], ..Outcome::default() }).await?;
+        lists.finish().await
+    }
+
+    /// pg_control, read until its checksum holds, stored in a frame of its own.
+    async fn control_line(&self, data: Arc<Packer>) -> Result<FileLine, SnapshotError> {
+        let (_, bytes) = ControlFile::read_bytes_stable(&self.directory)?;
+        let level = self.request.compression_level;
+        let stored = tokio::task::spawn_blocking(move || {
+            let stored = Compressor::new(level).compress(&bytes);
+            data.add(stored, bytes.len() as u32, Sha::of(&bytes)).map(|frame| (frame, bytes.len() as u64))
+        });
+        let Ok(Ok((frame, bytes))) = stored.await else {
+            return Err(SnapshotError::Thread { detail: "pg_control could not be stored".into() });
+        };
+        let mut map = MapBuilder::default();
+        map.frame(&frame, 0, bytes);
+        let map = map.finish();
+        let what = What::File { bytes, modified_ns: 0, inode: 0, digest: map.digest(), content: None, map: MapPlace::Map(map) };
+        Ok(FileLine { path: CONTROL_PATH.into(), what, mode: 0o600 })
+    }
+}
+
+/// Ends the walk's waiting when the copy is given up.
+struct CloseOnDrop(Arc<Semaphore>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Everything that [`Snapshot::collect`] brings, before the packs are known.
+struct Collected {
+    copied: Copied,
+    packs: BTreeSet<Arc<str>>,
+}
+
+/// Lines in order, on their way into the file lists, and what is counted on the way.
+struct Lists<'a> {
+    writer: ListWriter<'a>,
+    totals: Totals,
+    damaged: Vec<DamagedPage>,
+    damaged_before: &'a [DamagedPage],
+    packs: BTreeSet<Arc<str>>,
+}
+
+impl<'a> Lists<'a> {
+    fn new(cluster: &'a Cluster, id: &str, parent: Option<&'a Manifest>) -> Self {
+        Lists {
+            writer: ListWriter::new(cluster, id),
+            totals: Totals::default(),
+            damaged: Vec::new(),
+            damaged_before: parent.map_or(&[], |p| &p.damaged_pages),
+            packs: BTreeSet::new(),
+        }
+    }
+
+    async fn add(&mut self, outcome: Outcome) -> Result<(), SnapshotError> {
+        self.totals.read_bytes += outcome.read_bytes;
+        self.totals.new_bytes += outcome.new_bytes;
+        self.damaged.extend(outcome.damaged);
+        for (line, kept) in outcome.lines.iter().zip(&outcome.kept) {
+            if let What::File { bytes, map, .. } = &line.what {
+                self.totals.files += 1;
+                self.totals.raw_bytes += bytes;
+                self.packs.extend(map.packs());
+            }
+            // A file that was not read again keeps the damage that the parent found in it.
+            if *kept {
+                let known = self.damaged_before.iter().filter(|page| page.path == line.path);
+                self.damaged.extend(known.cloned());
+            }
+            self.writer.add(line).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(self) -> Result<Collected, SnapshotError> {
+        let (lists, root) = self.writer.finish().await?;
+        let copied = Copied { lists, root, packs: Vec::new(), totals: self.totals, damaged: self.damaged };
+        Ok(Collected { copied, packs: self.packs })
+    }
+}
+
+/// A reading thread.
+struct Worker {
+    cluster: Cluster,
+    runtime: tokio::runtime::Handle,
+    monitor: Arc<dyn Monitor>,
+    window: Arc<Semaphore>,
+}
+
+type Done = mpsc::Sender<(u64, Outcome, tokio::sync::OwnedSemaphorePermit)>;
+
+impl Worker {
+    /// Ends with the work. When it ends early the walk must not wait for a job that nobody finishes.
+    fn run_all(&self, reader: Reader, work: &Mutex<Receiver<Job>>, done: &Done) -> Result<(), ReadError> {
+        let ran = self.run(reader, work, done);
+        if ran.is_err() {
+            self.window.close();
+        }
+        ran
+    }
+
+    fn run(&self, mut reader: Reader, work: &Mutex<Receiver<Job>>, done: &Done) -> Result<(), ReadError> {
+        loop {
+            let job = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(mut job) = job else { return Ok(()) };
+            self.fetch_parents(&mut job)?;
+            let outcome = reader.job(&job.items)?;
+            let read: u64 = job.items.iter().map(|item| if let Item::Read(task) = item { task.bytes } else { 0 }).sum();
+            self.monitor.advance(read);
+            done.blocking_send((job.number, outcome, job.permit)).map_err(|_| ReadError::Cancelled)?;
+        }
+    }
+
+    /// Maps of large files lie in packs; those of files that changed are fetched now.
+    fn fetch_parents(&self, job: &mut Job) -> Result<(), ReadError> {
+        for (index, frame) in std::mem::take(&mut job.parents) {
+            let fetched = self.runtime.block_on(fetch::maps(&self.cluster, Arc::new(vec![frame])));
+            let map = fetched.and_then(|mut maps| maps.remove(0));
+            let Item::Read(task) = &mut job.items[index] else { continue };
+            match map {
+                Ok(map) if map.frame_bytes() <= 4 * task.bytes + FRAME_BYTES as u64 => task.parent = Some(map),
+                Ok(_) => {}
+                // A damaged map of the parent must not damage this snapshot: the file is stored anew.
+                Err(error) if error.is_damage() => {
+                    self.monitor.warn(&format!("{error}; {} is stored anew", manifest::encode_path(&task.path)));
+                }
+                Err(error) => return Err(ReadError::Failed(error.into())),
+            }
+        }
+        Ok(())
+    }
+}
