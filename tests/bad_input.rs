@@ -1,1 +1,145 @@
-//! bad_input
+//! Bad input gets a clear error that says what, where, and what to do next; nothing is lost and nothing half written stays.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::s3::{self, S3Server};
+use crate::support::world::World;
+
+async fn quiet() -> World {
+    World::bare(15, &["--no-sync"], "", None).await
+}
+
+fn add(world: &World, text: &str) {
+    let before = std::fs::read_to_string(world.config()).unwrap();
+    std::fs::write(world.config(), format!("{before}{text}")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_configuration_names_the_line_and_the_nearest_key() {
+    let world = quiet().await;
+    let good = std::fs::read_to_string(world.config()).unwrap();
+    let lines = good.lines().count();
+    let cases = [
+        ("pushahead = 3\n", "did you mean `push_ahead`?"),
+        ("push_ahead = \"three\"\n", "invalid type"),
+        ("[snapshots]\n", "did you mean `snapshot`?"),
+        ("push_ahead = \n", "line"),
+    ];
+    for (text, words) in cases {
+        std::fs::write(world.config(), format!("{good}{text}")).unwrap();
+        world.refused(&["list"], 3, &[words, &format!("line {}", lines + 1), "lastgood.toml"]);
+    }
+    std::fs::write(world.config(), format!("{good}\n[snapshot]\ncompression_level = 99\n")).unwrap();
+    world.refused(&["list"], 3, &["compression_level is 99", "1 (fast) to 19"]);
+    std::fs::write(world.config(), "").unwrap();
+    world.refused(&["list"], 3, &["no repository is configured", "--repo"]);
+    std::fs::remove_file(world.config()).unwrap();
+    world.refused(&["list"], 3, &["read configuration", "No such file"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_cannot_be_used_says_why() {
+    let mut world = quiet().await;
+    world.refused(&["list"], 4, &["does not exist"]);
+    world.start().await;
+    // Something else lives there.
+    std::fs::create_dir_all(world.repository().join("archive/main")).unwrap();
+    std::fs::write(world.repository().join("archive/main/archive.info"), "pgbackrest").unwrap();
+    for dir in [world.repository(), world.repository().join("archive"), world.repository().join("archive/main")] {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    world.refused(&["init"], 5, &["not empty", "no lastgood repository", "archive"]);
+    world.refused(&["list"], 4, &["holds no lastgood repository", "lastgood init"]);
+    std::fs::remove_dir_all(world.repository()).unwrap();
+    world.ok(&["init", "--apply"]);
+    world.ok(&["init"]);
+    world.refused(&["--cluster", "store", "list"], 4, &["knows no cluster \"store\"", "it knows shop"]);
+    world.refused(&["--cluster", "../x", "list"], 3, &["cannot be used"]);
+    // Read-only for the one who writes.
+    let all = |mode: u32| {
+        for dir in [world.repository(), world.repository().join("clusters"), world.repository().join("clusters/shop")] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    all(0o500);
+    world.refused(&["backup"], 4, &["permission denied"]);
+    world.refused(&["check", "--no-switch"], 9, &["FAILED", "permission denied", "right to create"]);
+    all(0o700);
+    world.ok(&["backup"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_or_foreign_format_is_told_apart_from_damage() {
+    let world = World::new(15).await;
+    let record = world.repository().join("lastgood.json");
+    let good = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, good.replace("\"minimum_reader\": 1", "\"minimum_reader\": 99")).unwrap();
+    world.refused(&["list"], 4, &["format 99", "use a newer lastgood"]);
+    std::fs::write(&record, good.replace("\"seal\": \"none\"", "\"seal\": \"aes-256-gcm\"")).unwrap();
+    world.refused(&["list"], 4, &["sealed", "no key"]);
+    std::fs::write(&record, "{\"hello\": 1}").unwrap();
+    world.refused(&["list"], 7, &["is damaged"]);
+    std::fs::write(&record, &good).unwrap();
+    let snapshot = world.backup(&[]);
+    let manifest = world.repository().join(format!("clusters/shop/snapshots/{}", snapshot["id"].as_str().unwrap()));
+    // The format version stands in the trailer's footer, twelve bytes before the end.
+    crate::support::world::tamper(&manifest, |bytes| {
+        let at = bytes.len() - 12;
+        bytes[at] = 77;
+    });
+    world.refused(&["verify"], 7, &["format 77", "newer lastgood"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_s3_store_that_cannot_be_used_says_why() {
+    let server = S3Server::start().await;
+    let url = format!("s3://{}/x", s3::BUCKET);
+    let world = World::with(15, &[], "", Some((&url, server.config()))).await;
+    world.ok(&["backup"]);
+    let mut wrong = server.config();
+    wrong.credentials_file = Some(server.wrong_credentials_file());
+    world.write_config(Some((&url, wrong)), "");
+    let said = world.refused(&["list"], 4, &["credentials were not accepted"]);
+    assert!(!said.all().to_lowercase().contains("secret"), "{}", said.all());
+    world.write_config(Some(("s3://nobucket/x", server.config())), "");
+    world.refused(&["list"], 4, &["bucket missing"]);
+    let mut dead = server.config();
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    dead.endpoint = Some(format!("http://127.0.0.1:{port}"));
+    world.write_config(Some((&url, dead)), "");
+    let text = std::fs::read_to_string(world.config()).unwrap();
+    std::fs::write(world.config(), text.replace("path_style", "call_timeout_s = 2\npath_style")).unwrap();
+    world.refused(&["list"], 4, &["did not answer properly"]);
+    // Recovery must stop, not end, when the store does not answer (rule 30).
+    world.refused(&["archive-get", "000000010000000000000001", "/tmp/nowhere"], 126, &["did not answer properly"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_be_used_says_why() {
+    let mut world = quiet().await;
+    world.refused(&["init"], 8, &["connect to PostgreSQL"]);
+    assert!(!world.repository().exists(), "nothing is made before the server is known");
+    world.server.configure("archive_mode = off\nwal_level = minimal\nmax_wal_senders = 0").unwrap();
+    world.start().await;
+    let said = world.ok(&["init"]);
+    assert!(said.out.contains("ALTER SYSTEM SET archive_mode = 'on';   -- needs a restart"), "{}", said.out);
+    assert!(said.out.contains("wal_level = 'replica'"), "{}", said.out);
+    world.refused(&["backup"], 8, &["archive_mode is off", "restart"]);
+    world.refused(&["check"], 9, &["FAILED", "archive_mode is off", "wal_level is minimal", "archive_command is empty"]);
+    add(&world, "\n[restore]\nthreads = 0\n");
+    world.refused(&["list"], 3, &["threads is 0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_errors_have_their_own_code() {
+    let world = quiet().await;
+    world.refused(&["backup", "--no-such-flag"], 2, &["--no-such-flag"]);
+    world.refused(&["restore"], 2, &["--to"]);
+    world.refused(&["schedule", "--print", "cron", "--at", "25:00"], 2, &["HH:MM"]);
+    let cron = world.ok(&["schedule", "--print", "cron"]).out;
+    assert!(cron.contains("15 2 * * * postgres") && cron.contains("backup"), "{cron}");
+    let systemd = world.ok(&["schedule", "--print", "systemd"]).out;
+    assert!(systemd.contains("OnCalendar=*-*-* 02:15:00") && systemd.contains("lastgood-verify-shop.timer"), "{systemd}");
+    assert!(world.ok(&["completions", "bash"]).out.contains("archive-push"));
+}

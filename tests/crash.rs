@@ -1,1 +1,144 @@
-//! crash
+//! Every storage call of a snapshot fails once, in every way: the repository stays sound, and the next snapshot succeeds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastgood::monitor::Silent;
+use lastgood::postgres::session::Session;
+use lastgood::repo::repository::Repository;
+use lastgood::snapshot::SnapshotError;
+use lastgood::snapshot::take::{self, Request};
+use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
+use lastgood::storage::fs::DirectoryStorage;
+use lastgood::storage::{Fault, Storage};
+
+use crate::support::world::World;
+
+fn request() -> Request {
+    Request {
+        full: true,
+        paranoid: false,
+        spread_checkpoint: false,
+        data_directory: None,
+        threads: 2,
+        compression_level: 1,
+        archive_timeout: Duration::from_secs(60),
+    }
+}
+
+/// One snapshot through a store with troubles; answers whether it succeeded.
+async fn attempt(world: &World, script: &Script) -> bool {
+    let store = FaultInjection::new(DirectoryStorage::new(world.repository()), script);
+    let store: Arc<dyn Storage> = Arc::new(store);
+    let session = Session::open(&world.server.connection()).await.unwrap();
+    let taken = async {
+        let (cluster, record) = Repository::open(store).await?.registered("shop").await?;
+        take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.map(|_| ())
+    };
+    let taken: Result<(), SnapshotError> = taken.await;
+    taken.is_ok()
+}
+
+/// A world whose cluster is small but not trivial.
+async fn small() -> World {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT i AS x, md5(i::text) AS y FROM generate_series(1, 20000) i").await;
+    world
+}
+
+/// Whatever is committed is whole.
+fn sound(world: &World, what: &str) {
+    let said = world.run(&["verify"]);
+    let fine = said.code == 0 || said.out.contains("there is no snapshot");
+    assert!(fine, "{what}: {}", said.all());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_at_any_call_loses_nothing() {
+    let world = small().await;
+    let script = Script::new();
+    assert!(attempt(&world, &script).await);
+    let calls = script.calls();
+    assert!(calls > 12, "{calls}");
+    let mut failed = 0;
+    for call in 1..=calls {
+        let once = Script::new();
+        once.add(When::Call(call), Trouble::Fail(Fault::Transient));
+        failed += u64::from(!attempt(&world, &once).await);
+        let gone = Script::new();
+        gone.add(When::From(call), Trouble::Fail(Fault::Denied));
+        // Only what tidies up after the manifest may fail without harm.
+        failed += u64::from(!attempt(&world, &gone).await);
+        if call % 4 == 0 {
+            sound(&world, &format!("call {call}"));
+        }
+    }
+    assert!(failed > calls, "the faults were felt: {failed} of {}", 2 * calls);
+    sound(&world, "at the end");
+    world.backup(&[]);
+    let (_server, session) = world.restore("restored", &["--to", "latest"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "20000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_at_any_stage_loses_nothing() {
+    let world = small().await;
+    let script = Script::new();
+    assert!(attempt(&world, &script).await);
+    let whole: u64 =
+        world.objects("clusters/shop/packs").iter().map(|k| std::fs::metadata(world.repository().join(k)).unwrap().len()).sum();
+    let mut stopped = 0;
+    for room in [0, 100, 1000, whole / 4, whole / 2, whole - 100, whole, whole + 20_000, whole + 60_000] {
+        let full = Script::new();
+        full.full_after(room);
+        stopped += u64::from(!attempt(&world, &full).await);
+        sound(&world, &format!("{room} bytes"));
+    }
+    assert!(stopped >= 7, "{stopped}");
+    world.backup(&[]);
+    sound(&world, "at the end");
+}
+
+/// An answer that never comes ends nothing half: the operation is given up from outside, and the next one succeeds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_freezes_can_be_given_up() {
+    let world = small().await;
+    let script = Script::new();
+    assert!(attempt(&world, &script).await);
+    let calls = script.calls();
+    for call in (3..=calls).step_by(4) {
+        for trouble in [Trouble::Freeze, Trouble::DoThenFreeze] {
+            let frozen = Script::new();
+            frozen.add(When::From(call), trouble);
+            let ended = tokio::time::timeout(Duration::from_millis(700), attempt(&world, &frozen)).await;
+            assert!(ended.is_err() || ended == Ok(true), "call {call}");
+            sound(&world, &format!("call {call}"));
+        }
+    }
+    world.backup(&[]);
+    sound(&world, "at the end");
+}
+
+/// The order of writes: nothing refers to what is not there yet, and the manifest is last.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifest_is_written_last() {
+    use lastgood::storage::record::{Operation, Record};
+    let world = small().await;
+    let store = Record::new(DirectoryStorage::new(world.repository()));
+    let log = store.log();
+    let store: Arc<dyn Storage> = Arc::new(store);
+    let session = Session::open(&world.server.connection()).await.unwrap();
+    let (cluster, record) = Repository::open(store).await.unwrap().registered("shop").await.unwrap();
+    log.clear();
+    take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.unwrap();
+    let creates: Vec<String> = log.calls().iter().filter(|c| c.operation == Operation::Create).map(|c| c.key.clone()).collect();
+    let place = |what: &str| creates.iter().rposition(|k| k.contains(what)).unwrap_or_else(|| panic!("{what}: {creates:?}"));
+    assert!(place("/packs/") < place("/snapshots/") && place("/files/") < place("/snapshots/"));
+    assert_eq!(place("/snapshots/"), creates.len() - 1, "{creates:?}");
+    // No listing but short prefixes, and few requests: what a store charges for.
+    let counts = log.counts();
+    assert!(counts.list <= 8 && counts.create <= 12, "{counts:?}");
+    for call in log.calls().iter().filter(|c| c.operation == Operation::List) {
+        assert!(call.key.starts_with("clusters/shop/"), "{call:?}");
+    }
+}
