@@ -49,11 +49,12 @@ pub async fn execute(
     options: &Options,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Restored, RestoreError> {
-    // Looked at again: time has passed since the plan.
-    for tablespace in &plan.tablespaces {
-        place::look(&tablespace.into)?;
+    // Looked at again, all of them before any is touched: time has passed since the plan.
+    let places = || [&plan.into].into_iter().chain(plan.tablespaces.iter().map(|t| &t.into));
+    for place in places() {
+        place::look(place)?;
     }
-    let _lock = place::occupy(&plan.into)?;
+    let _locks = places().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let lease = Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await?;
     let manifest = plan.manifest();
     let owner = new_owner(manifest);
@@ -88,7 +89,9 @@ impl Work<'_> {
     async fn run(&self, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
         let manifest = self.plan.manifest();
         self.own(&self.plan.into)?;
-        self.make_tablespaces()?;
+        for tablespace in &self.plan.tablespaces {
+            self.own(&tablespace.into)?;
+        }
         let mut restored = Restored::default();
         let mut control = None;
         let mut pending = Pending::default();
@@ -148,16 +151,6 @@ impl Work<'_> {
         fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o777)).map_err(failed)?;
         self.own(path)
-    }
-
-    fn make_tablespaces(&self) -> Result<(), RestoreError> {
-        for tablespace in &self.plan.tablespaces {
-            match tablespace.standing {
-                place::Standing::Absent => self.make_directory(&tablespace.into, 0o700)?,
-                place::Standing::Empty | place::Standing::Interrupted => self.own(&tablespace.into)?,
-            }
-        }
-        Ok(())
     }
 
     /// Links are made from the mapping (rule 44).
@@ -229,6 +222,10 @@ impl Work<'_> {
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
         let target = Target { path: temporary.clone(), bytes, mode: control.mode, map };
         write::batch(self.cluster, vec![target], &self.terms).await?;
+        // Before pg_control: a mark in a tablespace of a finished cluster would let a later restore clear it.
+        for tablespace in &self.plan.tablespaces {
+            fs::remove_file(tablespace.into.join(RESTORING_MARK)).map_err(io("finish"))?;
+        }
         durable::publish(&temporary, &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
         fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;
         let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });

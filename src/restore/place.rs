@@ -123,7 +123,8 @@ pub fn check_room(needs: &[(PathBuf, u64)]) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Takes hold of the data directory: makes it, marks it, locks the mark. The lock ends with the value.
+/// Takes hold of a data directory or a tablespace: makes it, marks it, locks the mark, and removes what an interrupted restore
+/// left. The lock ends with the value.
 pub fn occupy(path: &Path) -> Result<fs::File, RestoreError> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
     let io = |doing: &'static str, path: &Path| {
