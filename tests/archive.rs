@@ -54,6 +54,18 @@ async fn a_name_is_stored_once() {
     assert_eq!(before, after);
 }
 
+/// A stored segment that was damaged is not called the same: the server must keep its good copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_object_is_never_the_same() {
+    let world = with_wal().await;
+    let name = segments(&world).pop().unwrap();
+    let file = copied(&world, &name);
+    let object = world.objects("clusters/shop/wal").into_iter().find(|k| k.ends_with(&name)).unwrap();
+    tamper(&world.repository().join(object), |bytes| bytes[200] ^= 1);
+    let said = in_data(&world, &["archive-push", file.to_str().unwrap()]);
+    assert_eq!(said.code, 7, "{}", said.all());
+}
+
 /// Rule 21: another system, another place, another length: refused and never stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_wal_is_refused() {

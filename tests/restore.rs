@@ -113,7 +113,7 @@ async fn a_gap_is_seen_before_the_copy() {
         6,
         &["cannot be reached", &lost, "goes on at"],
     );
-    world.refused(&["verify"], 0, &[&lost]);
+    world.refused(&["verify"], 7, &[&lost, "nothing in this gap can be restored", "breaks the window"]);
     assert_eq!(told.rows("after", &["--to", &told.moments[4].0]).await, "5");
     assert_eq!(told.rows("at", &["--to", &told.first]).await, "0");
 }
@@ -312,4 +312,72 @@ async fn a_restored_directory_is_safe() {
     assert_eq!(std::fs::metadata(&into).unwrap().permissions().mode() & 0o777, 0o700);
     // The original lives on, unharmed.
     assert_eq!(world.value("SELECT count(*) FROM t").await, "100");
+}
+
+/// A tablespace made after the snapshot is made again by replay, where the original has it: never into a living server's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_made_after_the_snapshot_is_not_shared() {
+    let world = World::new(15).await;
+    let first = world.backup(&[]);
+    let space = world.path("space");
+    lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
+    world.sql("CREATE TABLE before AS SELECT 1").await;
+    world.sql("SELECT pg_create_restore_point('before')").await;
+    world.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display())).await;
+    world.sql("CREATE TABLE t TABLESPACE fast AS SELECT generate_series(1, 100) x").await;
+    world.archive().await;
+    let into = world.path("restored");
+    let restore = |to: &str| world.run(&["restore", "--to", to, "--into", into.to_str().unwrap()]);
+    let said = restore("latest");
+    assert_eq!(said.code, 5, "{}", said.all());
+    assert!(said.err.contains("is made here by WAL after the snapshot") && said.err.contains("later snapshot"), "{}", said.err);
+    assert!(!into.exists());
+    assert_eq!(restore(first["id"].as_str().unwrap()).code, 0, "before it, nothing stands in the way");
+    let (_server, session) = world.restore("named", &["--to", "before"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM before").await.unwrap(), "1");
+    // With the place free, as on another host, replay may make it.
+    world.sql("DROP TABLE t").await;
+    let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
+    assert!(oid.parse::<u32>().is_ok());
+    std::fs::rename(&space, world.path("gone")).unwrap();
+    lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
+    let (_server, session) = world.restore("free", &["--to", "latest"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "100");
+}
+
+/// After a fork both futures are listed and verified; a successor is told what its archive lacks.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_futures_of_a_fork_are_windows() {
+    let told = told().await;
+    let world = &told.world;
+    let (mut copy, _session) = world.restore("copy", &["--to", &told.moments[3].1, "--target-action", "promote"]).await;
+    world.sql("INSERT INTO t VALUES (7)").await;
+    world.archive().await;
+    // The copy becomes a successor beside its original: declared, archiving on.
+    copy.stop(lastgood::postgres::scratch::Stop::Fast);
+    std::fs::remove_file(world.path("copy").join("lastgood.restored")).unwrap();
+    let auto = world.path("copy").join("postgresql.auto.conf");
+    let text = std::fs::read_to_string(&auto).unwrap().replace("archive_mode = 'off'", "archive_mode = 'on'");
+    std::fs::write(&auto, text).unwrap();
+    copy.start().await.unwrap();
+    let config = std::fs::read_to_string(world.config()).unwrap();
+    let own = world.server.sockets().display().to_string();
+    std::fs::write(world.config(), config.replace(&own, &copy.sockets().display().to_string())).unwrap();
+    let said = world.refused(&["backup"], 8, &["the history file 00000002.history", "archive-push pg_wal/00000002.history"]);
+    assert!(world.objects("clusters/shop/snapshots").len() == 2, "{}", said.all());
+    world.refused(&["check"], 9, &["00000002.history"]);
+    let push = crate::support::world::said(world.command(&["archive-push", "pg_wal/00000002.history"]).current_dir(copy.data()));
+    assert_eq!(push.code, 0, "{}", push.all());
+    let snapshot = world.backup(&[]);
+    let listing = world.ok(&["--json", "list"]).json();
+    let windows = listing["histories"][0]["windows"].as_array().unwrap().clone();
+    let of = |timeline: u64| windows.iter().filter(move |w| w["timeline"] == timeline).cloned().collect::<Vec<_>>();
+    assert!(!of(1).is_empty() && !of(2).is_empty(), "{windows:#?}");
+    let newest = of(2).iter().any(|w| w["snapshots"].as_array().unwrap().contains(&snapshot["id"]) && w["to_lsn"].is_string());
+    assert!(newest, "{windows:#?}");
+    world.ok(&["verify"]);
+    let (_first, session) = world.restore("first", &["--to", "latest", "--timeline", "1"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "7");
+    let (_second, session) = world.restore("second", &["--to", "latest"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "4");
 }

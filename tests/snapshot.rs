@@ -20,7 +20,7 @@ async fn a_damaged_page_is_reported_and_older_copies_stay() {
     let said = world.refused(&["--json", "backup"], 7, &["page 3 of", &path]);
     let snapshot = &said.json()["snapshot"];
     assert_eq!(snapshot["damaged_pages"][0]["block"], 3);
-    assert!(world.ok(&["list"]).out.contains("1 pages"));
+    assert!(world.ok(&["list"]).out.contains("1 page "));
     // What is known stays known although the file is not read again.
     let third = world.refused(&["--json", "backup"], 7, &[]);
     assert_eq!(third.json()["snapshot"]["damaged_pages"].as_array().unwrap().len(), 1);

@@ -59,9 +59,9 @@ fn show(manifest: &Manifest, seconds: f64) {
     let totals = &manifest.totals;
     output::line(format!("snapshot {} is complete, after {}", manifest.id, output::duration(seconds)));
     output::line(format!(
-        "  {} in {} files; read {}, new {}, stored {}",
+        "  {} in {}; read {}, new {}, stored {}",
         output::bytes(totals.raw_bytes),
-        totals.files,
+        output::count(totals.files, "file"),
         output::bytes(totals.read_bytes),
         output::bytes(totals.new_bytes),
         output::bytes(totals.stored_bytes)
@@ -75,8 +75,8 @@ fn show(manifest: &Manifest, seconds: f64) {
     ));
     if !manifest.damaged_pages.is_empty() {
         output::line(format!(
-            "  {} pages are damaged in the database itself: keep older snapshots, and look at the named relations now",
-            manifest.damaged_pages.len()
+            "  {} damaged in the database itself: keep older snapshots, and look at the named relations now",
+            output::count(manifest.damaged_pages.len() as u64, "page")
         ));
     }
 }

@@ -11,7 +11,7 @@ use crate::upkeep::check::{self, Finding, Findings, Level};
 ///
 /// One line for each finding, with the mend. Exits with 9 when anything failed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lastgood check\n  lastgood check --json | jq 'select(.level != \"ok\")'")]
+#[command(after_help = "Example:\n  lastgood check\n  lastgood check --json | jq 'select(.finding.level != \"ok\")'")]
 pub struct Args {
     /// Do not switch a WAL segment and wait for it
     #[arg(long)]
@@ -52,7 +52,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let worst = findings.worst();
     for finding in &findings.0 {
-        if global.json { output::json(finding) } else { show(finding) }
+        if global.json {
+            output::json(&serde_json::json!({ "event": "finding", "finding": finding }));
+        } else {
+            show(finding);
+        }
     }
     Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::output;
+use super::{output, progress};
 use crate::config::{self, Config};
 use crate::postgres::session::{Connection, Secret, Session, Tls};
 use crate::repo::manifest::Manifest;
@@ -112,13 +112,13 @@ impl Place {
         Ok(Place { config, repository, cluster, record })
     }
 
-    /// Manifests that can be read, oldest first; the others are named on standard error.
-    pub async fn manifests(&self) -> anyhow::Result<Vec<Manifest>> {
+    /// Manifests that can be read, oldest first; the others are named in a warning.
+    pub async fn manifests(&self, json: bool) -> anyhow::Result<Vec<Manifest>> {
         let mut readable = Vec::new();
         for (id, manifest) in self.cluster.manifests().await? {
             match manifest {
                 Ok(manifest) => readable.push(manifest),
-                Err(error) => eprintln!("warning: snapshot {id} is left out: {error}"),
+                Err(error) => progress::monitor(json).warn(&format!("snapshot {id} is left out: {error}")),
             }
         }
         Ok(readable)

@@ -151,7 +151,7 @@ async fn apply(session: &Session, settings: &[Setting]) -> anyhow::Result<()> {
 fn show(settings: &[Setting], applied: bool) {
     let changes: Vec<&Setting> = settings.iter().filter(|s| s.change).collect();
     if changes.is_empty() {
-        output::line("settings: all as they should be. Next: lastgood check");
+        output::line("settings: all as they should be. Next: lastgood backup, then lastgood check");
         return;
     }
     output::line(if applied {
@@ -165,10 +165,10 @@ fn show(settings: &[Setting], applied: bool) {
     }
     let needs_restart = changes.iter().any(|s| s.restart);
     let then = match (applied, needs_restart) {
-        (true, true) => "restart the server once, then run: lastgood check",
-        (true, false) => "next: lastgood check",
-        (false, true) => "then restart the server once, and run: lastgood check",
-        (false, false) => "then SELECT pg_reload_conf(); and run: lastgood check",
+        (true, true) => "restart the server once, then run: lastgood backup, and lastgood check",
+        (true, false) => "next: lastgood backup, then lastgood check",
+        (false, true) => "then restart the server once, and run: lastgood backup, then lastgood check",
+        (false, false) => "then SELECT pg_reload_conf(); and run: lastgood backup, then lastgood check",
     };
     output::line(then);
 }

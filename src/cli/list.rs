@@ -61,12 +61,12 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
 fn show(listing: &Listing) {
     for history in &listing.histories {
         output::line(format!(
-            "cluster {}, PostgreSQL {}, system {}: {} snapshots, {} WAL segments",
+            "cluster {}, PostgreSQL {}, system {}: {}, {}",
             listing.cluster,
             history.major,
             history.system_identifier,
-            history.snapshots.len(),
-            history.wal_segments
+            output::count(history.snapshots.len() as u64, "snapshot"),
+            output::count(history.wal_segments, "WAL segment")
         ));
         if history.snapshots.is_empty() {
             output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
@@ -88,7 +88,7 @@ fn snapshots(manifests: &[Manifest]) -> Table {
         let took = m.stop_time.duration_since(m.start_time).as_secs_f64();
         let damage = match m.damaged_pages.len() {
             0 => "none".to_string(),
-            count => format!("{count} pages"),
+            count => output::count(count as u64, "page"),
         };
         table.add_row([
             m.id.clone(),

@@ -36,6 +36,12 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// `1 snapshot`, `3 snapshots`
+pub fn count(number: impl Into<u64>, what: &str) -> String {
+    let number = number.into();
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// `2026-11-21 04:15:00Z`
 pub fn time(at: Timestamp) -> String {
     crate::clock::seconds(at)
@@ -72,6 +78,11 @@ mod tests {
     fn words_are_quoted_for_the_shell() {
         let words = ["a b".to_string(), "it's".into(), "/x/y".into(), String::new()];
         assert_eq!(shell_words(&words), r"'a b' 'it'\''s' /x/y ''");
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!((count(1u64, "page"), count(0u64, "page")), ("1 page".into(), "0 pages".into()));
     }
 
     #[test]

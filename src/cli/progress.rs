@@ -56,11 +56,14 @@ impl Monitor for Bar {
     }
 
     fn note(&self, text: &str) {
-        self.with(|bar| bar.suspend(|| eprintln!("{text}")));
+        match self.current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
     }
 
     fn warn(&self, text: &str) {
-        self.with(|bar| bar.suspend(|| eprintln!("warning: {text}")));
+        self.note(&format!("warning: {text}"));
     }
 }
 

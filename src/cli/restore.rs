@@ -12,7 +12,7 @@ use crate::postgres::settings::TargetAction;
 use crate::restore::execute::{self, Options};
 use crate::restore::plan::{self, Plan, Request};
 use crate::timeline::archive::Archive;
-use crate::timeline::target::Target;
+use crate::timeline::target::{Target, TargetError};
 
 /// Restore to a moment: shows the plan first, writes only into an empty place
 #[derive(Debug, clap::Args)]
@@ -62,7 +62,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let target: Target = args.to.parse()?;
     let timeline = timeline(args.timeline.as_deref())?;
     let place = Place::open(global).await?;
-    let manifests = place.manifests().await?;
+    let manifests = place.manifests(global.json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
     let wanted = if let Target::Snapshot(id) = &target { of_snapshot(id) } else { None };
@@ -117,7 +117,10 @@ fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
         None | Some("latest") => Ok(None),
         Some(hex) => match u32::from_str_radix(hex, 16) {
             Ok(number) if number > 0 => Ok(Some(Timeline(number))),
-            _ => Err(anyhow::anyhow!("--timeline {hex}: write it in hex as in the names of WAL files, like 2 or 0000000A")),
+            _ => {
+                let problem = "write it in hex as in the names of WAL files, like 2 or 0000000A".into();
+                Err(TargetError::Bad { text: hex.into(), kind: "timeline", problem }.into())
+            }
         },
     }
 }
@@ -155,13 +158,19 @@ fn show_plan(plan: &Plan) {
         ));
     }
     output::line(format!(
-        "  size       {} in {} files, {} WAL segments to replay, PostgreSQL {}",
+        "  size       {} in {}, {} to replay, PostgreSQL {}",
         output::bytes(plan.bytes),
-        plan.files,
-        plan.wal_segments,
+        output::count(plan.files, "file"),
+        output::count(plan.wal_segments, "WAL segment"),
         plan.major
     ));
     output::line(format!("  then       {}; archiving is off in the restored cluster", then(plan.action)));
+    if plan.action == TargetAction::Pause && !plan.inclusive {
+        output::line(
+            "  note       while the server pauses, the transaction at the target still holds its locks: a query on what it dropped",
+        );
+        output::line("             waits until the server is resumed. With --target-action promote it does not.");
+    }
     if plan.damaged_pages > 0 {
         output::line(format!(
             "  warning    {} pages were damaged in the database when this snapshot was taken",

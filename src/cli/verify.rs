@@ -64,13 +64,14 @@ fn show(report: &Report, quick: bool) {
     }
     let how = if quick { "listed" } else { "read and proven" };
     output::line(format!(
-        "{} snapshots, {} frames ({}), {} WAL segments {how}: {}",
-        report.snapshots,
-        report.frames,
+        "{}, {} ({}), {} {how}: {}",
+        output::count(report.snapshots as u64, "snapshot"),
+        output::count(report.frames, "frame"),
         output::bytes(report.bytes),
-        report.segments,
+        output::count(report.segments, "WAL segment"),
         match report.problems.len() {
             0 => "all sound".to_string(),
+            1 => "1 object is damaged or missing".to_string(),
             count => format!("{count} objects are damaged or missing"),
         }
     ));

@@ -83,6 +83,8 @@ pub struct Facts {
     pub archive_library: String,
     pub archive_timeout_s: u32,
     pub config_file: PathBuf,
+    /// Settings that were changed and need a restart.
+    pub pending_restart: Vec<String>,
     /// The server's clock, and how far the host's is from it, in seconds.
     pub now: Timestamp,
     pub clock_skew_s: f64,
@@ -167,6 +169,7 @@ impl Session {
         let now = timestamp(row.get(6));
         let skew = crate::clock::now().duration_since(now).as_secs_f64();
         let settings = Settings { session: self, role: role.clone() };
+        let pending = self.value("SELECT coalesce(string_agg(name, ','), '') FROM pg_settings WHERE pending_restart").await?;
         let segment: u64 = settings.number("wal_segment_size").await?;
         Ok(Facts {
             version_num: row.get::<_, i32>(0) as u32,
@@ -185,6 +188,7 @@ impl Session {
             archive_command: settings.text("archive_command").await?,
             archive_library: if self.major >= 15 { settings.text("archive_library").await? } else { String::new() },
             archive_timeout_s: settings.number("archive_timeout").await? as u32,
+            pending_restart: pending.split(',').map(str::to_string).collect(),
             config_file: settings.text("config_file").await?.into(),
             role,
             now,
@@ -245,12 +249,6 @@ impl Session {
         Ok(ArchiverState { archived: row.get(0), failed: row.get(1), last_archived: row.get(2), last_failed: row.get(3) })
     }
 
-    /// Bytes of all databases, as the server counts them.
-    pub async fn database_bytes(&self) -> Result<u64, SessionError> {
-        let sql = "SELECT coalesce(sum(pg_database_size(oid)), 0)::int8 FROM pg_database WHERE datallowconn";
-        Ok(self.one("ask the size of the databases", sql).await?.get::<_, i64>(0) as u64)
-    }
-
     /// Which of the functions a backup needs this role may not call.
     pub async fn missing_grants(&self) -> Result<Vec<String>, SessionError> {
         let (start, stop) = if self.major >= 15 {
@@ -279,12 +277,12 @@ impl Session {
         self.execute("reload the settings", "SELECT pg_reload_conf()").await
     }
 
-    /// Runs SQL of the caller's; for the demo and for tests.
+    /// Runs SQL that answers nothing; for the demo and for tests.
     pub async fn run(&self, sql: &str) -> Result<(), SessionError> {
         self.execute("run SQL", sql).await
     }
 
-    /// The first column of the first row, as text; for the demo and for tests.
+    /// The first column of the first row, as text.
     pub async fn value(&self, sql: &str) -> Result<String, SessionError> {
         let doing = "run SQL";
         let rows = self.client.simple_query(sql).await.map_err(|e| self.error(doing, e))?;

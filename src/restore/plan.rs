@@ -101,9 +101,10 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
     };
     let found = find::find(archive, manifests, &question).await?;
     let manifest = &found.snapshot;
-    let tablespaces = tablespaces(manifest, request)?;
     let standing = place::look(&request.into)?;
+    let tablespaces = tablespaces(manifest, request)?;
     check_apart(&request.into, &tablespaces)?;
+    check_created(archive, &found).await?;
     let packs = manifest.packs(cluster).await?;
     let missing = presence::missing_packs(cluster, &packs).await?;
     if !missing.is_empty() {
@@ -146,11 +147,47 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
     })
 }
 
+/// Tablespaces that were made after the snapshot: replay links them to where the original has them, and writes there. Allowed only
+/// into an empty directory, so that a restore beside a living server never writes into its files.
+async fn check_created(archive: &Archive, found: &Found) -> Result<(), RestoreError> {
+    let first = found.snapshot.start_lsn.segment(archive.segment_bytes);
+    let stop = match found.recovery {
+        RecoveryTarget::Lsn { lsn, .. } => lsn,
+        RecoveryTarget::Immediate => found.snapshot.stop_lsn,
+        RecoveryTarget::End => Lsn(u64::MAX),
+    };
+    for portion in (first..=found.last_segment).collect::<Vec<_>>().chunks(256) {
+        for (_, summary) in archive.summaries(&found.path, portion.iter().copied()).await? {
+            for made in summary.map(|s| s.tablespaces).unwrap_or_default().into_iter().filter(|made| made.lsn <= stop) {
+                // One that the snapshot has is linked from the mapping.
+                if found.snapshot.tablespaces.iter().any(|t| t.oid == made.oid.to_string()) {
+                    continue;
+                }
+                let path = PathBuf::from(&made.location);
+                let problem = match place::look(&path) {
+                    Ok(Standing::Empty) => continue,
+                    Ok(_) => "it does not exist".to_string(),
+                    Err(RestoreError::Place { problem, .. }) => problem,
+                    Err(error) => return Err(error),
+                };
+                let problem = format!("tablespace {} is made here by WAL after the snapshot, and {problem}", made.oid);
+                let mend = "restore from a later snapshot or to an earlier moment, or make it an empty directory";
+                return Err(RestoreError::Place { path, problem, mend });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The mapping of tablespaces, with each place looked at.
 fn tablespaces(manifest: &Manifest, request: &Request) -> Result<Vec<TablespacePlan>, RestoreError> {
     let known: Vec<String> = manifest.tablespaces.iter().map(|t| t.oid.clone()).collect();
     if let Some((oid, _)) = request.tablespaces.iter().find(|(oid, _)| !known.contains(oid)) {
         return Err(RestoreError::UnknownTablespace { oid: oid.clone(), snapshot: manifest.id.clone(), known });
+    }
+    if let Some(below) = request.tablespaces_below.as_ref().filter(|dir| !dir.is_dir()) {
+        let problem = "this directory for tablespaces does not exist".into();
+        return Err(RestoreError::Place { path: below.clone(), problem, mend: "make it first" });
     }
     let mut plans = Vec::new();
     for link in &manifest.tablespaces {

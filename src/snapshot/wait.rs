@@ -67,13 +67,27 @@ pub async fn prove_archiving(
     let name: SegmentName =
         switched.parse().map_err(|_| SnapshotError::Archiving { reason: format!("no segment name: {switched:?}") })?;
     match for_segment(cluster, system, name, session, timeout).await {
-        Ok(_) => Ok(name),
+        Ok(_) => history_is_there(cluster, system, name).await.map(|()| name),
         Err(SnapshotError::WalMissing { waited_s, reason, .. }) => {
             let reason = format!("segment {name} did not reach the repository within {waited_s} s; {reason}");
             Err(SnapshotError::Archiving { reason })
         }
         Err(error) => Err(error),
     }
+}
+
+/// A server that was promoted while archiving was off never archived the history of its timeline.
+async fn history_is_there(cluster: &Cluster, system: SystemId, name: SegmentName) -> Result<(), SnapshotError> {
+    let file = WalFile::History(name.timeline);
+    // The first timeline has none.
+    if name.timeline.0 == 1 || object::absent(segment::read_trailer(cluster, system, &file).await)?.is_some() {
+        return Ok(());
+    }
+    let reason = format!(
+        "the history file {file} of the server's timeline is not in the repository (the server was promoted while archiving was \
+         off?); store it once, in the data directory, with: lastgood archive-push pg_wal/{file}"
+    );
+    Err(SnapshotError::Archiving { reason })
 }
 
 /// Waits for every segment that a snapshot needs, and the history of its timeline; answers them with their checksums.

@@ -229,7 +229,7 @@ impl<'a> Search<'a> {
     async fn time(&self, time: Timestamp) -> Result<Found, FindError> {
         let now = clock::now();
         if time > now {
-            return Err(FindError::Future { target: self.target.clone(), now: now.to_string() });
+            return Err(FindError::Future { target: self.target.clone(), now: clock::seconds(now) });
         }
         let candidate = self.candidates.iter().rev().find(|(m, _)| m.stop_time <= time);
         let (snapshot, end) = candidate.copied().ok_or_else(|| self.before_first())?;

@@ -38,33 +38,55 @@ pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Window
     // Timeline and last segment of each window: what tells two windows apart.
     let mut ends: Vec<(Timeline, u64)> = Vec::new();
     for manifest in manifests.iter().filter(|m| m.system_identifier == archive.system) {
-        let Some(path) = furthest_path(archive, manifest) else {
-            all.unusable.push((manifest.id.clone(), format!("the history file of timeline {} is missing", manifest.timeline)));
-            continue;
-        };
-        let end = match find::reached(archive, &path, manifest) {
-            Ok(end) => end,
-            Err(error) => {
-                all.unusable.push((manifest.id.clone(), error.to_string()));
-                continue;
+        let mut reached = false;
+        let mut problem = format!("the history file of timeline {} is missing", manifest.timeline);
+        for (path, end) in futures(archive, manifest, &mut problem) {
+            reached = true;
+            let key = (path.timeline(), end);
+            match ends.iter().position(|known| *known == key) {
+                Some(at) => join(&mut all.windows[at], manifest),
+                None => {
+                    ends.push(key);
+                    all.windows.push(window(archive, &path, manifest, end).await?);
+                }
             }
-        };
-        let key = (path.timeline(), end);
-        if let Some(at) = ends.iter().position(|known| *known == key) {
-            all.windows[at].snapshots.push(manifest.id.clone());
-            continue;
         }
-        ends.push(key);
-        all.windows.push(window(archive, &path, manifest, end).await?);
+        if !reached {
+            all.unusable.push((manifest.id.clone(), problem));
+        }
     }
     Ok(all)
 }
 
-/// The newest timeline whose path leads through the snapshot and has WAL.
-fn furthest_path(archive: &Archive, manifest: &Manifest) -> Option<History> {
-    let paths = archive.timelines().into_iter().rev().filter_map(|timeline| archive.path(timeline));
-    let mut through = paths.filter(|path| path.contains(manifest.timeline, manifest.stop_lsn));
-    through.next().or_else(|| archive.path(manifest.timeline))
+/// Every timeline to which a snapshot can be rolled forward, with the last segment that is reached on it. A timeline that was left
+/// at a fork, and has nothing behind it, is only the beginning of the one that followed and not listed.
+fn futures(archive: &Archive, manifest: &Manifest, problem: &mut String) -> Vec<(History, u64)> {
+    let paths = archive.timelines().into_iter().filter_map(|timeline| archive.path(timeline));
+    let mut found = Vec::new();
+    for path in paths.filter(|path| path.contains(manifest.timeline, manifest.stop_lsn)) {
+        match find::reached(archive, &path, manifest) {
+            Ok(end) => found.push((path, end)),
+            Err(error) => *problem = error.to_string(),
+        }
+    }
+    let is_beginning = |(path, end): &(History, u64)| {
+        found.iter().any(|(other, other_end)| match other.left(path.timeline()) {
+            Some(Some(fork)) => *end <= fork.segment(archive.segment_bytes) && *other_end >= *end,
+            _ => false,
+        })
+    };
+    let keep: Vec<bool> = found.iter().map(|future| !is_beginning(future)).collect();
+    let mut keep = keep.into_iter();
+    found.retain(|_| keep.next().unwrap_or(true));
+    found
+}
+
+/// A later snapshot of the same window: at least its own stop can be reached.
+fn join(window: &mut Window, manifest: &Manifest) {
+    window.snapshots.push(manifest.id.clone());
+    if manifest.stop_lsn > window.to_lsn {
+        (window.to_time, window.to_lsn) = (manifest.stop_time, manifest.stop_lsn);
+    }
 }
 
 async fn window(archive: &Archive, path: &History, manifest: &Manifest, end: u64) -> Result<Window, RepoError> {

@@ -108,6 +108,9 @@ fn settings(findings: &mut Findings, facts: &Facts) {
         findings.ok("settings", format!("wal_level is {}", facts.wal_level));
     }
     match facts.archive_mode.as_str() {
+        "off" if facts.pending_restart.iter().any(|name| name == "archive_mode") => {
+            findings.fail("settings", "archive_mode is set, but off until the server is restarted", "restart the server");
+        }
         "off" => {
             findings.fail("settings", "archive_mode is off", "ALTER SYSTEM SET archive_mode = 'on', then restart the server")
         }
@@ -118,7 +121,9 @@ fn settings(findings: &mut Findings, facts: &Facts) {
         ),
         _ => findings.ok("settings", "archive_mode is on"),
     }
-    if !facts.archive_library.is_empty() {
+    if facts.archive_mode == "off" {
+        // The server does not show the command then.
+    } else if !facts.archive_library.is_empty() {
         let what = format!("archive_library is {:?}, so archive_command is not called", facts.archive_library);
         findings.fail("settings", what, "ALTER SYSTEM RESET archive_library, then reload");
     } else if facts.archive_command.is_empty() || facts.archive_command == "(disabled)" {

@@ -43,7 +43,7 @@ pub struct Report {
     pub bytes: u64,
     pub segments: u64,
     pub problems: Vec<Problem>,
-    /// True things that a person must know: damaged pages, gaps.
+    /// True things that a person must know: damaged pages.
     pub warnings: Vec<String>,
 }
 
@@ -103,6 +103,8 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     fn problem(&mut self, object: String, what: String) -> &mut Problem {
+        // Errors name their object; a problem has it beside.
+        let what = what.strip_prefix(&format!("{object} is damaged: ")).map_or(what.clone(), str::to_string);
         let empty = Problem { object: object.clone(), what, snapshots: BTreeSet::new(), windows: BTreeSet::new() };
         self.problems.entry(object).or_insert(empty)
     }
@@ -265,9 +267,13 @@ impl Verifier<'_> {
         }
         for window in &all.windows {
             if let Some(missing) = &window.gap_at {
-                self.report
-                    .warnings
-                    .push(format!("WAL segment {missing} is missing: a window ends there, at {}", window.to_time));
+                let key = match missing.parse() {
+                    Ok(name) => self.cluster.layout().wal(archive.system, &WalFile::Segment(name)).to_string(),
+                    Err(_) => missing.clone(),
+                };
+                let what = "it is missing, and later segments are there: nothing in this gap can be restored".into();
+                let broken = format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
+                self.problem(key, what).windows.insert(broken);
             }
             self.window(archive, manifests, window).await?;
         }

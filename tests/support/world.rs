@@ -10,8 +10,6 @@ use lastgood::config::S3;
 use lastgood::postgres::owner::Ids;
 use lastgood::postgres::scratch::{self, Scratch};
 use lastgood::postgres::session::Session;
-use lastgood::repo::repository::{Cluster, Repository};
-use lastgood::storage::fs::DirectoryStorage;
 
 /// Longest that anything is waited for; a condition is asked for all the while.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -241,12 +239,6 @@ impl World {
     /// A server on a directory of this world, not started.
     pub fn restored(&self, name: &str) -> Scratch {
         Scratch::new(&self.bin, &self.path(name), &self.path(&format!("{name}.sockets")), self.user).unwrap()
-    }
-
-    /// The cluster in the directory repository, to look behind the program's back.
-    pub async fn cluster(&self) -> Cluster {
-        let storage = std::sync::Arc::new(DirectoryStorage::new(self.repository()));
-        Repository::open(storage).await.unwrap().cluster("shop")
     }
 
     /// Files of the repository below `prefix`, as keys.

@@ -22,9 +22,10 @@ pub const RECORD_HEADER_BYTES: usize = 24;
 /// `XLogRecordMaxSize`, since 16; nothing longer was ever readable.
 const RECORD_MAX_BYTES: u32 = 1020 << 20;
 
-/// Resource managers whose payload we read: `RM_XLOG_ID` and `RM_XACT_ID`.
+/// Resource managers whose payload we read: `RM_XLOG_ID`, `RM_XACT_ID` and `RM_TBLSPC_ID`.
 pub const RM_XLOG: u8 = 0;
 pub const RM_TRANSACTION: u8 = 1;
+pub const RM_TABLESPACE: u8 = 5;
 /// `XLOG_SWITCH`.
 const SWITCH: u8 = 0x40;
 
@@ -36,8 +37,8 @@ pub struct Record<'a> {
     pub resource_manager: u8,
     /// `xl_info`; the upper four bits belong to the resource manager.
     pub info: u8,
-    /// Everything after the record header; empty for a record that crosses pages and is none of [`RM_XLOG`] or
-    /// [`RM_TRANSACTION`].
+    /// Everything after the record header; empty for a record that crosses pages and is none of [`RM_XLOG`],
+    /// [`RM_TRANSACTION`] or [`RM_TABLESPACE`].
     pub payload: &'a [u8],
 }
 
@@ -227,7 +228,7 @@ impl Unfinished {
         let (header, payload) = bytes.split_at(missing);
         self.header.extend_from_slice(header);
         self.crc = crc32c::crc32c_append(self.crc, payload);
-        if matches!(self.header.get(17), Some(&RM_XLOG | &RM_TRANSACTION)) {
+        if matches!(self.header.get(17), Some(&RM_XLOG | &RM_TRANSACTION | &RM_TABLESPACE)) {
             self.payload.extend_from_slice(payload);
         }
     }

@@ -1,12 +1,14 @@
-//! What a restore target can mean: commits, aborts and restore points; and their summary for one segment.
+//! What a restore target can mean: commits, aborts and restore points; tablespaces that replay will make; and the summary of
+//! all that for one segment.
 //!
 //! Source: `src/include/access/xact.h` (`xl_xact_commit`, `xl_xact_abort`, `XACT_XINFO_*`), `xlogrecord.h` (block headers),
-//! `src/include/catalog/pg_control.h` (`XLOG_RESTORE_POINT`), `xlog_internal.h` (`xl_restore_point`).
+//! `src/include/catalog/pg_control.h` (`XLOG_RESTORE_POINT`), `xlog_internal.h` (`xl_restore_point`), `commands/tablespace.h`
+//! (`xl_tblspc_create_rec`).
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::reader::{End, PAGE_BYTES, RM_TRANSACTION, RM_XLOG, Record, Walk};
+use super::reader::{End, PAGE_BYTES, RM_TABLESPACE, RM_TRANSACTION, RM_XLOG, Record, Walk};
 use crate::postgres::lsn::Lsn;
 
 /// Seconds from 1970-01-01 to 2000-01-01, where PostgreSQL's timestamps begin.
@@ -83,6 +85,25 @@ fn restore_point(record: &Record) -> Option<Event> {
     let name = &name[..name.iter().position(|b| *b == 0)?];
     let name = String::from_utf8_lossy(name).into_owned();
     Some(Event { lsn: record.lsn, time: timestamp(data)?, kind: Kind::RestorePoint { name } })
+}
+
+/// A tablespace that replay of this record makes, in the directory that the original had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablespaceCreated {
+    pub lsn: Lsn,
+    pub oid: u32,
+    pub location: String,
+}
+
+fn tablespace_created(record: &Record) -> Option<TablespaceCreated> {
+    // XLOG_TBLSPC_CREATE
+    if record.resource_manager != RM_TABLESPACE || record.info & 0xF0 != 0 {
+        return None;
+    }
+    let data = main_data(record.payload)?;
+    let oid = u32::from_le_bytes(data.get(..4)?.try_into().ok()?);
+    let location = data[4..].split(|b| *b == 0).next()?;
+    Some(TablespaceCreated { lsn: record.lsn, oid, location: String::from_utf8_lossy(location).into_owned() })
 }
 
 /// Takes fields from the front of a record's data.
@@ -178,6 +199,8 @@ pub struct SegmentSummary {
     pub highest_xid: Option<u32>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restore_points: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tablespaces: Vec<TablespaceCreated>,
     /// A commit, an abort or a restore point may begin here and end in the next segment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open: bool,
@@ -240,7 +263,7 @@ impl Summarizer {
     }
 
     pub fn finish(mut self) -> SegmentSummary {
-        let relevant = |manager: Option<u8>| manager.is_none_or(|m| m == RM_XLOG || m == RM_TRANSACTION);
+        let relevant = |manager: Option<u8>| manager.is_none_or(|m| matches!(m, RM_XLOG | RM_TRANSACTION | RM_TABLESPACE));
         self.summary.open = !self.ended && self.walk.open_record().is_some_and(relevant);
         self.summary
     }
@@ -249,6 +272,7 @@ impl Summarizer {
 impl SegmentSummary {
     fn add(&mut self, record: &Record) {
         self.last_record = Some(record.lsn);
+        self.tablespaces.extend(tablespace_created(record));
         let Some(event) = event(record) else { return };
         match &event.kind {
             Kind::RestorePoint { name } => {
