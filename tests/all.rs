@@ -5,6 +5,7 @@
 mod archive;
 mod bad_input;
 mod crash;
+mod docs;
 mod format;
 mod main_job;
 mod property;
