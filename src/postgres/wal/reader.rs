@@ -32,6 +32,8 @@ const SWITCH: u8 = 0x40;
 /// One complete record with a good CRC.
 #[derive(Debug, Clone, Copy)]
 pub struct Record<'a> {
+    /// Of the server that wrote it.
+    pub major: u32,
     pub lsn: Lsn,
     pub xid: u32,
     pub resource_manager: u8,
@@ -75,16 +77,20 @@ struct Unfinished {
 #[derive(Debug)]
 pub struct Walk {
     segment_bytes: u64,
+    /// Of the page that is being read.
+    major: u32,
     unfinished: Option<Unfinished>,
     /// Set by a switch record: nothing before this position holds records.
     resume_at: Lsn,
+    /// Where the last complete record begins: the next one names it.
+    previous: Option<Lsn>,
     records: u64,
 }
 
 impl Walk {
     /// A walk that begins at any page border; what continues a record from before is passed over.
     pub fn new(segment_bytes: u64) -> Walk {
-        Walk { segment_bytes, unfinished: None, resume_at: Lsn(0), records: 0 }
+        Walk { segment_bytes, major: 0, unfinished: None, resume_at: Lsn(0), previous: None, records: 0 }
     }
 
     /// Complete records seen so far.
@@ -107,14 +113,15 @@ impl Walk {
         if address < self.resume_at {
             return Ok(());
         }
-        if header::major_of_magic(u16_at(0)).is_none() {
+        let Some(major) = header::major_of_magic(u16_at(0)) else {
             let zeros = page.iter().all(|b| *b == 0);
             return Err(if zeros {
                 End::Zeros(self.lsn_or(address))
             } else {
                 End::Broken(self.lsn_or(address), "not a WAL page")
             });
-        }
+        };
+        self.major = major;
         if u64::from_le_bytes(page[8..16].try_into().expect("eight bytes")) != address.0 {
             return Err(End::Broken(self.lsn_or(address), "the page belongs elsewhere"));
         }
@@ -204,7 +211,13 @@ impl Walk {
         if crc32c::crc32c_append(crc, &header[..20]) != stored {
             return Err(End::Broken(lsn, "a record's checksum does not hold"));
         }
+        let previous = u64::from_le_bytes(header[8..16].try_into().expect("eight bytes"));
+        if self.previous.is_some_and(|expected| expected.0 != previous) {
+            return Err(End::Broken(lsn, "a record does not follow the one before"));
+        }
+        self.previous = Some(lsn);
         let record = Record {
+            major: self.major,
             lsn,
             xid: u32::from_le_bytes(header[4..8].try_into().expect("four bytes")),
             info: header[16],

@@ -148,8 +148,8 @@ fn transaction_end(record: &Record, is_abort: bool, is_prepared: bool) -> Option
             fields.array(12)?; // relfilenodes
         }
         if has(8) {
-            // xl_xact_stats_item grew in 18: kind, database, object (4 bytes, then 8).
-            skip_stats(&mut fields, info)?;
+            // xl_xact_stats_item: kind, database, object; the last grew from 4 to 8 bytes in 18.
+            fields.array(if record.major >= 18 { 16 } else { 12 })?;
         }
         if has(3) {
             fields.array(16)?; // invalidation messages
@@ -160,22 +160,6 @@ fn transaction_end(record: &Record, is_abort: bool, is_prepared: bool) -> Option
     }
     let kind = if is_abort { Kind::Abort { xid } } else { Kind::Commit { xid, subtransactions } };
     Some(Event { lsn: record.lsn, time, kind })
-}
-
-/// Passes over dropped statistics, whose item size differs between 15 to 17 (12 bytes) and 18 (16 bytes). The right size is
-/// the one with which the rest still holds what `info` promises.
-fn skip_stats(fields: &mut Fields, info: u32) -> Option<()> {
-    for item_bytes in [12, 16] {
-        let mut attempt = Fields(fields.0);
-        let fits = attempt.array(item_bytes).is_some()
-            && (info & (1 << 3) == 0 || attempt.array(16).is_some())
-            && (info & (1 << 4) == 0 || attempt.u32().is_some_and(|xid| xid >= 3));
-        if fits {
-            fields.array(item_bytes)?;
-            return Some(());
-        }
-    }
-    None
 }
 
 /// What one segment's records say about time and transactions, kept beside the stored segment.
