@@ -13,11 +13,16 @@ use lastgood::storage::s3::S3Storage;
 use lastgood::storage::{ObjectKey, Storage};
 
 use crate::support::garage::{self, Garage};
+use crate::support::moto::{self, Moto};
 use crate::support::s3::{self, S3Server};
 
 mod conformance;
+mod credentials;
 mod directory;
+mod headers;
+mod no_tmpfile;
 mod places;
+mod stalls;
 mod tls;
 mod unclear;
 mod wrappers;
@@ -100,4 +105,10 @@ async fn s3_with_the_sdks_checksums_conforms() {
 async fn garage_conforms() {
     let server = Garage::start().await;
     all_of(Arc::new(S3Storage::connect(garage::BUCKET, "a/", &server.config()).await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn moto_conforms() {
+    let server = Moto::start();
+    small_of(Arc::new(S3Storage::connect(moto::BUCKET, "a/", &server.config()).await.unwrap())).await;
 }

@@ -1,5 +1,7 @@
 //! What tests need around the crate.
 
 pub mod garage;
+pub mod loopback;
+pub mod moto;
 pub mod s3;
 pub mod world;

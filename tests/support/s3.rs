@@ -8,10 +8,13 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lastgood::config;
-use s3s::auth::SimpleAuth;
+use jiff::Timestamp;
+use lastgood::{clock, config};
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
@@ -38,11 +41,57 @@ pub enum Oddity {
     Conflict,
 }
 
+/// How DeleteObjects is refused; DELETE works. All but the last are said by stores that do not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoBatches {
+    NotImplemented,
+    MethodNotAllowed,
+    MissingContentMd5,
+    AccessDenied,
+}
+
+/// What the server knows about an access key.
+#[derive(Debug, Clone, Default)]
+pub struct Key {
+    pub secret: String,
+    /// The session token that must come with each request.
+    pub token: Option<String>,
+    pub expires: Option<Timestamp>,
+}
+
+/// Looks up an access key, as the store of identities of a real S3 does.
+type Keyring = Box<dyn Fn(&str) -> Option<Key> + Send + Sync>;
+
+/// Whom the server lets in, and who came.
+struct Identities {
+    keyring: Mutex<Keyring>,
+    /// Access keys of accepted requests, in order.
+    seen: Mutex<Vec<String>>,
+}
+
+impl Identities {
+    fn key(&self, access_key: &str) -> Option<Key> {
+        (self.keyring.lock().unwrap())(access_key)
+    }
+}
+
 /// The server lives as long as the test's runtime.
 pub struct S3Server {
     home: tempfile::TempDir,
     port: u16,
     oddities: Arc<Mutex<VecDeque<Oddity>>>,
+    identities: Arc<Identities>,
+    habits: Arc<Mutex<Habits>>,
+}
+
+/// Oddities that are not about one PUT.
+#[derive(Default)]
+struct Habits {
+    /// So many GETs are kept waiting until the key that signed them has expired, and then answered with 503.
+    slow_gets: usize,
+    no_batches: Option<NoBatches>,
+    /// A key that cannot be deleted.
+    protected: Option<String>,
 }
 
 impl S3Server {
@@ -52,14 +101,20 @@ impl S3Server {
         std::fs::create_dir_all(root.join(BUCKET)).unwrap();
         write_credentials(&home.path().join("credentials"), ACCESS_KEY, SECRET_KEY);
         let oddities = Arc::default();
+        let only = |access_key: &str| (access_key == ACCESS_KEY).then(|| Key { secret: SECRET_KEY.into(), ..Key::default() });
+        let identities = Arc::new(Identities { keyring: Mutex::new(Box::new(only)), seen: Mutex::default() });
+        let habits = Arc::default();
         let store = Repaired {
             inner: FileSystem::new(&root).unwrap(),
             root,
             writing: tokio::sync::Mutex::default(),
             oddities: Arc::clone(&oddities),
+            identities: Arc::clone(&identities),
+            habits: Arc::clone(&habits),
         };
         let mut service = S3ServiceBuilder::new(store);
-        service.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
+        service.set_auth(Door(Arc::clone(&identities)));
+        service.set_access(Door(Arc::clone(&identities)));
         let service = service.build();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -72,7 +127,7 @@ impl S3Server {
                 });
             }
         });
-        S3Server { home, port, oddities }
+        S3Server { home, port, oddities, identities, habits }
     }
 
     pub fn config(&self) -> config::S3 {
@@ -94,6 +149,36 @@ impl S3Server {
         let path = self.home.path().join("wrong-credentials");
         write_credentials(&path, ACCESS_KEY, "another-secret");
         path
+    }
+
+    /// From now on only keys that `keyring` knows are let in.
+    pub fn admit(&self, keyring: impl Fn(&str) -> Option<Key> + Send + Sync + 'static) {
+        *self.identities.keyring.lock().unwrap() = Box::new(keyring);
+        self.identities.seen.lock().unwrap().clear();
+    }
+
+    /// Access keys of the requests that were let in since the last [`S3Server::admit`], in order.
+    pub fn seen(&self) -> Vec<String> {
+        self.identities.seen.lock().unwrap().clone()
+    }
+
+    /// Keeps the next `count` GETs waiting until the key that signed them has expired, and then answers 503.
+    pub fn outwait_keys(&self, count: usize) {
+        self.habits.lock().unwrap().slow_gets = count;
+    }
+
+    pub fn gets_to_outwait(&self) -> usize {
+        self.habits.lock().unwrap().slow_gets
+    }
+
+    /// DELETE of `key` is denied.
+    pub fn protect(&self, key: &str) {
+        self.habits.lock().unwrap().protected = Some(key.into());
+    }
+
+    /// DeleteObjects is refused.
+    pub fn refuse_batches(&self, how: NoBatches) {
+        self.habits.lock().unwrap().no_batches = Some(how);
     }
 
     /// What happens to the next PUTs, in order.
@@ -118,15 +203,61 @@ pub fn write_credentials(path: &Path, access_key: &str, secret_key: &str) {
     write!(file, "[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n").unwrap();
 }
 
+/// Lets requests in: the signature, the session token, and the expiry must be right.
+struct Door(Arc<Identities>);
+
+#[async_trait::async_trait]
+impl S3Auth for Door {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let key = self.0.key(access_key).ok_or_else(|| s3_error!(InvalidAccessKeyId))?;
+        if key.expires.is_some_and(|expires| expires <= clock::now()) {
+            return Err(s3_error!(ExpiredToken));
+        }
+        Ok(key.secret.into())
+    }
+}
+
+#[async_trait::async_trait]
+impl S3Access for Door {
+    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let access_key = context.credentials().ok_or_else(|| s3_error!(AccessDenied))?.access_key.clone();
+        let token = context.headers().get("x-amz-security-token").and_then(|token| token.to_str().ok());
+        if self.0.key(&access_key).is_none_or(|key| key.token.as_deref() != token) {
+            return Err(s3_error!(InvalidToken));
+        }
+        self.0.seen.lock().unwrap().push(access_key);
+        Ok(())
+    }
+}
+
 struct Repaired {
     inner: FileSystem,
     root: PathBuf,
     /// Makes looking and writing one step.
     writing: tokio::sync::Mutex<()>,
     oddities: Arc<Mutex<VecDeque<Oddity>>>,
+    identities: Arc<Identities>,
+    habits: Arc<Mutex<Habits>>,
 }
 
 impl Repaired {
+    /// See [`S3Server::outwait_keys`].
+    async fn outwait<T>(&self, request: &S3Request<T>) -> S3Result<()> {
+        {
+            let mut habits = self.habits.lock().unwrap();
+            if habits.slow_gets == 0 {
+                return Ok(());
+            }
+            habits.slow_gets -= 1;
+        }
+        let access_key = &request.credentials.as_ref().unwrap().access_key;
+        let expires = self.identities.key(access_key).unwrap().expires.unwrap();
+        while clock::now() < expires {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Err(s3_error!(SlowDown))
+    }
+
     /// The length of an object that is there.
     fn length(&self, bucket: &str, key: &str) -> S3Result<u64> {
         if !self.root.join(bucket).is_dir() {
@@ -175,6 +306,7 @@ impl S3 for Repaired {
     }
 
     async fn get_object(&self, mut request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        self.outwait(&request).await?;
         let object_bytes = self.length(&request.input.bucket, &request.input.key)?;
         if let Some(Range::Suffix { length }) = &mut request.input.range {
             // An empty object is left to be refused, as S3 does.
@@ -200,7 +332,25 @@ impl S3 for Repaired {
         self.inner.list_objects_v2(request).await
     }
 
+    async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+        if self.habits.lock().unwrap().protected.as_ref() == Some(&request.input.key) {
+            return Err(s3_error!(AccessDenied));
+        }
+        self.inner.delete_object(request).await
+    }
+
     async fn delete_objects(&self, request: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        match self.habits.lock().unwrap().no_batches {
+            None => {}
+            Some(NoBatches::NotImplemented) => return Err(s3_error!(NotImplemented)),
+            Some(NoBatches::MethodNotAllowed) => return Err(s3_error!(MethodNotAllowed)),
+            Some(NoBatches::AccessDenied) => return Err(s3_error!(AccessDenied)),
+            Some(NoBatches::MissingContentMd5) => {
+                let mut error = s3s::S3Error::new(S3ErrorCode::Custom("MissingContentMD5".into()));
+                error.set_status_code(hyper::StatusCode::BAD_REQUEST);
+                return Err(error);
+            }
+        }
         if !self.root.join(&request.input.bucket).is_dir() {
             return Err(s3_error!(NoSuchBucket));
         }

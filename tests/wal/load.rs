@@ -116,7 +116,7 @@ impl Client<'_> {
         self.end(xid, if round % 4 == 3 { "ROLLBACK" } else { "COMMIT" }).await;
         // Subtransactions: few, and more than a backend keeps in memory; one of them is rolled back.
         self.sql("BEGIN").await;
-        for _ in 0..if round % 5 == 0 { 80 } else { 3 } {
+        for _ in 0..if round.is_multiple_of(5) { 80 } else { 3 } {
             self.sql(&format!("SAVEPOINT s; INSERT INTO {table} VALUES (-1, 'sub')")).await;
         }
         self.sql("ROLLBACK TO s").await;

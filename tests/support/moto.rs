@@ -1,0 +1,89 @@
+//! A moto server as a process: an S3 in memory that answers HEAD with encryption and storage class, as AWS does. It does
+//! not check signatures.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use lastgood::{clock, config};
+
+use super::garage;
+use super::s3::write_credentials;
+use super::world::PATIENCE;
+
+pub const BUCKET: &str = "backups";
+
+/// Killed when dropped, and by the kernel when the test's thread dies.
+pub struct Moto {
+    server: Child,
+    home: tempfile::TempDir,
+    address: String,
+}
+
+impl Moto {
+    /// Starts a server, waits until it listens, and makes the bucket.
+    pub fn start() -> Moto {
+        let home = tempfile::tempdir().unwrap();
+        write_credentials(&home.path().join("credentials"), "AKIATEST", "secret");
+        let log = File::create(home.path().join("log")).unwrap();
+        let program = garage::tools().join("moto-5.2.5/bin/moto_server");
+        let mut command = Command::new(&program);
+        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(log.try_clone().unwrap()).stderr(log);
+        // SAFETY: between fork and exec only one system call is made.
+        unsafe {
+            command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
+        }
+        let server = command.spawn().unwrap_or_else(|error| panic!("{}: {error}; tests/tools/install test", program.display()));
+        let mut moto = Moto { server, home, address: String::new() };
+        moto.address = moto.wait_for_address();
+        assert!(moto.ask("PUT", "").starts_with("HTTP/1.1 200"));
+        moto
+    }
+
+    /// The kernel chooses the port; the server says which, once it listens.
+    fn wait_for_address(&mut self) -> String {
+        let began = clock::monotonic();
+        loop {
+            let log = std::fs::read_to_string(self.home.path().join("log")).unwrap();
+            let told = log.split_once("Running on http://").and_then(|(_, rest)| rest.split_once('\n'));
+            if let Some((address, _)) = told {
+                return address.trim().into();
+            }
+            assert!(self.server.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE, "moto does not start: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Sends a request without a body about a key of the bucket, without the SDK, and answers all that comes back.
+    pub fn ask(&self, method: &str, key: &str) -> String {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        let path = format!("/{BUCKET}/{key}");
+        let head = format!("{method} {} HTTP/1.1\r\nHost: {}\r\n", path.trim_end_matches('/'), self.address);
+        // Not the anonymous: moto believes whoever says who he is.
+        let head = format!("{head}Authorization: AWS4-HMAC-SHA256 Credential=AKIATEST/20300101/us-east-1/s3/aws4_request\r\n");
+        socket.write_all(format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    pub fn config(&self) -> config::S3 {
+        config::S3 {
+            endpoint: Some(format!("http://{}", self.address)),
+            region: Some("us-east-1".into()),
+            path_style: true,
+            credentials_file: Some(self.home.path().join("credentials")),
+            ..config::S3::default()
+        }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
