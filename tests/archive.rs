@@ -140,6 +140,13 @@ async fn a_repository_that_is_gone_fails_the_push() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert!(world.server.data().join("pg_wal").join(&waiting).exists());
+    // An unmounted disk leaves its empty mount point: nothing is stored there.
+    std::fs::create_dir(world.repository()).unwrap();
+    std::fs::set_permissions(world.repository(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let said = in_data(&world, &["archive-push", file.to_str().unwrap()]);
+    assert!(said.code == 4 && said.err.contains("holds no lastgood repository"), "{}", said.all());
+    assert!(world.objects("clusters").is_empty());
+    std::fs::remove_dir(world.repository()).unwrap();
     std::fs::rename(world.path("moved"), world.repository()).unwrap();
     world.archive().await;
     assert!(segments(&world).contains(&waiting));
@@ -163,6 +170,11 @@ async fn absent_is_proven_or_not_said() {
     for wrong in ["nonsense", &name[..23], &format!("{name}0")] {
         assert_eq!(get(wrong).code, 126, "{wrong}");
     }
+    // Wrong usage and an unknown system prove nothing either.
+    let run = |args: &[&str]| in_data(&world, args).code;
+    assert_eq!(run(&["archive-get", &name]), 126);
+    assert_eq!(run(&["archive-get", "0000000100000000000000FF", "x", "--no-such-flag"]), 126);
+    assert_eq!(run(&["archive-get", "0000000100000000000000FF", "x", "--system-identifier", "42"]), 126);
     // A flipped byte, a cut object, an unreadable one, and a repository that is gone: none of them is "absent".
     let object =
         world.objects("clusters/shop/wal").into_iter().find(|k| k.ends_with(&name)).map(|k| world.repository().join(k)).unwrap();

@@ -170,9 +170,9 @@ async fn a_killed_restore_can_be_run_again() {
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "6");
 }
 
-/// The same with tablespaces: what the first run left in them is replaced, what others left is refused.
+/// The same with tablespaces: what the first run left in them is never removed by us, because it may be somebody's by now.
 #[tokio::test(flavor = "multi_thread")]
-async fn tablespaces_of_an_interrupted_restore_are_replaced() {
+async fn tablespaces_of_an_interrupted_restore_are_for_a_person() {
     let world = World::new(15).await;
     let space = world.path("space");
     lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
@@ -193,11 +193,9 @@ async fn tablespaces_of_an_interrupted_restore_are_replaced() {
     world.refused(&args, 7, &["is damaged"]);
     assert!(std::fs::read_dir(below.join(&oid)).unwrap().count() > 1, "the tablespace was written");
     std::fs::write(&pack, &good).unwrap();
-    std::fs::remove_file(below.join(&oid).join("lastgood.restoring")).unwrap();
-    world.refused(&args, 5, &["tablespace", "not empty"]);
-    std::fs::write(below.join(&oid).join("lastgood.restoring"), "").unwrap();
-    if let Some(user) = world.user() {
-        std::os::unix::fs::chown(below.join(&oid).join("lastgood.restoring"), Some(user.uid), None).unwrap();
+    world.refused(&args, 5, &["tablespace", "an interrupted restore left files here"]);
+    for entry in std::fs::read_dir(below.join(&oid)).unwrap().flatten().filter(|e| e.path().is_dir()) {
+        std::fs::remove_dir_all(entry.path()).unwrap();
     }
     world.ok(&args);
     assert!(!below.join(&oid).join("lastgood.restoring").exists());
@@ -380,4 +378,37 @@ async fn both_futures_of_a_fork_are_windows() {
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "7");
     let (_second, session) = world.restore("second", &["--to", "latest"]).await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "4");
+}
+
+/// Rule 40: a target that stands in postgresql.conf, harmless in production, does not stop the restore there.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_targets_in_postgresql_conf_do_not_count() {
+    let world = World::with(15, &[], "recovery_target_time = '2020-01-01 00:00:00+00'", None).await;
+    world.sql("CREATE TABLE t AS SELECT 1").await;
+    world.backup(&[]);
+    world.sql("INSERT INTO t VALUES (2)").await;
+    let lsn = world.value("SELECT pg_current_wal_lsn()").await;
+    world.sql("INSERT INTO t VALUES (3)").await;
+    world.archive().await;
+    let (_server, session) = world.restore("latest", &["--to", "latest"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "3");
+    let (_server, session) = world.restore("lsn", &["--to", &lsn, "--exclusive"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "2");
+}
+
+/// A repository that cannot be written (full, locked, read-only credentials) still gives everything back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_only_readable_is_enough() {
+    let told = told().await;
+    let world = &told.world;
+    let mode = |bits: &str| {
+        let done = std::process::Command::new("chmod").args(["-R", bits]).arg(world.repository()).status().unwrap();
+        assert!(done.success());
+    };
+    mode("a-w");
+    let said = world.run(&["restore", "--to", "latest", "--into", world.path("restored").to_str().unwrap()]);
+    mode("u+w");
+    assert!(said.code == 0 && said.err.contains("without a lease"), "{}", said.all());
+    let (_server, session) = world.recovered("restored").await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "6");
 }

@@ -216,3 +216,78 @@ async fn a_standby_can_be_the_source() {
     let (_server, session) = world.restore("again", &["--to", "latest"]).await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "1001");
 }
+
+/// A page that was damaged when the parent read it, and is good now, is stored anew: damage is never carried over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mended_page_is_mended_in_the_next_snapshot() {
+    let mut world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT i AS x, repeat('x', 100) AS y FROM generate_series(1, 5000) i").await;
+    world.sql("VACUUM (FREEZE) t").await;
+    let path = world.value("SELECT pg_relation_filepath('t')").await;
+    let file = world.server.data().join(&path);
+    world.server.stop(Stop::Fast);
+    crate::support::world::tamper(&file, |bytes| bytes[3 * 8192 + 5000] ^= 1);
+    world.start().await;
+    world.refused(&["backup"], 7, &["page 3 of"]);
+    world.server.stop(Stop::Fast);
+    crate::support::world::tamper(&file, |bytes| bytes[3 * 8192 + 5000] ^= 1);
+    world.start().await;
+    let snapshot = world.backup(&[]);
+    assert!(snapshot["parent"].is_string());
+    let (_server, session) = world.restore("restored", &["--to", snapshot["id"].as_str().unwrap()]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t WHERE y = repeat('x', 100)").await.unwrap(), "5000");
+}
+
+/// Numbers come again: a database made with the OID of a dropped one, from a template whose pages are older than the parent, is
+/// not taken for the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_an_old_number_is_another() {
+    let world = World::new(15).await;
+    for (name, rows) in [("template_a", 1000), ("template_b", 2000)] {
+        world.sql(&format!("CREATE DATABASE {name}")).await;
+        let mut connection = world.server.connection();
+        connection.dbname = Some(name.into());
+        let session = lastgood::postgres::session::Session::open(&connection).await.unwrap();
+        session.run(&format!("CREATE TABLE public.t AS SELECT generate_series(1, {rows}) x")).await.unwrap();
+        session.run(&format!("CREATE TABLE public.only_{name} (x int)")).await.unwrap();
+    }
+    world.sql("CHECKPOINT").await;
+    world.sql("CREATE DATABASE d OID 20001 TEMPLATE template_a STRATEGY file_copy").await;
+    world.backup(&[]);
+    world.sql("DROP DATABASE d").await;
+    world.sql("CREATE DATABASE d OID 20001 TEMPLATE template_b STRATEGY file_copy").await;
+    let snapshot = world.backup(&[]);
+    assert!(snapshot["parent"].is_string());
+    let (server, _session) =
+        world.restore("restored", &["--to", snapshot["id"].as_str().unwrap(), "--target-action", "promote"]).await;
+    let mut connection = server.connection();
+    connection.dbname = Some("d".into());
+    let session = lastgood::postgres::session::Session::open(&connection).await.unwrap();
+    assert_eq!(session.value("SELECT count(*) FROM public.t").await.unwrap(), "2000");
+    assert_eq!(session.value("SELECT count(*) FROM public.only_template_b").await.unwrap(), "0");
+}
+
+/// A parent that lost a pack is not built on: the loss is said, and the new snapshot is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_with_a_lost_pack_is_not_built_on() {
+    let world = World::new(15).await;
+    world.backup(&[]);
+    let pack = world.objects("clusters/shop/packs").into_iter().find(|k| k.contains("/d0")).unwrap();
+    std::fs::remove_file(world.repository().join(pack)).unwrap();
+    let said = world.ok(&["--json", "backup"]);
+    assert!(said.out.contains("it is missing; the snapshots that need it are lost"), "{}", said.out);
+    let snapshot = said.json()["snapshot"].clone();
+    assert!(snapshot["parent"].is_null());
+    world.ok(&["verify", snapshot["id"].as_str().unwrap()]);
+}
+
+/// Rule 18: ids sort in the order in which they were taken, also within one second.
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_sort_as_they_were_taken() {
+    let world = World::new(15).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(world.backup(&[])["id"].as_str().unwrap().to_string());
+    }
+    assert!(ids.is_sorted(), "{ids:?}");
+}

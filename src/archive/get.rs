@@ -22,6 +22,8 @@ use crate::repo::segment;
 pub enum GetError {
     #[error(transparent)]
     Repo(#[from] RepoError),
+    #[error("the repository knows no system {system} under the name {cluster:?}, so it proves nothing about its WAL")]
+    UnknownSystem { system: SystemId, cluster: String },
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -49,11 +51,14 @@ pub async fn get(
             return Ok(Got::Prefetched);
         }
     }
-    match fetch_to(cluster, system, file, destination).await {
+    match fetch_to(cluster, system, file, destination, false).await {
         Ok(()) => Ok(Got::Fetched),
         Err(GetError::Repo(error)) if error.is_not_found() => {
             // An empty or wrong place says "not found" to everything; the right one has its record.
-            Repository::open(cluster.shared_storage()).await?.registered(cluster.name()).await?;
+            let (_, record) = Repository::open(cluster.shared_storage()).await?.registered(cluster.name()).await?;
+            if record.history(system).is_none() {
+                return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });
+            }
             Ok(Got::Absent)
         }
         Err(error) => Err(error),
@@ -65,7 +70,9 @@ fn write_error(path: &Path, source: io::Error) -> GetError {
 }
 
 /// Fetches into a temporary file beside `destination`, which appears only when everything holds.
-async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destination: &Path) -> Result<(), GetError> {
+///
+/// `durable` for the spool, whose files are believed by their name after a crash too; recovery syncs its own.
+async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destination: &Path, durable: bool) -> Result<(), GetError> {
     let temporary = durable::temporary_beside(destination);
     let failed = |source| write_error(destination, source);
     let created = fs::File::create_new(&temporary).map_err(failed)?;
@@ -73,6 +80,9 @@ async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destinatio
         let mut writer = BufWriter::with_capacity(256 << 10, created);
         segment::fetch(cluster, system, &file, &mut writer).await?;
         writer.flush().map_err(failed)?;
+        if durable {
+            writer.get_ref().sync_all().map_err(failed)?;
+        }
         fs::rename(&temporary, destination).map_err(failed)
     }
     .await;
@@ -117,7 +127,7 @@ pub async fn prefetch(
     let wanted: Vec<SegmentName> = names.filter(|name| !spool.fetched(*name).exists()).collect();
     let fetch = |name: SegmentName| {
         let destination = spool.fetched(name);
-        async move { fetch_to(cluster, system, WalFile::Segment(name), &destination).await.is_ok() }
+        async move { fetch_to(cluster, system, WalFile::Segment(name), &destination, true).await.is_ok() }
     };
     let mut running = futures::stream::iter(wanted).map(fetch).buffered(4);
     let mut done = 0;

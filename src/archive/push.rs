@@ -95,7 +95,7 @@ pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, Push
     let spool = Spool::open(&request.spool, &repository.cluster_name, system, &data_directory).ok();
     let job = Job { path, file, system, level: request.compression_level };
     if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
-        let now = Acknowledgement::of(&metadata(&job.path)?);
+        let now = Acknowledgement::of(&metadata(&job.path)?, repository.storage.place());
         let waiting = ready(&data_directory);
         spool.forget_acknowledgements(|name| name == segment.to_string() || waiting.iter().any(|s| s.to_string() == name));
         if spool.take_acknowledgement(segment, &now) {
@@ -122,7 +122,9 @@ impl Source {
     /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
     async fn cluster(&self, system: SystemId, path: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
         let place = self.storage.place();
-        if spool.is_some_and(|spool| spool.is_known(place)) {
+        // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
+        let may_vanish = place.starts_with("file://");
+        if !may_vanish && spool.is_some_and(|spool| spool.is_known(place)) {
             return Ok(Cluster::unchecked(self.storage.clone(), &self.cluster_name));
         }
         let repository = Repository::open(self.storage.clone()).await?;
@@ -262,7 +264,7 @@ async fn push_ahead(
         let path = data_directory.join("pg_wal").join(name.to_string());
         let (cluster, spool, system, level) = (cluster.clone(), spool.clone(), first.system, first.level);
         running.spawn(async move {
-            let before = Acknowledgement::of(&metadata(&path)?);
+            let before = Acknowledgement::of(&metadata(&path)?, cluster.storage().place());
             // Never under another system's name, whatever lies in pg_wal.
             if checked_header(&path, name)?.system_identifier != system {
                 return Ok::<bool, PushError>(false);

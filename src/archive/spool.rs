@@ -25,12 +25,14 @@ pub struct Acknowledgement {
     pub bytes: u64,
     pub modified_ns: i128,
     pub inode: u64,
+    /// In which repository.
+    pub place: String,
 }
 
 impl Acknowledgement {
-    pub fn of(metadata: &fs::Metadata) -> Acknowledgement {
+    pub fn of(metadata: &fs::Metadata, place: &str) -> Acknowledgement {
         let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-        Acknowledgement { bytes: metadata.len(), modified_ns, inode: metadata.ino() }
+        Acknowledgement { bytes: metadata.len(), modified_ns, inode: metadata.ino(), place: place.into() }
     }
 }
 

@@ -65,11 +65,21 @@ pub enum Command {
 
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            // PostgreSQL takes small codes of restore_command for "not in the archive", and ends recovery (rule 30).
+            let is_get = error.use_stderr() && std::env::args_os().any(|word| word == "archive-get");
+            return ExitCode::from(if is_get { error::COULD_NOT_TELL } else { error.exit_code() as u8 });
+        }
+    };
     start_log();
     let json = args.global.json;
     let is_get = matches!(args.command, Command::ArchiveGet(_));
-    match run(args) {
+    let ran = std::panic::catch_unwind(|| run(args));
+    match ran.unwrap_or_else(|_| Err(anyhow::anyhow!("lastgood failed in a way it should not; please report what is said above")))
+    {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = if is_get { error::COULD_NOT_TELL } else { error::exit_code(&error) };

@@ -21,7 +21,7 @@ const EMPTY_DIRECTORIES: [&str; 8] =
 
 /// Files of the data directory itself that never belong to a snapshot. `backup_label` and `tablespace_map` come from the
 /// server's answer instead (rule 6).
-const EXCLUDED_FILES: [&str; 15] = [
+const EXCLUDED_FILES: [&str; 16] = [
     "postmaster.pid",
     "postmaster.opts",
     "backup_label",
@@ -37,10 +37,14 @@ const EXCLUDED_FILES: [&str; 15] = [
     "current_logfiles.tmp",
     "postgresql.auto.conf.tmp",
     RESTORED_MARK,
+    RESTORING_MARK,
 ];
 
 /// Lies in every data directory that lastgood restored and that was not declared the successor (rules 29, 41).
 pub const RESTORED_MARK: &str = "lastgood.restored";
+
+/// Lies in a directory while it is being restored; holds the lock of the restore.
+pub const RESTORING_MARK: &str = "lastgood.restoring";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirectoryError {
@@ -85,6 +89,7 @@ pub struct Entry {
     pub mode: u32,
     /// Nanoseconds since 1970, host's file system.
     pub modified_ns: i128,
+    /// Which file this is: the inode number mixed with the time of birth, because numbers are soon used again.
     pub inode: u64,
 }
 
@@ -238,8 +243,14 @@ fn entry(path: Vec<u8>, kind: Kind, metadata: &Metadata) -> Entry {
         bytes: metadata.len(),
         mode: metadata.mode() & 0o7777,
         modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
-        inode: metadata.ino(),
+        inode: metadata.ino() ^ born_ns(metadata).rotate_left(24),
     }
+}
+
+/// When the file was made; 0 where the file system does not tell.
+fn born_ns(metadata: &Metadata) -> u64 {
+    let born = metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    born.map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// Left out wherever it stands, or because of where it stands.

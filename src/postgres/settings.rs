@@ -68,8 +68,9 @@ const RECOVERY_SETTINGS: [&str; 12] = [
 /// Writes the recovery settings, and turns archiving off (rule 41).
 pub fn configure_recovery(data_directory: &Path, recovery: &Recovery) -> io::Result<()> {
     let path = data_directory.join("postgresql.auto.conf");
-    let before = match fs::read_to_string(&path) {
-        Ok(text) => text,
+    let before = match fs::read(&path) {
+        // Comments may hold anything; settings are ASCII names.
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error),
     };
@@ -96,6 +97,14 @@ fn recovery_text(before: &str, recovery: &Recovery) -> String {
     // A restored cluster must not write into the archive of its original.
     set("archive_mode", "off");
     set("restore_command", &recovery.restore_command);
+    // What stands in postgresql.conf must not count either. Before our own target: a second target, even an empty one, is refused
+    // by the server after the first was set.
+    for name in ["recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn"]
+    {
+        set(name, "");
+    }
+    set("recovery_end_command", "");
+    set("archive_cleanup_command", "");
     set("recovery_target_timeline", &recovery.timeline.0.to_string());
     match recovery.target {
         RecoveryTarget::Immediate => set("recovery_target", "immediate"),
@@ -124,11 +133,23 @@ mod tests {
             action: TargetAction::Pause,
         };
         let text = recovery_text(before, &recovery);
-        assert_eq!(
-            text,
-            "# Do not edit\nwork_mem = '8MB'\narchive_mode = 'off'\n\
-             restore_command = 'lastgood archive-get %f \"%p\" --it''s'\nrecovery_target_timeline = '11'\n\
-             recovery_target_lsn = '1/28'\nrecovery_target_inclusive = 'off'\nrecovery_target_action = 'pause'\n"
-        );
+        let expected = [
+            "# Do not edit",
+            "work_mem = '8MB'",
+            "archive_mode = 'off'",
+            "restore_command = 'lastgood archive-get %f \"%p\" --it''s'",
+            "recovery_target = ''",
+            "recovery_target_name = ''",
+            "recovery_target_time = ''",
+            "recovery_target_xid = ''",
+            "recovery_target_lsn = ''",
+            "recovery_end_command = ''",
+            "archive_cleanup_command = ''",
+            "recovery_target_timeline = '11'",
+            "recovery_target_lsn = '1/28'",
+            "recovery_target_inclusive = 'off'",
+            "recovery_target_action = 'pause'",
+        ];
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     }
 }

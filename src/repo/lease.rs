@@ -1,8 +1,9 @@
 //! Leases: who is at work on a cluster, on whatever host.
 //!
 //! Objects are never changed, so a heartbeat is a new object: `leases/<holder>/<beat>`. The newest beat counts; older ones are
-//! deleted when that is allowed. A lease is stale when its newest beat is older than [`STALE_AFTER_S`] by the clock of the
-//! store, or when it was taken on this host, since its last start, by a process that is gone.
+//! deleted when that is allowed. A lease is stale when its newest beat is older than [`STALE_AFTER_S`], or when it was taken on this
+//! host, since its last start, in this namespace of processes, by a process that is gone. A lease protects from waste, not from
+//! loss: a snapshot looks for all its packs before it commits.
 
 use std::time::Duration;
 
@@ -110,7 +111,7 @@ pub async fn pinned(cluster: &Cluster) -> Result<(Vec<String>, Vec<ObjectKey>), 
 
 /// Whether the holder was a process of this host that no longer runs.
 fn is_gone(beat: &Beat) -> bool {
-    beat.host == host() && (beat.boot != boot() || !std::path::Path::new("/proc").join(beat.pid.to_string()).exists())
+    beat.host == host() && beat.boot == boot() && !std::path::Path::new("/proc").join(beat.pid.to_string()).exists()
 }
 
 fn host() -> String {
@@ -118,5 +119,8 @@ fn host() -> String {
 }
 
 fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().into()
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    // Containers share the host's boot id, and not its processes.
+    let processes = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), processes.display())
 }

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::RestoreError;
-use super::place::{self, RESTORING_MARK};
+use super::place;
 use super::plan::Plan;
 use super::write::{self, Target, Terms};
 use crate::durable;
 use crate::monitor::Monitor;
-use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::data_directory::{RESTORED_MARK, RESTORING_MARK};
 use crate::postgres::owner::{self, Ids};
 use crate::postgres::settings::{self, Recovery};
 use crate::repo::RepoError;
@@ -22,6 +22,7 @@ use crate::repo::manifest::{FileLine, Manifest, MapPlace, What, decode_path};
 use crate::repo::map::FileMap;
 use crate::repo::repository::Cluster;
 use crate::snapshot::take::CONTROL_PATH;
+use crate::storage::Fault;
 
 /// Frames and files of one batch: what is open and remembered at a time.
 const BATCH_FRAMES: usize = 16_384;
@@ -51,18 +52,29 @@ pub async fn execute(
 ) -> Result<Restored, RestoreError> {
     // Looked at again, all of them before any is touched: time has passed since the plan.
     let places = || [&plan.into].into_iter().chain(plan.tablespaces.iter().map(|t| &t.into));
-    for place in places() {
-        place::look(place)?;
+    place::look(&plan.into)?;
+    for tablespace in &plan.tablespaces {
+        place::look_tablespace(&tablespace.into)?;
     }
+    // Pins what is needed, where the repository may be written; a restore must not fail for that.
+    let lease = match Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await {
+        Ok(lease) => Some(lease),
+        Err(RepoError::Storage(error)) if matches!(error.fault, Fault::Denied | Fault::ReadOnly | Fault::Full) => {
+            monitor.warn(&format!("{error}; the restore goes on without a lease: let nothing expire meanwhile"));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     let _locks = places().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
-    let lease = Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await?;
     let manifest = plan.manifest();
     let owner = new_owner(manifest);
     monitor.phase("restore", manifest.totals.raw_bytes);
     let terms = Terms { owner, at_once: 2 * options.threads + 2, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner };
     let done = work.run(options, &*monitor).await;
-    lease.release().await;
+    if let Some(lease) = lease {
+        lease.release().await;
+    }
     done
 }
 

@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::RestoreError;
 use crate::durable;
+use crate::postgres::data_directory::RESTORING_MARK;
 use crate::postgres::postmaster;
-
-/// Lies in a directory while it is being restored; holds the lock.
-pub const RESTORING_MARK: &str = "lastgood.restoring";
 
 /// What stands where the restore shall go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -79,6 +77,18 @@ pub fn look(path: &Path) -> Result<Standing, RestoreError> {
         &format!("the directory is not empty (it holds {:?})", found.to_string_lossy()),
         "choose an empty directory, or move this one aside: nothing that stands there is ever overwritten",
     )
+}
+
+/// The same for a tablespace. What an interrupted restore left in one is never removed by us: nothing in it tells our remains from
+/// a tablespace that somebody made there since.
+pub fn look_tablespace(path: &Path) -> Result<Standing, RestoreError> {
+    let standing = look(path)?;
+    let only_mark = || fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == RESTORING_MARK));
+    if standing == Standing::Interrupted && !only_mark() {
+        let problem = "the directory is not empty: an interrupted restore left files here".to_string();
+        return Err(RestoreError::Place { path: path.into(), problem, mend: "look at them, empty it by hand, and run again" });
+    }
+    Ok(standing)
 }
 
 /// A directory that does not exist needs one above it that does and may be written.

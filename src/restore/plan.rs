@@ -104,7 +104,7 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
     let standing = place::look(&request.into)?;
     let tablespaces = tablespaces(manifest, request)?;
     check_apart(&request.into, &tablespaces)?;
-    check_created(archive, &found).await?;
+    check_created(archive, &found, &tablespaces).await?;
     let packs = manifest.packs(cluster).await?;
     let missing = presence::missing_packs(cluster, &packs).await?;
     if !missing.is_empty() {
@@ -149,7 +149,7 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
 
 /// Tablespaces that were made after the snapshot: replay links them to where the original has them, and writes there. Allowed only
 /// into an empty directory, so that a restore beside a living server never writes into its files.
-async fn check_created(archive: &Archive, found: &Found) -> Result<(), RestoreError> {
+async fn check_created(archive: &Archive, found: &Found, mapped: &[TablespacePlan]) -> Result<(), RestoreError> {
     let first = found.snapshot.start_lsn.segment(archive.segment_bytes);
     let stop = match found.recovery {
         RecoveryTarget::Lsn { lsn, .. } => lsn,
@@ -158,12 +158,14 @@ async fn check_created(archive: &Archive, found: &Found) -> Result<(), RestoreEr
     };
     for portion in (first..=found.last_segment).collect::<Vec<_>>().chunks(256) {
         for (_, summary) in archive.summaries(&found.path, portion.iter().copied()).await? {
-            for made in summary.map(|s| s.tablespaces).unwrap_or_default().into_iter().filter(|made| made.lsn <= stop) {
-                // One that the snapshot has is linked from the mapping.
-                if found.snapshot.tablespaces.iter().any(|t| t.oid == made.oid.to_string()) {
+            let replayed = found.snapshot.start_lsn..=stop;
+            for made in summary.map(|s| s.tablespaces).unwrap_or_default().into_iter().filter(|made| replayed.contains(&made.lsn))
+            {
+                let path = PathBuf::from(&made.location);
+                // Restored into the very place, which was looked at already.
+                if mapped.iter().any(|t| t.into == path) {
                     continue;
                 }
-                let path = PathBuf::from(&made.location);
                 let problem = match place::look(&path) {
                     Ok(Standing::Empty) => continue,
                     Ok(_) => "it does not exist".to_string(),
@@ -194,7 +196,7 @@ fn tablespaces(manifest: &Manifest, request: &Request) -> Result<Vec<TablespaceP
         let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
         let below = request.tablespaces_below.as_ref().map(|dir| dir.join(&link.oid));
         let into = mapped.or(below).unwrap_or_else(|| PathBuf::from(&link.target));
-        let standing = match place::look(&into) {
+        let standing = match place::look_tablespace(&into) {
             Ok(standing) => standing,
             Err(RestoreError::Place { path, problem, .. }) => {
                 let mend = "give it another place with --tablespace OID=PATH or --tablespaces-below DIR";

@@ -1,5 +1,6 @@
 //! Walks the data directory beside the parent's file lists and decides what has to be read.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -48,6 +49,8 @@ impl From<DataDirectoryError> for WalkError {
 pub struct Chooser {
     pub root: PathBuf,
     pub parent: Option<ParentLines>,
+    /// Files in which the parent found damaged pages: nothing of them is carried over, or a mended page would stay damaged.
+    pub parent_damaged: HashSet<String>,
     /// When the parent looked at the files.
     pub parent_listed_ns: i64,
     /// Read everything, whatever the times say.
@@ -91,6 +94,7 @@ impl Chooser {
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
         let (mut parent, mut parent_content) = (None, None);
+        let before = before.filter(|line| !self.parent_damaged.contains(&line.path));
         if let Some(FileLine {
             path,
             what: What::File { bytes, modified_ns: modified_before, inode, digest, content, map },
@@ -106,8 +110,12 @@ impl Chooser {
                 return self.send_if_full();
             }
             parent_content = content.filter(|_| bytes == entry.bytes);
+            // Page LSNs say what changed in a file, not whether it is the same file: a database or relation whose number came
+            // again may hold older pages than the parent.
+            let same_file = inode == entry.inode || !matches!(class, Class::Main { .. });
             match map {
                 // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
+                _ if !same_file => {}
                 MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => parent = Some(map),
                 MapPlace::Map(_) => {}
                 MapPlace::MapFrame { frame, .. } => self.parents.push((self.items.len(), frame)),

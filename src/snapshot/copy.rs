@@ -18,7 +18,9 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::lsn::Lsn;
 use crate::repo::fetch;
 use crate::repo::frame::{Compressor, FRAME_BYTES};
-use crate::repo::manifest::{self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, PackLine, Part, Totals, What};
+use crate::repo::manifest::{
+    self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, PackLine, Part, TablespaceLink, Totals, What,
+};
 use crate::repo::map::MapBuilder;
 use crate::repo::object::Sha;
 use crate::repo::repository::Cluster;
@@ -40,6 +42,8 @@ pub struct Copied {
     pub packs: Vec<PackLine>,
     pub totals: Totals,
     pub damaged: Vec<DamagedPage>,
+    /// The links that were walked, whatever became of them meanwhile.
+    pub tablespaces: Vec<TablespaceLink>,
 }
 
 impl Copy<'_> {
@@ -102,6 +106,7 @@ impl Copy<'_> {
         let chooser = Chooser {
             root: self.directory.clone(),
             parent: parent.map(|p| ParentLines::new(self.cluster.clone(), p.clone(), runtime.clone())),
+            parent_damaged: parent.iter().flat_map(|p| &p.damaged_pages).map(|page| page.path.clone()).collect(),
             parent_listed_ns: parent.map_or(i64::MIN / 2, |p| p.listed_ns),
             paranoid: self.request.paranoid,
             jobs,
@@ -129,7 +134,7 @@ impl Copy<'_> {
             reading.push(tokio::task::spawn_blocking(move || worker.run_all(reader, &work, &done)));
         }
         drop((done, work));
-        let mut lists = Lists::new(self.cluster, self.id, parent);
+        let mut lists = Lists::new(self.cluster, self.id);
         let mut waiting: BTreeMap<u64, (Outcome, tokio::sync::OwnedSemaphorePermit)> = BTreeMap::new();
         let mut next = 0;
         while let Some((number, outcome, permit)) = results.recv().await {
@@ -154,7 +159,7 @@ impl Copy<'_> {
             Err(error) => return Err(SnapshotError::Thread { detail: error.to_string() }),
         }
         let control = self.control_line(data.clone()).await?;
-        lists.add(Outcome { lines: vec![control], kept: vec![false], ..Outcome::default() }).await?;
+        lists.add(Outcome { lines: vec![control], ..Outcome::default() }).await?;
         lists.finish().await
     }
 
@@ -197,17 +202,17 @@ struct Lists<'a> {
     writer: ListWriter<'a>,
     totals: Totals,
     damaged: Vec<DamagedPage>,
-    damaged_before: &'a [DamagedPage],
+    tablespaces: Vec<TablespaceLink>,
     packs: BTreeSet<Arc<str>>,
 }
 
 impl<'a> Lists<'a> {
-    fn new(cluster: &'a Cluster, id: &str, parent: Option<&'a Manifest>) -> Self {
+    fn new(cluster: &'a Cluster, id: &str) -> Self {
         Lists {
             writer: ListWriter::new(cluster, id),
             totals: Totals::default(),
             damaged: Vec::new(),
-            damaged_before: parent.map_or(&[], |p| &p.damaged_pages),
+            tablespaces: Vec::new(),
             packs: BTreeSet::new(),
         }
     }
@@ -216,16 +221,15 @@ impl<'a> Lists<'a> {
         self.totals.read_bytes += outcome.read_bytes;
         self.totals.new_bytes += outcome.new_bytes;
         self.damaged.extend(outcome.damaged);
-        for (line, kept) in outcome.lines.iter().zip(&outcome.kept) {
+        for line in &outcome.lines {
             if let What::File { bytes, map, .. } = &line.what {
                 self.totals.files += 1;
                 self.totals.raw_bytes += bytes;
                 self.packs.extend(map.packs());
             }
-            // A file that was not read again keeps the damage that the parent found in it.
-            if *kept {
-                let known = self.damaged_before.iter().filter(|page| page.path == line.path);
-                self.damaged.extend(known.cloned());
+            if let What::Tablespace { target } = &line.what {
+                let oid = line.path.rsplit('/').next().unwrap_or_default().to_string();
+                self.tablespaces.push(TablespaceLink { oid, target: target.clone() });
             }
             self.writer.add(line).await?;
         }
@@ -234,7 +238,8 @@ impl<'a> Lists<'a> {
 
     async fn finish(self) -> Result<Collected, SnapshotError> {
         let (lists, root) = self.writer.finish().await?;
-        let copied = Copied { lists, root, packs: Vec::new(), totals: self.totals, damaged: self.damaged };
+        let copied =
+            Copied { lists, root, packs: Vec::new(), totals: self.totals, damaged: self.damaged, tablespaces: self.tablespaces };
         Ok(Collected { copied, packs: self.packs })
     }
 }

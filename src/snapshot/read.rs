@@ -65,8 +65,6 @@ pub struct Terms {
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub lines: Vec<FileLine>,
-    /// For each line whether it was taken over without reading.
-    pub kept: Vec<bool>,
     pub damaged: Vec<DamagedPage>,
     pub read_bytes: u64,
     pub new_bytes: u64,
@@ -138,7 +136,6 @@ impl Reader {
         }
         self.flush()?;
         for draft in drafts {
-            self.outcome.kept.push(draft.is_err());
             let line = match draft {
                 Ok(draft) => self.line(draft)?,
                 Err(kept) => FileLine::clone(kept),
@@ -233,7 +230,10 @@ impl Reader {
             if same > 0 && patient {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            let got = read_full(file, &mut again, offset).unwrap_or(0);
+            let got = read_full(file, &mut again, offset).map_err(|source| {
+                let path = self.terms.root.clone();
+                ReadError::Failed(SnapshotError::Read { path, source })
+            })?;
             if got < PAGE_BYTES {
                 // Truncated meanwhile: the truncation is in the WAL.
                 return Ok(false);
@@ -263,7 +263,8 @@ impl Reader {
             draft.runs.push(Draft::Zeros(PAGE_BYTES as u64));
             return Ok(());
         }
-        // The header of a damaged page proves nothing.
+        // The header of a damaged page proves nothing, and neither does one without an LSN: a page that was initialised, and never
+        // logged.
         if !damaged
             && page::lsn(page) < self.terms.parent_start
             && let Some(location) = cursor.find(offset, PAGE_BYTES as u64)

@@ -17,11 +17,12 @@ use crate::postgres::owner;
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session, Stopped};
 use crate::postgres::wal::name::SegmentName;
-use crate::repo::FORMAT_VERSION;
 use crate::repo::lease::Lease;
-use crate::repo::manifest::{self, Manifest, SegmentLine, TablespaceLink};
+use crate::repo::manifest::{self, Manifest, SegmentLine};
+use crate::repo::presence;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
+use crate::repo::{FORMAT_VERSION, RepoError};
 use crate::upkeep::sweep;
 
 /// Copied last, and listed last (rule 11).
@@ -56,7 +57,7 @@ pub async fn take(
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
     let control = check(record, session, &facts, &directory)?;
-    let id = new_id(cluster, facts.now).await?;
+    let id = new_id(cluster, session, facts.now).await?;
     let lease = Lease::take(cluster, "backup", &id).await?;
     let taken = Snapshot { cluster, session, request, monitor, facts, directory, control, id }.take().await;
     lease.release().await;
@@ -97,14 +98,21 @@ fn check(
     Ok(control)
 }
 
-/// An id from the database's clock that sorts after every id that ever was (rules 7 and 18).
-async fn new_id(cluster: &Cluster, now: jiff::Timestamp) -> Result<String, SnapshotError> {
-    let id = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), clock::random_hex(2));
+/// An id from the database's clock that sorts after every id that ever was (rules 7 and 18): two in one second would not.
+async fn new_id(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<String, SnapshotError> {
     let newest = cluster.snapshot_ids().await?.pop();
-    match newest {
-        // Within one second the random part decides; only the time must not go backwards.
-        Some(newest) if newest.split('-').next() > id.split('-').next() => Err(SnapshotError::Clock { id, newest }),
-        _ => Ok(id),
+    let newest_second = newest.as_deref().and_then(|id| id.split('-').next()).unwrap_or_default();
+    loop {
+        let second = now.strftime("%Y%m%dT%H%M%SZ").to_string();
+        let id = format!("{second}-{}", clock::random_hex(2));
+        if second.as_str() > newest_second {
+            return Ok(id);
+        }
+        if second.as_str() < newest_second {
+            return Err(SnapshotError::Clock { id, newest: newest.unwrap_or_default() });
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        now = session.now().await?;
     }
 }
 
@@ -194,7 +202,14 @@ impl Snapshot<'_> {
             catalog_version: self.control.catalog_version,
             before: start,
         };
-        Ok(parent::find(self.cluster, &conditions).await?)
+        let Some(parent) = parent::find(self.cluster, &conditions).await? else { return Ok(None) };
+        let missing = presence::missing_packs(self.cluster, &parent.packs(self.cluster).await?).await?;
+        if let Some((key, what)) = missing.first() {
+            let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");
+            self.monitor.warn(&text);
+            return Ok(None);
+        }
+        Ok(Some(parent))
     }
 
     /// Bytes of all files, for the estimate; a walk without reading, on a thread of its own.
@@ -259,12 +274,15 @@ impl Snapshot<'_> {
     ) -> Result<Manifest, SnapshotError> {
         use std::os::unix::fs::MetadataExt;
         self.monitor.phase("commit", 0);
+        // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
+        if let Some((key, what)) = presence::missing_packs(self.cluster, &copied.packs).await?.into_iter().next() {
+            return Err(RepoError::Damaged { key, what: format!("{what}, although this snapshot needs it; run it again") }.into());
+        }
         let layout = self.cluster.layout();
         let pack_table = manifest::put_table(self.cluster, &layout.pack_table(&self.id), &copied.packs).await?;
         let wal_table = manifest::put_table(self.cluster, &layout.wal_table(&self.id), &segments).await?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
-        let links = data_directory::tablespaces(&self.directory)?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let manifest = Manifest {
             format: FORMAT_VERSION,
@@ -288,7 +306,7 @@ impl Snapshot<'_> {
             parent: parent.map(|p| p.id),
             from_standby: self.facts.in_recovery,
             backup_label: stopped.backup_label,
-            tablespaces: links.into_iter().map(|(oid, target)| TablespaceLink { oid, target: text(target) }).collect(),
+            tablespaces: copied.tablespaces,
             data_directory: text(self.directory.clone()),
             owner: owner::user_name(directory.uid()),
             group: owner::group_name(directory.gid()),

@@ -128,10 +128,17 @@ impl Archive {
     pub fn on_path(&self, path: &History, number: u64) -> Option<SegmentName> {
         let reaches = |stretch: &&crate::postgres::history::Stretch| {
             stretch.begin.segment(self.segment_bytes) <= number
-                && stretch.end.is_none_or(|end| number <= end.segment(self.segment_bytes))
+                && stretch.end.is_none_or(|end| number <= end.last_segment_before(self.segment_bytes))
         };
         let names = path.stretches().iter().rev().filter(reaches);
-        names.map(|stretch| SegmentName::new(stretch.timeline, number, self.segment_bytes)).find(|name| self.has(*name))
+        let mut names = names.map(|stretch| SegmentName::new(stretch.timeline, number, self.segment_bytes));
+        let newest = names.next()?;
+        if self.has(newest) {
+            return Some(newest);
+        }
+        // An older timeline that went on after the fork would be replayed past it.
+        let went_on = |name: &SegmentName| name.next(self.segment_bytes).is_some_and(|next| self.has(next));
+        names.find(|name| self.has(*name)).filter(|name| !went_on(name))
     }
 
     /// The last segment that is reached from `first` on a path without a gap; `None` when `first` is missing.

@@ -385,7 +385,7 @@ impl<'a> Search<'a> {
     async fn scan(&self, number: u64, end: u64, mut visit: impl FnMut(Event) -> bool) -> Result<(), FindError> {
         let limit = self.archive.segment_start(number + 1);
         let mut scanner = Scanner::new(self.archive.segment_bytes);
-        for number in number..=end.min(number + 1) {
+        for number in number..=end {
             let Some(name) = self.archive.on_path(&self.path, number) else { break };
             scanner.begin(self.archive.segment_start(number));
             segment::fetch(self.archive.cluster(), self.archive.system, &WalFile::Segment(name), &mut scanner).await?;

@@ -10,6 +10,8 @@ use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
+const TOKEN_LIFE: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -72,5 +74,10 @@ async fn serve(
     record.lock().unwrap().push(asked.clone());
     let (status, text) = answer(&asked);
     let kind = if text.starts_with('<') { "text/xml" } else { "application/json" };
-    Ok(Response::builder().status(status).header(CONTENT_TYPE, kind).body(text).unwrap())
+    let mut response = Response::builder().status(status).header(CONTENT_TYPE, kind);
+    // The metadata service says how long its token lives: as long as it was asked for.
+    if let Some(life) = asked.header(TOKEN_LIFE) {
+        response = response.header(TOKEN_LIFE, life);
+    }
+    Ok(response.body(text).unwrap())
 }
