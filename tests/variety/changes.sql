@@ -1,0 +1,25 @@
+-- What happens between two snapshots; NUMBER is the one that follows.
+SET search_path = kinds, public;
+SET client_min_messages = warning;
+UPDATE everything SET n = n + NUMBER WHERE id % 97 = NUMBER;
+DELETE FROM everything WHERE id % 211 = NUMBER;
+INSERT INTO events SELECT '2026-03-01'::date + i, 'de', NUMBER * 1000 + i, 'new' FROM generate_series(1, 50) i;
+UPDATE long_values SET loose = repeat(md5('NUMBER'), 30000) WHERE id = NUMBER;
+INSERT INTO long_values SELECT 100 + NUMBER, repeat('x', 100000), repeat('y', 100000), repeat('z', 3000);
+SELECT lo_put(4711, NUMBER * 1000, 'changed');
+SELECT lo_from_bytea(5000 + NUMBER, 'new');
+SELECT nextval('odd_steps');
+CREATE TABLE made_NUMBER (id serial PRIMARY KEY, t text) TABLESPACE fast;
+INSERT INTO made_NUMBER (t) SELECT md5(i::text) FROM generate_series(1, 500) i;
+DROP TABLE IF EXISTS dropped; ALTER TABLE IF EXISTS made RENAME TO dropped; ALTER TABLE made_NUMBER RENAME TO made;
+TRUNCATE emptied_too; INSERT INTO emptied_too VALUES (NUMBER);
+INSERT INTO unlogged VALUES (NUMBER + 5000, 'gone too');
+REFRESH MATERIALIZED VIEW kept;
+CREATE ROLE "role NUMBER";
+CREATE DATABASE "db NUMBER" TEMPLATE "odd ""db"" é" STRATEGY file_copy;
+DROP DATABASE IF EXISTS "db PREVIOUS";
+VACUUM everything;
+VACUUM FULL events_old;
+REINDEX INDEX in_fast;
+CLUSTER long_values USING long_values_pkey;
+SELECT pg_switch_wal();
