@@ -66,8 +66,9 @@ impl std::str::FromStr for Target {
             "latest" => Ok(Target::Latest),
             _ if is_snapshot_id(text) => Ok(Target::Snapshot(text.into())),
             _ if text.bytes().all(|b| b.is_ascii_digit()) => xid(text),
-            _ if text.contains('/') => lsn(text),
+            // Before LSNs: the name of a zone may hold a slash.
             _ if looks_like_time(text) => time(text),
+            _ if text.contains('/') => lsn(text),
             _ => Ok(Target::Name(text.into())),
         }
     }
