@@ -121,6 +121,10 @@ impl Scratch {
 
     pub fn stop(&mut self, how: Stop) {
         let Some(mut process) = self.process.take() else { return };
+        // A pid that was waited for may be somebody else's by now.
+        if !matches!(process.try_wait(), Ok(None)) {
+            return;
+        }
         let signal = match how {
             Stop::Fast => rustix::process::Signal::INT,
             Stop::Immediate => rustix::process::Signal::QUIT,

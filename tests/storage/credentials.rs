@@ -114,6 +114,22 @@ async fn the_environment_is_asked() {
     stage.worked(&stage.list(&with_token, "").await, "AKIAENVIRONMENT");
 }
 
+/// With an endpoint and keys, nothing is asked of a metadata service: outside of AWS none answers, and waiting costs seconds.
+#[tokio::test]
+async fn no_metadata_service_is_asked_for_what_is_known() {
+    let stage = Stage::new().await;
+    stage.admit_only("AKIAENVIRONMENT", None);
+    let metadata = Loopback::start(|_: &Asked| (404, String::new())).await;
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "AKIAENVIRONMENT"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata.url.as_str()),
+        ("AWS_EC2_METADATA_DISABLED", "false"),
+    ];
+    stage.worked(&stage.list(&environment, "").await, "AKIAENVIRONMENT");
+    assert!(metadata.asked().is_empty(), "{:?}", metadata.asked());
+}
+
 /// A `profile` or a `credentials_file` of the configuration is the only source: the environment is not asked.
 #[tokio::test]
 async fn what_the_configuration_names_goes_before_the_environment() {
@@ -239,6 +255,7 @@ async fn the_role_of_the_host_is_asked_with_version_2_only() {
     let asked = metadata.asked();
     let (gets, others): (Vec<_>, Vec<_>) = asked.iter().partition(|asked| asked.line.starts_with("GET "));
     assert!(!others.is_empty() && others.iter().all(|asked| asked.line == "PUT /latest/api/token"), "{others:?}");
+    assert!(gets.iter().all(|asked| asked.line.contains(ROLES)), "the region is known: {gets:?}");
     assert!(gets.iter().all(|asked| asked.header("x-aws-ec2-metadata-token") == Some("session")), "{gets:?}");
 }
 

@@ -53,7 +53,7 @@ pub async fn build(settings: &S3, place: &str) -> Result<aws_sdk_s3::Client, Sto
         wrong(Fault::Other, detail.into())
     })?;
     let providers = ProviderConfig::without_region().with_region(Some(region.clone())).with_http_client(http.clone());
-    let credentials = credentials(settings, files, providers).await;
+    let credentials = credentials(settings, files, region.clone(), providers).await;
 
     let (calculation, validation) = if settings.sdk_checksums {
         (RequestChecksumCalculation::WhenSupported, ResponseChecksumValidation::WhenSupported)
@@ -102,9 +102,16 @@ async fn region(settings: &S3, files: &EnvConfigFiles) -> Option<Region> {
     }
 }
 
-async fn credentials(settings: &S3, files: EnvConfigFiles, providers: ProviderConfig) -> SharedCredentialsProvider {
+async fn credentials(
+    settings: &S3,
+    files: EnvConfigFiles,
+    region: Region,
+    providers: ProviderConfig,
+) -> SharedCredentialsProvider {
     if settings.credentials_file.is_none() && settings.profile.is_none() {
-        return SharedCredentialsProvider::new(DefaultCredentialsChain::builder().configure(providers).build().await);
+        // Told the region, the chain does not look for one of its own, in the metadata service at last.
+        let chain = DefaultCredentialsChain::builder().region(region).configure(providers);
+        return SharedCredentialsProvider::new(chain.build().await);
     }
     let mut profile = ProfileFileCredentialsProvider::builder().configure(&providers).profile_files(files);
     if let Some(name) = &settings.profile {
