@@ -116,13 +116,14 @@ impl Model {
     /// A random target, and what it has to bring.
     pub fn target(&self, dice: &mut Dice) -> Target {
         let inclusive = dice.chance(50);
-        // Mostly transactions of the tables, because those of the second session are many and small.
-        let event = loop {
-            let event = dice.pick(&self.events);
-            if !self.noise.contains(&event.xid) || dice.chance(20) {
-                break event;
-            }
+        // Mostly commits that changed the tables: subtransactions that were rolled back are many, and change nothing.
+        let kind = match dice.below(10) {
+            0..6 => |model: &Model, event: &Event| model.contents.contains_key(&event.xid),
+            6..8 => |model: &Model, event: &Event| model.noise.contains(&event.xid),
+            _ => |_: &Model, _: &Event| true,
         };
+        let events: Vec<&Event> = self.events.iter().filter(|event| kind(self, event)).collect();
+        let event = if events.is_empty() { &self.events[0] } else { events[dice.below(events.len())] };
         let (to, wanted) = match dice.below(16) {
             0..4 => (event.xid.to_string(), self.at_event(event, inclusive)),
             4..6 => (event.time.to_string(), self.at_time(event.time)),
