@@ -7,6 +7,8 @@ mod bad_input;
 mod crash;
 mod docs;
 mod format;
+mod guard;
+mod incidents;
 mod main_job;
 mod property;
 mod restore;

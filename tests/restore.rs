@@ -139,7 +139,7 @@ async fn no_place_is_ever_overwritten() {
     refuse(&link, &["symbolic link"]);
     refuse(&full.join("precious"), &["no directory"]);
     refuse(&world.path("a/b"), &["does not exist"]);
-    refuse(world.server.data(), &["a PostgreSQL server runs here"]);
+    refuse(world.server.data(), &["a PostgreSQL server runs in"]);
     if world.user().is_some() {
         let foreign = world.path("foreign");
         std::fs::create_dir(&foreign).unwrap();
@@ -352,12 +352,11 @@ async fn both_futures_of_a_fork_are_windows() {
     world.sql("INSERT INTO t VALUES (7)").await;
     world.archive().await;
     // The copy becomes a successor beside its original: declared, archiving on.
+    world.release("copy");
     copy.stop(lastgood::postgres::scratch::Stop::Fast);
-    std::fs::remove_file(world.path("copy").join("lastgood.restored")).unwrap();
-    let auto = world.path("copy").join("postgresql.auto.conf");
-    let text = std::fs::read_to_string(&auto).unwrap().replace("archive_mode = 'off'", "archive_mode = 'on'");
-    std::fs::write(&auto, text).unwrap();
     copy.start().await.unwrap();
+    let history = world.objects("clusters/shop/wal").into_iter().find(|key| key.ends_with("00000002.history")).unwrap();
+    std::fs::remove_file(world.repository().join(history)).unwrap();
     let config = std::fs::read_to_string(world.config()).unwrap();
     let own = world.server.sockets().display().to_string();
     std::fs::write(world.config(), config.replace(&own, &copy.sockets().display().to_string())).unwrap();

@@ -2,6 +2,7 @@
 //!
 //! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
 //! - [`get`]: one file out, verified; then the next ones fetched before recovery asks.
+//! - [`rival`]: two servers that write into one archive.
 //! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
 //!
 //! Each call is a new process, so it does only what it must: a push to a directory touches no network stack, and what an
@@ -9,4 +10,5 @@
 
 pub mod get;
 pub mod push;
+pub mod rival;
 pub mod spool;

@@ -11,15 +11,17 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::rival::{self, Candidate};
 use super::spool::{Acknowledgement, Spool};
 use crate::clock;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
-use crate::postgres::lsn::SystemId;
+use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::header::{HeaderError, LONG_HEADER_BYTES, SegmentHeader};
 use crate::postgres::wal::name::{NameError, SegmentName, WalFile};
 use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
 use crate::repo::RepoError;
+use crate::repo::audit::{self, Event, Who};
 use crate::repo::object::Sha;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::segment::{self, Stored};
@@ -41,19 +43,35 @@ pub enum PushError {
     )]
     Foreign { path: PathBuf, found: SystemId, cluster: String, known: String },
     #[error(
-        "{name} is refused: the repository holds it with other content ({there} there, {here} here). Two servers archive under the name {cluster:?}, or this one was restored without lastgood: the stored segment stays, and this one stays in pg_wal"
+        "{name} is refused: the repository holds it with other content. Stored is {there}; here is {here}. Two servers archive under the name {cluster:?}, or this one was restored without lastgood: the stored one stays, and this one stays in pg_wal"
     )]
-    Conflict { name: String, cluster: String, there: Sha, here: Sha },
+    Conflict { name: String, cluster: String, there: String, here: String },
     #[error(
-        "{dir} was restored by lastgood and must not write into the archive of its original; when it is meant to take over, remove {mark} from it"
+        "two servers write the history of {cluster:?}, and this one's WAL is refused (it stays in pg_wal): {here}; {there}. Stop the wrong one; when this is the right one, say so with `lastgood release`"
     )]
-    Restored { dir: PathBuf, mark: &'static str },
+    Rival { cluster: String, here: String, there: String },
+    #[error(
+        "timeline {timeline} of {cluster:?} was given up for timeline {by} at {at}, so its WAL is refused (it stays in pg_wal); when it shall go on after all, say so with `lastgood release`"
+    )]
+    Abandoned { cluster: String, timeline: Timeline, by: Timeline, at: jiff::Timestamp },
+    #[error(
+        "{dir} was restored by lastgood and must not write into the archive of its original; when it is meant to take over, promote it and run `lastgood release --data-directory {dir}`"
+    )]
+    Restored { dir: PathBuf },
     #[error(
         "this is a standby (standby.signal is there), so archive_mode must be `always`; two servers archiving the same WAL is refused unless [archive] allow_archive_mode_always is set"
     )]
     Standby,
     #[error("which system {path} belongs to cannot be told: {detail}")]
     NoSystem { path: PathBuf, detail: String },
+}
+
+impl PushError {
+    /// Turned away by decision, not by a failure.
+    fn is_refusal(&self) -> bool {
+        use PushError::*;
+        matches!(self, Header { .. } | Foreign { .. } | Conflict { .. } | Rival { .. } | Abandoned { .. } | Restored { .. })
+    }
 }
 
 /// What is asked.
@@ -67,6 +85,8 @@ pub struct Request {
     pub push_ahead: usize,
     pub compression_level: i32,
     pub allow_standby: bool,
+    /// For the audit, should the file be refused.
+    pub who: Who,
 }
 
 /// What became of it.
@@ -81,18 +101,34 @@ pub enum Pushed {
     Acknowledged,
 }
 
-/// Stores one file, and then takes along further segments that are ready.
+/// Stores one file, and then takes along further segments that are ready. A refusal enters the audit, once.
 pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, PushError> {
+    let mut spool = None;
+    let pushed = store(repository, request, &mut spool).await;
+    if let (Err(error), Some(spool)) = (&pushed, &spool)
+        && error.is_refusal()
+        && spool.is_new_refusal(&error.to_string())
+    {
+        let event = Event::refusal("archive-push", &repository.cluster_name, error.to_string());
+        // The refusal stands without the audit; the server's log has its words.
+        let _ =
+            audit::append(&Cluster::unchecked(repository.storage.clone(), &repository.cluster_name), &request.who, event).await;
+    }
+    pushed
+}
+
+async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool>) -> Result<Pushed, PushError> {
     let path = resolve(request)?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let file: WalFile = name.parse()?;
     let data_directory = data_directory(&path, request);
-    refuse_restored(&data_directory)?;
     if !request.allow_standby && data_directory.join("standby.signal").exists() {
         return Err(PushError::Standby);
     }
     let system = system_of(&path, &file, &data_directory)?;
     let spool = Spool::open(&request.spool, &repository.cluster_name, system, &data_directory).ok();
+    opened.clone_from(&spool);
+    refuse_restored(&data_directory)?;
     let job = Job { path, file, system, level: request.compression_level };
     if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
         let now = Acknowledgement::of(&metadata(&job.path)?, repository.storage.place());
@@ -102,7 +138,7 @@ pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, Push
             return Ok(Pushed::Acknowledged);
         }
     }
-    let cluster = repository.cluster(system, &job.path, spool.as_ref()).await?;
+    let cluster = repository.cluster(&job, &data_directory, spool.as_ref()).await?;
     let stored = job.run(&cluster).await?;
     let (WalFile::Segment(segment), Some(spool)) = (file, spool) else {
         return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
@@ -120,22 +156,33 @@ pub struct Source {
 
 impl Source {
     /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
-    async fn cluster(&self, system: SystemId, path: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
+    async fn cluster(&self, job: &Job, data_directory: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
+        let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
         let may_vanish = place.starts_with("file://");
-        if !may_vanish && spool.is_some_and(|spool| spool.is_known(place)) {
+        if !may_vanish && spool.is_some_and(|spool| spool.is_known(place, timeline)) {
             return Ok(Cluster::unchecked(self.storage.clone(), &self.cluster_name));
         }
         let repository = Repository::open(self.storage.clone()).await?;
         let (cluster, record) = repository.registered(&self.cluster_name).await?;
-        if record.history(system).is_none() {
+        let Some(history) = record.history(system) else {
             let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
             let known = known.join(", ");
-            return Err(PushError::Foreign { path: path.into(), found: system, cluster: self.cluster_name.clone(), known });
+            return Err(PushError::Foreign { path: job.path.clone(), found: system, cluster: self.cluster_name.clone(), known });
+        };
+        let segment = match job.file {
+            WalFile::Segment(segment) => Some(segment),
+            _ => None,
+        };
+        let segment_bytes = u64::from(history.wal_segment_bytes);
+        let candidate = Candidate { system, timeline, segment, segment_bytes, data_directory };
+        // Torn ends and labels of backups lead nowhere; everything else must be of the archive's own history.
+        if matches!(job.file, WalFile::Segment(_) | WalFile::History(_)) {
+            rival::check(&cluster, &record, &candidate).await?;
         }
         if let Some(spool) = spool {
-            spool.set_known(place);
+            spool.set_known(place, timeline);
         }
         Ok(cluster)
     }
@@ -165,7 +212,7 @@ fn data_directory(path: &Path, request: &Request) -> PathBuf {
 
 fn refuse_restored(data_directory: &Path) -> Result<(), PushError> {
     if data_directory.join(RESTORED_MARK).exists() {
-        return Err(PushError::Restored { dir: data_directory.into(), mark: RESTORED_MARK });
+        return Err(PushError::Restored { dir: data_directory.into() });
     }
     Ok(())
 }
@@ -214,9 +261,11 @@ impl Job {
             Ok(encoded) => encoded?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        let here = encoded.sha256;
+        let here = describe(encoded.sha256, summary.as_ref());
         match segment::store(cluster, self.system, &self.file, encoded, summary).await? {
             Stored::Different { there } => {
+                let stored = segment::read_trailer(cluster, self.system, &self.file).await?;
+                let there = describe(there, stored.summary.as_ref());
                 Err(PushError::Conflict { name: self.file.to_string(), cluster: cluster.name().into(), there, here })
             }
             stored => Ok(stored),
@@ -236,6 +285,18 @@ impl Job {
         let encoded = segment::encode(source, self.level, &temporary, &mut |bytes| summarizer.feed(bytes)).map_err(failed)?;
         let summary: SegmentSummary = summarizer.finish();
         Ok((encoded, serde_json::to_value(summary).ok()))
+    }
+}
+
+/// A history in words: what a segment holds.
+fn describe(sha256: Sha, summary: Option<&serde_json::Value>) -> String {
+    let hash = &sha256.to_string()[..16];
+    let summary = summary.and_then(|value| serde_json::from_value::<SegmentSummary>(value.clone()).ok());
+    match summary {
+        Some(SegmentSummary { commits, earliest: Some(from), latest: Some(to), .. }) => {
+            format!("{hash}…, {commits} transactions from {} to {}", clock::seconds(from), clock::seconds(to))
+        }
+        _ => format!("{hash}…"),
     }
 }
 

@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::durable;
-use crate::postgres::lsn::SystemId;
+use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
+
+/// For so long nobody asks again whether a rival has appeared.
+const KNOWN_S: i64 = 60;
 
 #[derive(Debug, Clone)]
 pub struct Spool {
@@ -95,14 +99,28 @@ impl Spool {
         }
     }
 
-    /// Whether an earlier call proved that the repository at `place` knows this system.
-    pub fn is_known(&self, place: &str) -> bool {
-        fs::read_to_string(self.dir.join("known")).is_ok_and(|known| known == place)
+    /// Whether a recent call proved that the repository at `place` knows this system, and no rival of its timeline.
+    pub fn is_known(&self, place: &str, timeline: Timeline) -> bool {
+        let path = self.dir.join("known");
+        let written = fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|at| jiff::Timestamp::try_from(at).ok());
+        let age_s = written.map(|at| clock::now().duration_since(at).as_secs());
+        age_s.is_some_and(|age| (0..KNOWN_S).contains(&age))
+            && fs::read_to_string(path).is_ok_and(|known| known == format!("{place} {timeline}"))
     }
 
-    pub fn set_known(&self, place: &str) {
-        // Only saves a request next time.
-        let _ = fs::write(self.dir.join("known"), place);
+    pub fn set_known(&self, place: &str, timeline: Timeline) {
+        // Only saves requests next time.
+        let _ = fs::write(self.dir.join("known"), format!("{place} {timeline}"));
+    }
+
+    /// Whether a refusal is another than the last one that was noted: PostgreSQL tries again each second.
+    pub fn is_new_refusal(&self, text: &str) -> bool {
+        let path = self.dir.join("refused");
+        if fs::read_to_string(&path).is_ok_and(|noted| noted == text) {
+            return false;
+        }
+        let _ = fs::write(path, text);
+        true
     }
 
     /// A lock that one prefetching process holds; `None` when another does. It ends with the value.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::context::{self, Global};
+use super::guard;
 use crate::archive::push::{self, Request, Source};
 
 /// Store one WAL file; PostgreSQL calls this as archive_command
@@ -25,6 +26,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         push_ahead: config.archive.push_ahead,
         compression_level: config.archive.compression_level,
         allow_standby: config.archive.allow_archive_mode_always,
+        who: guard::who(),
     };
     push::push(&source, &request).await?;
     // Silent on success: the server would write every line into its log.

@@ -98,6 +98,9 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Repo(error) => repo(error),
         RestoreError::Find(error) => find(error),
         RestoreError::Place { .. } | RestoreError::NoRoom { .. } | RestoreError::UnknownTablespace { .. } => REFUSED,
+        RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
+        RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
+        RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,
         RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
         RestoreError::Io { .. } => OTHER,
     }

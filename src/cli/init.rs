@@ -71,8 +71,18 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history: bool) -> anyhow::Result<Result<bool, String>> {
     loop {
         let before = cluster.record().await?;
-        if before.as_ref().and_then(|r| r.current()).is_some_and(|h| h.system_identifier == facts.system_identifier) {
-            return Ok(Ok(false));
+        let known = before.as_ref().filter(|r| r.current().is_some_and(|h| h.system_identifier == facts.system_identifier));
+        if let Some(record) = known {
+            // The guard looks at the label in the repository too, from every host.
+            if config.cluster.label.is_none() || config.cluster.label == record.label {
+                return Ok(Ok(false));
+            }
+            let label = config.cluster.label.clone();
+            let relabelled = ClusterRecord { number: record.number + 1, label, written: clock::now(), ..record.clone() };
+            if cluster.put_record(&relabelled).await? {
+                return Ok(Ok(false));
+            }
+            continue;
         }
         if let Some(record) = &before
             && !new_history
@@ -99,10 +109,12 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
         });
         let record = ClusterRecord {
             format: FORMAT_VERSION.into(),
-            number: before.map_or(1, |r| r.number + 1),
+            number: before.as_ref().map_or(1, |r| r.number + 1),
             name: cluster.name().into(),
             label: config.cluster.label.clone(),
             histories,
+            abandoned: before.as_ref().map(|r| r.abandoned.clone()).unwrap_or_default(),
+            successors: before.map(|r| r.successors).unwrap_or_default(),
             written: clock::now(),
         };
         if cluster.put_record(&record).await? {

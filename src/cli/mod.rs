@@ -3,22 +3,27 @@
 //! - [`context`]: from flags, environment and file to a repository and a server.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
+//! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`error`]: every error's kind and exit code, in one place.
 
 pub mod archive_get;
 pub mod archive_push;
+pub mod audit;
 pub mod backup;
 pub mod check;
 pub mod context;
 pub mod demo;
 pub mod error;
+pub mod guard;
 pub mod init;
 pub mod list;
 pub mod output;
 pub mod progress;
 pub mod reference;
+pub mod release;
 pub mod restore;
 pub mod schedule;
+pub mod undo;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -56,6 +61,9 @@ pub enum Command {
     ArchiveGet(archive_get::Args),
     List(list::Args),
     Restore(restore::Args),
+    Undo(undo::Args),
+    Release(release::Args),
+    Audit(audit::Args),
     Verify(verify::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
@@ -113,6 +121,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
+            Command::Undo(args) => undo::run(&global, args).await,
+            Command::Release(args) => release::run(&global, args).await,
+            Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,

@@ -5,16 +5,24 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::context::{self, Global, Place};
+use super::guard::{self, Confirm, Desk};
 use super::{output, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
+use crate::restore::RestoreError;
 use crate::restore::execute::{self, Options};
+use crate::restore::loss::Loss;
 use crate::restore::plan::{self, Plan, Request};
+use crate::restore::replaced::Replaced;
+use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
 use crate::timeline::target::{Target, TargetError};
 
-/// Restore to a moment: shows the plan first, writes only into an empty place
+/// Restore to a moment: shows the plan first, and never destroys what it replaces
+///
+/// Into an empty place it goes ahead. A cluster that stands there is moved aside, whole, after the plan was confirmed: by its code,
+/// or for production by typing the cluster's name. A living server is never touched: stop it first.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  lastgood restore --to latest --into /var/lib/postgresql/15/restored\n  \
     lastgood restore --to '2026-11-21 04:14:59+01:00' --into /srv/pg --dry-run\n  \
@@ -23,7 +31,7 @@ pub struct Args {
     /// latest, a time with zone, an LSN, a transaction id, the name of a restore point, or a snapshot
     #[arg(long, value_name = "TARGET", allow_hyphen_values = true)]
     to: String,
-    /// Where to: a directory that is empty or does not exist yet
+    /// Where to: a directory that is empty, does not exist yet, or holds a stopped cluster
     #[arg(long, value_name = "DIRECTORY")]
     into: PathBuf,
     /// Stop just before the record at the LSN, or before the transaction's commit, instead of after it
@@ -41,9 +49,8 @@ pub struct Args {
     /// Place all other tablespaces below this directory, by OID
     #[arg(long, value_name = "DIRECTORY")]
     tablespaces_below: Option<PathBuf>,
-    /// Show the plan and stop
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -68,7 +75,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let wanted = if let Target::Snapshot(id) = &target { of_snapshot(id) } else { None };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
-    let archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+    let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+    archive.abandon(&place.record.abandoned(history.system_identifier));
     let request = Request {
         target,
         timeline,
@@ -82,15 +90,29 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         tablespaces: args.tablespace,
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
     };
-    let plan = plan::plan(&place.cluster, &archive, &manifests, &request).await?;
+    let desk = Desk::new("restore", &place, global);
+    let plan = match plan::plan(&guard::around(&place), archive, &manifests, &request).await {
+        Ok(plan) => plan,
+        Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
+        Err(error) => return Err(error.into()),
+    };
+    let seal = desk.seal(&plan, &place);
+    let code = seal.code(clock::now());
     if global.json {
-        output::json(&serde_json::json!({ "event": "plan", "plan": plan }));
+        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));
     } else {
         show_plan(&plan);
+        guard::show(plan.care(), &code);
     }
-    if args.dry_run {
+    if args.confirm.dry_run {
         return Ok(0);
     }
+    let living = plan.standing.occupant().and_then(|occupant| occupant.living.clone());
+    if let Some(living) = living {
+        return Err(desk.refused(RestoreError::Living { path: plan.into, living }, None).await);
+    }
+    let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
+    let attempt = desk.attempted(&plan, &approval, &code).await;
     let get = format!("archive-get --system-identifier {} %f \"%p\"", plan.system_identifier);
     let options = Options {
         restore_command: global.server_command(&place.config, &get)?,
@@ -99,15 +121,21 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let monitor = progress::monitor(global.json);
     let began = clock::monotonic();
-    let restored = execute::execute(&place.cluster, &plan, &options, monitor.clone()).await?;
+    let done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
     drop(monitor);
+    let detail = |done: &execute::Restored| match &done.aside {
+        Some(aside) => format!("what stood there is now {}", aside.display()),
+        None => String::new(),
+    };
+    let restored = desk.ended(attempt, done, detail).await?;
     let seconds = began.elapsed().as_secs_f64();
     if global.json {
         output::json(
-            &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings }),
+            &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,
+                "aside": restored.aside, "saved": restored.saved }),
         );
     } else {
-        show_result(&plan, restored.has_settings, seconds);
+        show_result(&plan, &restored, seconds);
     }
     Ok(0)
 }
@@ -148,6 +176,10 @@ fn show_plan(plan: &Plan) {
         output::line(format!("  first gone {}", moment(first)));
     }
     output::line(format!("  into       {} (there is {})", plan.into.display(), plan.standing.words()));
+    if let (Some(occupant), Some(replaced)) = (plan.standing.occupant(), &plan.replaced) {
+        show_occupant(occupant);
+        show_replaced(replaced, replaced.loss.as_ref(), "committed after the target");
+    }
     for tablespace in &plan.tablespaces {
         output::line(format!(
             "  tablespace {} from {} into {} (there is {})",
@@ -187,13 +219,73 @@ fn then(action: TargetAction) -> &'static str {
     }
 }
 
-fn show_result(plan: &Plan, has_settings: bool, seconds: f64) {
+/// What is known of a cluster that stands somewhere.
+pub fn show_occupant(occupant: &Occupant) {
+    let version = occupant.major.map_or("of an unknown version".to_string(), |major| format!("PostgreSQL {major}"));
+    let size = format!("{} in {}", output::bytes(occupant.bytes), output::count(occupant.files, "file"));
+    match &occupant.control {
+        Some(control) => {
+            let state = control.state.words();
+            output::line(format!("             system {}, {version}, {size}", control.system_identifier));
+            output::line(format!("             {state}, timeline {}, checkpoint {}", control.timeline, control.checkpoint));
+        }
+        None => output::line(format!("             {version}, {size}; its pg_control cannot be read")),
+    }
+    if let Some(at) = occupant.last_change {
+        output::line(format!("             last written to {}", output::time(at)));
+    }
+    if let Some(living) = &occupant.living {
+        output::line(format!("             A SERVER RUNS THERE ({living}); it must be stopped first"));
+    }
+    if occupant.unreleased {
+        output::line("             it was restored by lastgood and never released");
+    }
+}
+
+/// Whose it is, what only it has, and what would be lost.
+pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
+    match (&replaced.owner, &replaced.label) {
+        (Some(owner), Some(label)) => output::line(format!("             it is the cluster {owner:?}, labelled {label}")),
+        (Some(owner), None) => output::line(format!("             it is the cluster {owner:?}")),
+        (None, _) => output::line("             the repository does not know it: what is in it is nowhere else"),
+    }
+    let unarchived = &replaced.unarchived;
+    if !unarchived.is_empty() {
+        let torn = if unarchived.torn.is_some() { ", the last one torn" } else { "" };
+        let count = output::count(unarchived.count() as u64, "WAL segment");
+        let then = match &replaced.not_archived_because {
+            None => "archived first".to_string(),
+            Some(why) => format!("not archived, because {why}; it stays in the directory"),
+        };
+        output::line(format!("  unarchived {count}{torn}: {then}"));
+    } else if let Some(why) = &replaced.not_archived_because {
+        output::line(format!("  unarchived WAL is not saved: {why}"));
+    }
+    if let Some(loss) = loss {
+        let least = if loss.at_least { "at least " } else { "" };
+        let last = loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
+        match loss.transactions {
+            0 => output::line("  lost       no transaction"),
+            count => output::line(format!("  LOST       {least}{}{last}: {which}", output::count(count, "transaction"))),
+        }
+    }
+}
+
+fn show_result(plan: &Plan, restored: &execute::Restored, seconds: f64) {
+    let has_settings = restored.has_settings;
     output::line(format!("restored into {} in {}; every byte was verified", plan.into.display(), output::duration(seconds)));
     if !has_settings {
         output::line("  postgresql.conf and pg_hba.conf were not in the data directory (Debian keeps them in /etc/postgresql):");
         output::line(
             "  start it with the original's settings, like: postgres -D DIRECTORY -c config_file=/etc/postgresql/15/main/postgresql.conf",
         );
+    }
+    if let Some(aside) = &restored.aside {
+        output::line(format!(
+            "  what stood there is now {}; to put it back: lastgood undo --into {}",
+            aside.display(),
+            plan.into.display()
+        ));
     }
     output::line(format!("  start it with: pg_ctl -D {} start", output::shell_words(&[plan.into.display().to_string()])));
 }

@@ -21,7 +21,7 @@ const EMPTY_DIRECTORIES: [&str; 8] =
 
 /// Files of the data directory itself that never belong to a snapshot. `backup_label` and `tablespace_map` come from the
 /// server's answer instead (rule 6).
-const EXCLUDED_FILES: [&str; 16] = [
+const EXCLUDED_FILES: [&str; 18] = [
     "postmaster.pid",
     "postmaster.opts",
     "backup_label",
@@ -38,6 +38,8 @@ const EXCLUDED_FILES: [&str; 16] = [
     "postgresql.auto.conf.tmp",
     RESTORED_MARK,
     RESTORING_MARK,
+    SWITCHED_MARK,
+    REPLACED_NOTE,
 ];
 
 /// Lies in every data directory that lastgood restored and that was not declared the successor (rules 29, 41).
@@ -45,6 +47,12 @@ pub const RESTORED_MARK: &str = "lastgood.restored";
 
 /// Lies in a directory while it is being restored; holds the lock of the restore.
 pub const RESTORING_MARK: &str = "lastgood.restoring";
+
+/// Lies in a cluster that took the place of another: what it replaced, and where that is now.
+pub const SWITCHED_MARK: &str = "lastgood.switched";
+
+/// Lies in a cluster that was moved aside, and says so.
+pub const REPLACED_NOTE: &str = "lastgood.replaced";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirectoryError {

@@ -73,6 +73,20 @@ impl History {
         self.left(timeline).is_some_and(|end| end.is_none_or(|end| lsn <= end))
     }
 
+    /// Where two paths part; `None` when one is the beginning of the other.
+    pub fn fork(&self, other: &History) -> Option<Lsn> {
+        for (one, two) in self.stretches.iter().zip(&other.stretches) {
+            if one.timeline != two.timeline {
+                // From here on both write, each on its own.
+                return Some(one.begin.min(two.begin));
+            }
+            if one.end != two.end {
+                return [one.end, two.end].into_iter().flatten().min();
+            }
+        }
+        None
+    }
+
     /// The file in which recovery looks for segment `number`: of the newest timeline that reaches into it, because at a
     /// switch the new timeline's first segment begins as a copy of the old one's (`XLogFileReadAnyTLI`).
     pub fn segment(&self, number: u64, segment_bytes: u64) -> SegmentName {
@@ -107,6 +121,16 @@ mod tests {
         assert_eq!(name(3), "000000020000000000000003");
         assert_eq!(name(4), "000000020000000000000004");
         assert_eq!(name(5), "000000030000000000000005");
+    }
+
+    #[test]
+    fn two_paths_part_where_the_first_was_left() {
+        let parse = |timeline, text| History::parse(Timeline(timeline), text).unwrap();
+        let third = parse(3, TEXT);
+        assert_eq!(History::first(Timeline(1)).fork(&third), Some(Lsn(0x300_0100)));
+        assert_eq!(parse(2, "1\t0/3000100\tx\n").fork(&third), Some(Lsn(0x500_0000)));
+        assert_eq!(parse(4, "1\t0/2000000\tx\n").fork(&third), Some(Lsn(0x200_0000)));
+        assert_eq!(third.fork(&third), None);
     }
 
     #[test]

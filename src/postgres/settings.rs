@@ -86,11 +86,29 @@ pub fn configure_recovery(data_directory: &Path, recovery: &Recovery) -> io::Res
     durable::replace(&data_directory.join("recovery.signal"), b"", 0o600)
 }
 
+/// Takes the settings of recovery out again, and turns archiving on. The server reads it at its next start.
+pub fn end_recovery(data_directory: &Path) -> io::Result<()> {
+    let path = data_directory.join("postgresql.auto.conf");
+    let before = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+    let mut text: String = before.lines().filter(|line| !is_recovery_setting(line)).map(|line| format!("{line}\n")).collect();
+    text.push_str("archive_mode = 'on'\n");
+    let owner = fs::metadata(&path)?;
+    durable::replace(&path, text.as_bytes(), 0o600)?;
+    use std::os::unix::fs::MetadataExt;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
+}
+
+fn is_recovery_setting(line: &str) -> bool {
+    let name = line.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();
+    RECOVERY_SETTINGS.contains(&name.as_str()) || name == "archive_mode" || name == "primary_slot_name"
+}
+
 /// The content of `postgresql.auto.conf` after old recovery settings were taken out and ours were put in.
 fn recovery_text(before: &str, recovery: &Recovery) -> String {
-    let ours = |name: &str| RECOVERY_SETTINGS.contains(&name) || name == "archive_mode" || name == "primary_slot_name";
-    let keep = |line: &&str| !line.split('=').next().is_some_and(|name| ours(name.trim().to_ascii_lowercase().as_str()));
-    let mut text: String = before.lines().filter(keep).map(|line| format!("{line}\n")).collect();
+    let mut text: String = before.lines().filter(|line| !is_recovery_setting(line)).map(|line| format!("{line}\n")).collect();
     let mut set = |name: &str, value: &str| {
         text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
     };

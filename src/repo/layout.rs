@@ -15,6 +15,14 @@ pub fn repository() -> ObjectKey {
 /// Folder with one folder for each cluster.
 pub const CLUSTERS: &str = "clusters/";
 
+/// Folder with the audit of the whole repository; a folder for each thousand entries.
+pub const AUDIT: &str = "audit/";
+
+/// Entry `number` of the audit, from 1.
+pub fn audit_entry(number: u64) -> ObjectKey {
+    ObjectKey::new(format!("{AUDIT}{:07}/{number:010}", number / 1000))
+}
+
 /// Keys of one cluster.
 #[derive(Debug, Clone)]
 pub struct Layout {
@@ -95,13 +103,17 @@ impl Layout {
         format!("{}wal/{system}/history/", self.root)
     }
 
+    pub fn partials(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/partial/", self.root)
+    }
+
     /// Each kind of archived file has a prefix of its own, so that no listing of one meets another (rule 34).
     pub fn wal(&self, system: SystemId, file: &WalFile) -> ObjectKey {
         let root = &self.root;
         ObjectKey::new(match file {
             WalFile::Segment(segment) => format!("{}{segment}", self.block(system, *segment)),
             WalFile::History(_) => format!("{}{file}", self.histories(system)),
-            WalFile::Partial(_) => format!("{root}wal/{system}/partial/{file}"),
+            WalFile::Partial(_) => format!("{}{file}", self.partials(system)),
             WalFile::Backup(..) => format!("{root}wal/{system}/backup/{file}"),
         })
     }

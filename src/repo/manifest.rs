@@ -102,6 +102,9 @@ pub struct Manifest {
     pub totals: Totals,
     #[serde(default)]
     pub damaged_pages: Vec<DamagedPage>,
+    /// The end of the audit when this was committed, so that entries cannot be cut off unseen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<super::audit::Head>,
     /// SHA-256 over path, kind, length and map digest of every file: the snapshot's identity, in any repository.
     pub root: Sha,
     pub written_by: String,

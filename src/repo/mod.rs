@@ -8,6 +8,7 @@
 //! - [`manifest`]: a snapshot: its manifest (the commit point), its file lists, its WAL.
 //! - [`segment`]: WAL segments and the other files that the server archives.
 //! - [`record`]: what the repository and a cluster are.
+//! - [`audit`]: who did what, as a chain.
 //! - [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing.
@@ -16,6 +17,7 @@
 //! Nothing is ever overwritten. Data is written before what refers to it, and deleted after it, so that a crash leaves
 //! garbage and never a hole.
 
+pub mod audit;
 pub mod fetch;
 pub mod frame;
 pub mod layout;

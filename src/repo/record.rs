@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::postgres::lsn::SystemId;
+use crate::postgres::lsn::{SystemId, Timeline};
 
 /// `lastgood.json`: plain JSON, so that a person or another tool sees at once what this place is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +44,46 @@ pub struct ClusterRecord {
     pub label: Option<String>,
     /// Oldest first; never empty.
     pub histories: Vec<History>,
+    /// Timelines that were left for another by decision: a restore does not follow them by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abandoned: Vec<Abandoned>,
+    /// Timelines that were declared to go on although their parent's WAL went further.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub successors: Vec<Successor>,
     pub written: Timestamp,
+}
+
+/// A timeline that was declared the one that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Successor {
+    pub system_identifier: SystemId,
+    pub timeline: Timeline,
+    pub at: Timestamp,
+}
+
+/// A timeline that nobody continues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abandoned {
+    pub system_identifier: SystemId,
+    pub timeline: Timeline,
+    pub at: Timestamp,
+    /// The timeline that goes on instead.
+    pub by: Timeline,
 }
 
 impl ClusterRecord {
     /// The history that the cluster lives now.
     pub fn current(&self) -> Option<&History> {
         self.histories.last()
+    }
+
+    /// Timelines of a system that nobody continues.
+    pub fn abandoned(&self, system: SystemId) -> Vec<Timeline> {
+        self.abandoned.iter().filter(|a| a.system_identifier == system).map(|a| a.timeline).collect()
+    }
+
+    pub fn is_successor(&self, system: SystemId, timeline: Timeline) -> bool {
+        self.successors.iter().any(|s| (s.system_identifier, s.timeline) == (system, timeline))
     }
 
     pub fn history(&self, system: SystemId) -> Option<&History> {

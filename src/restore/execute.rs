@@ -6,13 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::RestoreError;
-use super::place;
+use super::guard::Approval;
+use super::place::{self, Standing};
 use super::plan::Plan;
+use super::replaced::Replaced;
+use super::salvage::{self, Saved};
+use super::switch::{self, Hold, Pair, Switched};
+use super::undo;
 use super::write::{self, Target, Terms};
 use crate::durable;
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{RESTORED_MARK, RESTORING_MARK};
 use crate::postgres::owner::{self, Ids};
+use crate::postgres::postmaster;
 use crate::postgres::settings::{self, Recovery};
 use crate::repo::RepoError;
 use crate::repo::fetch;
@@ -39,6 +45,10 @@ pub struct Options {
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Restored {
+    /// Where the cluster that stood there is now.
+    pub aside: Option<PathBuf>,
+    /// What became of its unarchived WAL.
+    pub saved: Saved,
     /// Where the settings are kept elsewhere (Debian), the server needs some before it can start.
     pub has_settings: bool,
 }
@@ -47,15 +57,16 @@ pub struct Restored {
 pub async fn execute(
     cluster: &Cluster,
     plan: &Plan,
+    _approval: &Approval,
     options: &Options,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Restored, RestoreError> {
     // Looked at again, all of them before any is touched: time has passed since the plan.
-    let places = || [&plan.into].into_iter().chain(plan.tablespaces.iter().map(|t| &t.into));
-    place::look(&plan.into)?;
+    check_unchanged(plan)?;
     for tablespace in &plan.tablespaces {
-        place::look_tablespace(&tablespace.into)?;
+        place::look_tablespace(&tablespace.into, plan.standing.occupant())?;
     }
+    let places: Vec<PathBuf> = [plan.root()].into_iter().chain(plan.tablespaces.iter().map(|t| t.root())).collect();
     // Pins what is needed, where the repository may be written; a restore must not fail for that.
     let lease = match Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await {
         Ok(lease) => Some(lease),
@@ -65,17 +76,37 @@ pub async fn execute(
         }
         Err(error) => return Err(error.into()),
     };
-    let _locks = places().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
+    let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
+    let saved = match &plan.replaced {
+        Some(Replaced { archive: Some(archive), unarchived, .. }) if !unarchived.is_empty() => {
+            monitor.phase("save unarchived WAL", 0);
+            salvage::save(archive.cluster(), archive, &plan.into.join("pg_wal"), unarchived, &*monitor).await
+        }
+        _ => Saved::default(),
+    };
     let manifest = plan.manifest();
     let owner = new_owner(manifest);
     monitor.phase("restore", manifest.totals.raw_bytes);
     let terms = Terms { owner, at_once: 2 * options.threads + 2, read_back: options.read_back, monitor: monitor.clone() };
-    let work = Work { cluster, plan, terms, owner };
-    let done = work.run(options, &*monitor).await;
+    let work = Work { cluster, plan, terms, owner, root: plan.root() };
+    let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
     if let Some(lease) = lease {
         lease.release().await;
     }
     done
+}
+
+/// What stands in the place is what the plan saw, and no server lives there.
+fn check_unchanged(plan: &Plan) -> Result<(), RestoreError> {
+    let now = place::look(&plan.into)?;
+    if let Some(living) = now.occupant().and_then(|occupant| occupant.living.clone()) {
+        return Err(RestoreError::Living { path: plan.into.clone(), living });
+    }
+    // An empty place may have become an absent one, or the remains of an earlier try; a cluster must be the very same.
+    if (plan.standing.occupant().is_some() || now.occupant().is_some()) && now != plan.standing {
+        return Err(RestoreError::Changed { path: plan.into.clone() });
+    }
+    Ok(())
 }
 
 /// Only root changes owners; an unknown one becomes the owner of the place (rule 45).
@@ -88,6 +119,8 @@ struct Work<'a> {
     plan: &'a Plan,
     terms: Terms,
     owner: Option<Ids>,
+    /// Where the data directory is built.
+    root: PathBuf,
 }
 
 /// Files collected until there are enough for a batch.
@@ -100,9 +133,9 @@ struct Pending {
 impl Work<'_> {
     async fn run(&self, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
         let manifest = self.plan.manifest();
-        self.own(&self.plan.into)?;
+        self.own(&self.root)?;
         for tablespace in &self.plan.tablespaces {
-            self.own(&tablespace.into)?;
+            self.own(&tablespace.root())?;
         }
         let mut restored = Restored::default();
         let mut control = None;
@@ -134,8 +167,12 @@ impl Work<'_> {
         }
         self.write(pending).await?;
         let control = control.ok_or(RestoreError::NoControl)?;
+        for path in salvage::provide(&self.plan.archive, &self.plan.provided, &self.root.join("pg_wal")).await? {
+            self.own(&path)?;
+        }
         monitor.phase("sync", 0);
         self.finish(control, options).await?;
+        restored.aside = self.take_place()?;
         Ok(restored)
     }
 
@@ -146,7 +183,7 @@ impl Work<'_> {
     fn path(&self, line: &FileLine) -> Result<PathBuf, RestoreError> {
         use std::os::unix::ffi::OsStringExt;
         let bytes = decode_path(&line.path).ok_or_else(|| self.damaged(format!("a file list names the path {:?}", line.path)))?;
-        Ok(self.plan.into.join(std::ffi::OsString::from_vec(bytes)))
+        Ok(self.root.join(std::ffi::OsString::from_vec(bytes)))
     }
 
     fn own(&self, path: &Path) -> Result<(), RestoreError> {
@@ -170,7 +207,7 @@ impl Work<'_> {
         let oid = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let known = self.plan.tablespaces.iter().find(|t| t.oid == oid);
         let tablespace = known.ok_or_else(|| self.damaged(format!("tablespace {oid} is not in the manifest")))?;
-        symlink(&tablespace.into, path).map_err(|source| RestoreError::Io { doing: "link", path: path.into(), source })?;
+        symlink(tablespace.root(), path).map_err(|source| RestoreError::Io { doing: "link", path: path.into(), source })?;
         Ok(())
     }
 
@@ -204,9 +241,9 @@ impl Work<'_> {
         write::batch(self.cluster, targets, &self.terms).await
     }
 
-    /// Settings, marks, everything durable, and last of all pg_control (rule 37).
+    /// Settings, marks, everything durable, and last of all pg_control (rule 37), under a name that no server knows.
     async fn finish(&self, control: FileLine, options: &Options) -> Result<(), RestoreError> {
-        let into = &self.plan.into;
+        let into = &self.root;
         let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
         let manifest = self.plan.manifest();
         let label = into.join("backup_label");
@@ -224,24 +261,102 @@ impl Work<'_> {
             self.own(&into.join(name))?;
         }
         let mut places = vec![into.clone()];
-        places.extend(self.plan.tablespaces.iter().map(|t| t.into.clone()));
+        places.extend(self.plan.tablespaces.iter().map(|t| t.root()));
         let synced = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
         match synced.await {
             Ok(synced) => synced.map_err(io("sync"))?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-        let temporary = into.join("global/pg_control.lastgood");
+        let temporary = into.join(switch::WITHHELD_CONTROL);
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
-        let target = Target { path: temporary.clone(), bytes, mode: control.mode, map };
+        let target = Target { path: temporary, bytes, mode: control.mode, map };
         write::batch(self.cluster, vec![target], &self.terms).await?;
         // Before pg_control: a mark in a tablespace of a finished cluster would let a later restore clear it.
         for tablespace in &self.plan.tablespaces {
-            fs::remove_file(tablespace.into.join(RESTORING_MARK)).map_err(io("finish"))?;
+            fs::remove_file(tablespace.root().join(RESTORING_MARK)).map_err(io("finish"))?;
         }
-        durable::publish(&temporary, &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
-        fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;
         let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });
         fs::set_permissions(into, mode).map_err(io("set the mode of"))?;
         durable::sync_directory(into).map_err(io("sync"))
+    }
+
+    /// Exchanges the new cluster for the one that stands in its place, if one does, and lets it be started. Answers where the old one
+    /// is now.
+    fn take_place(&self) -> Result<Option<PathBuf>, RestoreError> {
+        let into = &self.plan.into;
+        let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
+        let switched = match &self.plan.standing {
+            Standing::Cluster(_) => Some(self.exchange()?),
+            _ => None,
+        };
+        durable::publish(&into.join(switch::WITHHELD_CONTROL), &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
+        fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;
+        durable::sync_directory(into).map_err(io("sync"))?;
+        let Some(switched) = switched else { return Ok(None) };
+        let data = &switched.data;
+        switch::rename(&data.staging, &data.aside).map_err(io("move aside what stood in"))?;
+        for tablespace in &switched.tablespaces {
+            let (from, to) = (durable::parent(&tablespace.staging), durable::parent(&tablespace.aside));
+            switch::rename(from, to).map_err(io("move aside a tablespace of"))?;
+        }
+        switched.leave_note(&data.aside).map_err(io("write a note about"))?;
+        self.own(&data.aside.join(crate::postgres::data_directory::REPLACED_NOTE))?;
+        Ok(Some(data.aside.clone()))
+    }
+
+    fn exchange(&self) -> Result<Switched, RestoreError> {
+        let (into, root) = (&self.plan.into, &self.root);
+        let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
+        let switched = self.pairs().map_err(io("look at"))?;
+        switched.write(root).map_err(io("write beside"))?;
+        self.own(&root.join(crate::postgres::data_directory::SWITCHED_MARK))?;
+        for tablespace in self.plan.tablespaces.iter().filter(|t| t.standing == Standing::Tablespace) {
+            let link = root.join("pg_tblspc").join(&tablespace.oid);
+            fs::remove_file(&link).and_then(|()| symlink(&tablespace.into, &link)).map_err(io("link the tablespaces of"))?;
+        }
+        durable::sync_directory(&root.join("pg_tblspc")).map_err(io("sync"))?;
+        // The last look, and then nobody can start a server between it and the exchange.
+        check_unchanged(self.plan)?;
+        let hold = Hold::take(into).map_err(io("lock"))?;
+        let ours = std::process::id() as i32;
+        let living = postmaster::living(into).map_err(io("look at"))?;
+        if let Some(living) = living.filter(|living| living.pid != Some(ours)) {
+            return Err(RestoreError::Living { path: into.clone(), living });
+        }
+        switch::exchange(into, root).map_err(io("exchange"))?;
+        if let Some(hold) = hold {
+            hold.release(root);
+        }
+        for pair in &switched.tablespaces {
+            // The old cluster's links follow its files: started where it lies now, it must not write into the new one's.
+            let (tablespace, aside) = (durable::parent(&pair.place), durable::parent(&pair.aside));
+            undo::point_links(root, tablespace, aside).map_err(io("point the tablespaces of"))?;
+            switch::exchange(&pair.place, &pair.staging).map_err(io("exchange a tablespace of"))?;
+        }
+        Ok(switched)
+    }
+
+    fn pairs(&self) -> std::io::Result<Switched> {
+        let plan = self.plan;
+        let at = crate::clock::now();
+        let data = Pair::new(plan.into.clone(), self.root.clone(), switch::aside(&plan.into, "replaced", at))?;
+        let mut tablespaces = Vec::new();
+        for tablespace in plan.tablespaces.iter().filter(|t| t.standing == Standing::Tablespace) {
+            let aside = switch::aside(&tablespace.into.join("lastgood"), "replaced", at);
+            for name in fs::read_dir(tablespace.root())?.collect::<std::io::Result<Vec<_>>>()? {
+                let name = name.file_name();
+                let place = tablespace.into.join(&name);
+                // Of another major version nothing stands there yet; an empty directory is exchanged, so that all goes one way.
+                if !place.exists() && name.to_string_lossy().starts_with("PG_") {
+                    fs::create_dir(&place)?;
+                    self.own(&place).map_err(std::io::Error::other)?;
+                }
+                if name.to_string_lossy().starts_with("PG_") {
+                    tablespaces.push(Pair::new(place, tablespace.root().join(&name), aside.join(&name))?);
+                }
+            }
+        }
+        let what = format!("restore of snapshot {} to {}", plan.snapshot, plan.target);
+        Ok(Switched { at, what, data, tablespaces })
     }
 }

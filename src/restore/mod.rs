@@ -3,19 +3,30 @@
 //! # The way
 //! [`plan`] decides everything: from which snapshot, to which moment, into which places, whether all that is needed exists. It
 //! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places. [`execute`] fetches,
-//! verifies and writes. [`write`] writes one batch of files.
+//! verifies and writes. [`write`] writes one batch of files. [`standing`], [`replaced`] and [`loss`] say what stands there and what
+//! would be lost, [`salvage`] saves its WAL, [`switch`] exchanges old and new, [`undo`] puts the old one back, and [`release`]
+//! declares a restored cluster the successor of its original.
 //!
 //! # Invariants
 //! - Nothing is written before every check has passed, for all destinations (rule 35).
-//! - A place that is not empty is refused (rule 36).
+//! - What stands in the place is moved aside, whole, and only after the guard let the plan pass ([`guard`], rule 36). A place that is
+//!   not empty and holds no cluster is refused.
 //! - pg_control is written last: a half restored directory cannot be started (rule 37). Until then a mark says what the
 //!   directory is, and a lock in it keeps a second restore out; an interrupted restore is run again over its own remains.
 //! - What was written is read back and compared (rule 38).
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
 pub mod execute;
+pub mod guard;
+pub mod loss;
 pub mod place;
 pub mod plan;
+pub mod release;
+pub mod replaced;
+pub mod salvage;
+pub mod standing;
+pub mod switch;
+pub mod undo;
 pub mod write;
 
 use std::path::PathBuf;
@@ -31,10 +42,36 @@ pub enum RestoreError {
     Find(#[from] FindError),
     #[error("{path}: {problem}; {mend}")]
     Place { path: PathBuf, problem: String, mend: &'static str },
-    #[error("{place} has {free} bytes free, and {needed} are needed; free some, or restore to another file system")]
+    #[error(
+        "{place} has {free} bytes free, and {needed} are needed; the new cluster is built beside what stands there, and nothing is deleted to make room: free some, restore to another file system with --into, or move what stands there away yourself"
+    )]
     NoRoom { place: PathBuf, free: u64, needed: u64 },
     #[error("{} of the objects that this restore needs are missing or cut short; the first is {}: {}; `lastgood verify` says what it costs", found.len(), found[0].0, found[0].1)]
     Missing { found: Vec<(String, String)> },
+    #[error(
+        "{path} holds a cluster, and nobody has confirmed that it shall be moved aside; read the plan, then type what is asked for at a terminal, or pass --confirm with the plan's code; --yes, piped input and environment variables never count"
+    )]
+    Unconfirmed { path: PathBuf },
+    #[error("--confirm: {problem}; make the plan again (--dry-run shows it with its code), read it, and use the new code")]
+    Code { problem: &'static str },
+    #[error("what was typed is not the name {name:?}; nothing was changed")]
+    Typed { name: String },
+    #[error(
+        "a PostgreSQL server runs in {path} ({living}); lastgood never writes under a living server: stop it (pg_ctl -D {path} stop -m fast), then make the plan again"
+    )]
+    Living { path: PathBuf, living: crate::postgres::postmaster::Living },
+    #[error(
+        "what stands in {path} has changed since the plan was made; nothing was changed by this restore; make the plan again"
+    )]
+    Changed { path: PathBuf },
+    #[error("{path} holds no cluster that took the place of another (it has no lastgood.switched), so there is nothing to undo")]
+    NothingToUndo { path: PathBuf },
+    #[error(
+        "the cluster that stood in {path} is neither there nor in {aside}; find it (its note is lastgood.replaced) and move it back by hand"
+    )]
+    Vanished { path: PathBuf, aside: PathBuf },
+    #[error("{path} cannot be released: {problem}; {mend}")]
+    Release { path: PathBuf, problem: String, mend: &'static str },
     #[error("there is no tablespace {oid:?} in snapshot {snapshot}; it has {}", if known.is_empty() { "none".to_string() } else { known.join(", ") })]
     UnknownTablespace { oid: String, snapshot: String, known: Vec<String> },
     #[error("{doing} {path}: {source}")]

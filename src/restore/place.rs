@@ -6,27 +6,40 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::RestoreError;
+use super::standing::{self, Occupant};
 use crate::durable;
-use crate::postgres::data_directory::RESTORING_MARK;
-use crate::postgres::postmaster;
+use crate::postgres::data_directory::{RESTORING_MARK, SWITCHED_MARK};
 
 /// What stands where the restore shall go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "standing", rename_all = "snake_case")]
 pub enum Standing {
     /// Nothing; the directory will be made.
     Absent,
     Empty,
     /// The remains of a restore that was interrupted; they were never a cluster.
     Interrupted,
+    /// A cluster, which will be moved aside.
+    Cluster(Box<Occupant>),
+    /// A tablespace of the cluster that will be moved aside.
+    Tablespace,
 }
 
 impl Standing {
-    pub fn words(self) -> &'static str {
+    pub fn occupant(&self) -> Option<&Occupant> {
+        match self {
+            Standing::Cluster(occupant) => Some(occupant),
+            _ => None,
+        }
+    }
+
+    pub fn words(&self) -> &'static str {
         match self {
             Standing::Absent => "nothing, it will be made",
             Standing::Empty => "an empty directory",
             Standing::Interrupted => "the remains of an interrupted restore, which will be replaced",
+            Standing::Cluster(_) => "a cluster, which will be moved aside",
+            Standing::Tablespace => "a tablespace of that cluster, which will be moved aside",
         }
     }
 }
@@ -63,26 +76,71 @@ pub fn look(path: &Path) -> Result<Standing, RestoreError> {
             refuse("the directory cannot be written", "change its permissions")
         };
     };
-    if let Ok(Some(living)) = postmaster::living(path) {
+    let has_control = path.join("global/pg_control").exists();
+    if path.join(SWITCHED_MARK).exists() && !has_control {
         return refuse(
-            &format!("a PostgreSQL server runs here (pid {})", living.pid),
-            "choose another directory: lastgood never writes under a living server",
+            "a restore was interrupted here while it exchanged the old cluster for the new one",
+            "put the old one back with `lastgood undo --into` this directory, then restore again",
         );
     }
-    let interrupted = path.join(RESTORING_MARK).exists() && !path.join("global/pg_control").exists();
-    if interrupted {
+    if path.join(RESTORING_MARK).exists() && !has_control {
         return Ok(Standing::Interrupted);
     }
+    if standing::is_cluster(path) {
+        check_movable(path)?;
+        return Ok(Standing::Cluster(Box::new(standing::look(path)?)));
+    }
     refuse(
-        &format!("the directory is not empty (it holds {:?})", found.to_string_lossy()),
+        &format!("the directory is not empty (it holds {:?}), and no cluster", found.to_string_lossy()),
         "choose an empty directory, or move this one aside: nothing that stands there is ever overwritten",
     )
 }
 
+/// A cluster is moved aside by renaming its directory, which needs rights on the directory above, and the same file system.
+pub fn check_movable(path: &Path) -> Result<(), RestoreError> {
+    let refuse = |problem: String, mend| Err(RestoreError::Place { path: path.into(), problem, mend });
+    if is_mount_point(path) {
+        return refuse(
+            "the cluster's directory is a mount point, so it cannot be renamed".into(),
+            "restore to another directory with --into and let the server use that one, or move the content of this one to a \
+             directory below it, stop here, and restore into the empty place",
+        );
+    }
+    let above = durable::parent(path);
+    if !is_writable(above) {
+        return refuse(
+            format!("the cluster must be renamed, and {} cannot be written by this user", above.display()),
+            "run as the owner of the directory above, or restore to another directory with --into",
+        );
+    }
+    Ok(())
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    // Sees bind mounts too, which share their device with the directory above.
+    let found = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS);
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// The same for a tablespace. What an interrupted restore left in one is never removed by us: nothing in it tells our remains from
 /// a tablespace that somebody made there since.
-pub fn look_tablespace(path: &Path) -> Result<Standing, RestoreError> {
+///
+/// A tablespace of the cluster that is replaced may be full: its directory is exchanged together with it.
+pub fn look_tablespace(path: &Path, replaced: Option<&Occupant>) -> Result<Standing, RestoreError> {
+    let real = fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    if replaced.is_some_and(|occupant| occupant.tablespaces.contains(&real)) && real == path {
+        if !is_writable(path) {
+            let problem = "the tablespace's directory cannot be written by this user".to_string();
+            return Err(RestoreError::Place { path: path.into(), problem, mend: "change its permissions" });
+        }
+        return Ok(Standing::Tablespace);
+    }
     let standing = look(path)?;
+    if let Standing::Cluster(_) = standing {
+        let problem = "a cluster stands here".to_string();
+        return Err(RestoreError::Place { path: path.into(), problem, mend: "choose another directory" });
+    }
     let only_mark = || fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == RESTORING_MARK));
     if standing == Standing::Interrupted && !only_mark() {
         let problem = "the directory is not empty: an interrupted restore left files here".to_string();
@@ -141,7 +199,12 @@ pub fn occupy(path: &Path) -> Result<fs::File, RestoreError> {
         let path = path.to_path_buf();
         move |source| RestoreError::Io { doing, path, source }
     };
-    if look(path)? == Standing::Absent {
+    let standing = look(path)?;
+    if let Standing::Cluster(_) = standing {
+        let problem = "a cluster appeared here meanwhile".to_string();
+        return Err(RestoreError::Place { path: path.into(), problem, mend: "look at it, and make a new plan" });
+    }
+    if standing == Standing::Absent {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -6,12 +6,17 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::RestoreError;
+use super::guard::Care;
+use super::loss;
 use super::place::{self, Standing};
+use super::replaced::{self, Around, Replaced};
+use super::standing::Occupant;
+use super::switch;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
+use crate::postgres::wal::name::SegmentName;
 use crate::repo::manifest::Manifest;
 use crate::repo::presence;
-use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
 use crate::timeline::find::{self, Found, Neighbour, Question};
 use crate::timeline::target::Target;
@@ -59,7 +64,11 @@ pub struct Plan {
     pub first_lost: Option<Moment>,
     pub into: PathBuf,
     pub standing: Standing,
+    /// Around the cluster that will be moved aside.
+    pub replaced: Option<Replaced>,
     pub tablespaces: Vec<TablespacePlan>,
+    /// Segments that are not archived whole and go into the new `pg_wal`.
+    pub provided: Vec<SegmentName>,
     pub files: u64,
     pub bytes: u64,
     pub wal_segments: u64,
@@ -67,7 +76,7 @@ pub struct Plan {
     #[serde(skip)]
     pub found: Found,
     #[serde(skip)]
-    pub packs: usize,
+    pub archive: Archive,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -87,10 +96,38 @@ impl Plan {
     pub fn manifest(&self) -> &Manifest {
         &self.found.snapshot
     }
+
+    pub fn care(&self) -> &Care {
+        self.replaced.as_ref().map_or(&Care::Free, |replaced| &replaced.care)
+    }
+
+    /// Where the new cluster is built: in its place, or beside the one that it will replace.
+    pub fn root(&self) -> PathBuf {
+        if self.standing.occupant().is_some() { switch::staging(&self.into) } else { self.into.clone() }
+    }
+}
+
+impl TablespacePlan {
+    /// Where the new tablespace is built.
+    pub fn root(&self) -> PathBuf {
+        if self.standing == Standing::Tablespace { self.into.join("lastgood.new") } else { self.into.clone() }
+    }
 }
 
 /// Decides everything and checks that it can be done; writes nothing (rule 35).
-pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], request: &Request) -> Result<Plan, RestoreError> {
+pub async fn plan(
+    around: &Around<'_>,
+    mut archive: Archive,
+    manifests: &[Manifest],
+    request: &Request,
+) -> Result<Plan, RestoreError> {
+    let cluster = around.cluster;
+    let standing = place::look(&request.into)?;
+    let occupant = standing.occupant();
+    let mut replaced = match occupant {
+        Some(occupant) => Some(replaced::look(around, &mut archive, &request.into, occupant).await?),
+        None => None,
+    };
     let at_end = request.target == Target::Latest;
     let action = request.action.unwrap_or(if at_end { TargetAction::Promote } else { TargetAction::Pause });
     let question = Question {
@@ -99,19 +136,27 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
         inclusive: request.inclusive,
         stop_at_end: action != TargetAction::Promote,
     };
-    let found = find::find(archive, manifests, &question).await?;
+    let found = find::find(&archive, manifests, &question).await?;
     let manifest = &found.snapshot;
-    let standing = place::look(&request.into)?;
-    let tablespaces = tablespaces(manifest, request)?;
+    if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
+        && control.system_identifier == archive.system
+    {
+        replaced.loss = Some(loss::count(&archive, &found, Some(control.timeline)).await?);
+    }
+    let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
-    check_created(archive, &found, &tablespaces).await?;
+    check_created(&archive, &found, &tablespaces).await?;
     let packs = manifest.packs(cluster).await?;
     let missing = presence::missing_packs(cluster, &packs).await?;
     if !missing.is_empty() {
         let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();
         return Err(RestoreError::Missing { found });
     }
-    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes)];
+    let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
+    let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
+    let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();
+    let wal_bytes = provided.len() as u64 * archive.segment_bytes;
+    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes + wal_bytes)];
     needs.extend(tablespaces.iter().map(|t| (t.into.clone(), 0)));
     place::check_room(&needs)?;
     let (stop_lsn, inclusive, recovery) = match found.recovery {
@@ -120,7 +165,6 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
         RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),
         RecoveryTarget::Lsn { lsn, inclusive: false } => (Some(lsn), false, "up to just before the record at the target"),
     };
-    let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
     Ok(Plan {
         cluster: cluster.name().into(),
         system_identifier: manifest.system_identifier,
@@ -137,13 +181,15 @@ pub async fn plan(cluster: &Cluster, archive: &Archive, manifests: &[Manifest], 
         first_lost: found.after.as_ref().map(Moment::from),
         into: request.into.clone(),
         standing,
+        replaced,
         tablespaces,
+        provided,
         files: manifest.totals.files,
         bytes: manifest.totals.raw_bytes,
         wal_segments: (found.last_segment + 1).saturating_sub(first_segment),
         damaged_pages: manifest.damaged_pages.len(),
-        packs: packs.len(),
         found,
+        archive,
     })
 }
 
@@ -168,7 +214,8 @@ async fn check_created(archive: &Archive, found: &Found, mapped: &[TablespacePla
                 }
                 let problem = match place::look(&path) {
                     Ok(Standing::Empty) => continue,
-                    Ok(_) => "it does not exist".to_string(),
+                    Ok(Standing::Absent) => "it does not exist".to_string(),
+                    Ok(standing) => format!("there is {}", standing.words()),
                     Err(RestoreError::Place { problem, .. }) => problem,
                     Err(error) => return Err(error),
                 };
@@ -182,7 +229,7 @@ async fn check_created(archive: &Archive, found: &Found, mapped: &[TablespacePla
 }
 
 /// The mapping of tablespaces, with each place looked at.
-fn tablespaces(manifest: &Manifest, request: &Request) -> Result<Vec<TablespacePlan>, RestoreError> {
+fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupant>) -> Result<Vec<TablespacePlan>, RestoreError> {
     let known: Vec<String> = manifest.tablespaces.iter().map(|t| t.oid.clone()).collect();
     if let Some((oid, _)) = request.tablespaces.iter().find(|(oid, _)| !known.contains(oid)) {
         return Err(RestoreError::UnknownTablespace { oid: oid.clone(), snapshot: manifest.id.clone(), known });
@@ -196,7 +243,7 @@ fn tablespaces(manifest: &Manifest, request: &Request) -> Result<Vec<TablespaceP
         let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
         let below = request.tablespaces_below.as_ref().map(|dir| dir.join(&link.oid));
         let into = mapped.or(below).unwrap_or_else(|| PathBuf::from(&link.target));
-        let standing = match place::look_tablespace(&into) {
+        let standing = match place::look_tablespace(&into, replaced) {
             Ok(standing) => standing,
             Err(RestoreError::Place { path, problem, .. }) => {
                 let mend = "give it another place with --tablespace OID=PATH or --tablespaces-below DIR";

@@ -17,6 +17,7 @@ use crate::postgres::owner;
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session, Stopped};
 use crate::postgres::wal::name::SegmentName;
+use crate::repo::audit;
 use crate::repo::lease::Lease;
 use crate::repo::manifest::{self, Manifest, SegmentLine};
 use crate::repo::presence;
@@ -318,6 +319,7 @@ impl Snapshot<'_> {
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
             damaged_pages: copied.damaged,
+            audit: Some(audit::head(self.cluster).await?).filter(|head| head.number > 0),
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 
+use super::tail::{self, Tail};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::{SegmentName, WalFile};
@@ -21,6 +22,10 @@ pub struct Archive {
     pub segment_bytes: u64,
     runs: BTreeMap<Timeline, Vec<(u64, u64)>>,
     histories: BTreeMap<Timeline, History>,
+    /// Ends of WAL that are no whole archived segments.
+    tails: BTreeMap<SegmentName, Tail>,
+    /// Timelines that nobody continues: an operator said so when an older one was taken up again.
+    abandoned: Vec<Timeline>,
     /// History files that are damaged; their timelines cannot be restored to.
     pub unreadable: Vec<(String, String)>,
 }
@@ -34,11 +39,37 @@ impl Archive {
             segment_bytes,
             runs: BTreeMap::new(),
             histories: BTreeMap::new(),
+            tails: BTreeMap::new(),
+            abandoned: Vec::new(),
             unreadable: Vec::new(),
         };
         archive.load_segments().await?;
         archive.load_histories().await?;
+        archive.tails =
+            tail::stored(cluster, system).await?.into_iter().filter(|(name, _)| !archive.is_archived(*name)).collect();
         Ok(archive)
+    }
+
+    /// Leaves timelines out of what is followed by itself.
+    pub fn abandon(&mut self, timelines: &[Timeline]) {
+        self.abandoned = timelines.to_vec();
+    }
+
+    /// Adds WAL and history files that lie in a data directory and are not archived.
+    pub fn add_tails(&mut self, found: tail::Found) {
+        for (timeline, history) in found.histories {
+            self.histories.entry(timeline).or_insert(history);
+        }
+        // Before a stored `.partial` of the same name: the directory may have gone on since.
+        self.tails.extend(found.segments.into_iter().filter(|(name, _)| !self.is_archived(*name)).collect::<Vec<_>>());
+    }
+
+    pub fn has_history(&self, timeline: Timeline) -> bool {
+        self.histories.contains_key(&timeline)
+    }
+
+    pub fn tail(&self, name: SegmentName) -> Option<&Tail> {
+        self.tails.get(&name)
     }
 
     async fn load_segments(&mut self) -> Result<(), RepoError> {
@@ -91,6 +122,11 @@ impl Archive {
     }
 
     pub fn has(&self, name: SegmentName) -> bool {
+        self.is_archived(name) || self.tails.contains_key(&name)
+    }
+
+    /// Whether the whole segment is archived.
+    pub fn is_archived(&self, name: SegmentName) -> bool {
         let Some(number) = name.number(self.segment_bytes) else { return false };
         let runs = self.runs.get(&name.timeline).map_or(&[][..], Vec::as_slice);
         let at = runs.partition_point(|run| run.1 < number);
@@ -99,7 +135,8 @@ impl Archive {
 
     /// Every timeline that has WAL or a history.
     pub fn timelines(&self) -> Vec<Timeline> {
-        let mut all: Vec<Timeline> = self.runs.keys().chain(self.histories.keys()).copied().collect();
+        let tails = self.tails.keys().map(|name| name.timeline);
+        let mut all: Vec<Timeline> = self.runs.keys().chain(self.histories.keys()).copied().chain(tails).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -118,9 +155,14 @@ impl Archive {
         }
     }
 
+    /// Timelines that are followed by themselves, newest first.
+    pub fn followed(&self) -> Vec<Timeline> {
+        self.timelines().into_iter().rev().filter(|timeline| !self.abandoned.contains(timeline)).collect()
+    }
+
     /// The newest timeline that can be reached.
     pub fn newest(&self) -> Option<History> {
-        self.timelines().into_iter().rev().find_map(|timeline| self.path(timeline))
+        self.followed().into_iter().find_map(|timeline| self.path(timeline))
     }
 
     /// The file that holds segment `number` on a path: of the newest timeline that has it, as recovery looks (see
@@ -169,7 +211,12 @@ impl Archive {
     ) -> Result<Vec<(u64, Option<SegmentSummary>)>, RepoError> {
         let names = numbers.into_iter().filter_map(|number| Some((number, self.on_path(path, number)?)));
         let read = |(number, name): (u64, SegmentName)| async move {
-            match segment::read_trailer(&self.cluster, self.system, &WalFile::Segment(name)).await {
+            let file = match self.tails.get(&name) {
+                Some(Tail::File(path)) => return Ok((number, tail::summary(path.clone(), name, self.segment_bytes).await)),
+                Some(Tail::Partial) => WalFile::Partial(name),
+                None => WalFile::Segment(name),
+            };
+            match segment::read_trailer(&self.cluster, self.system, &file).await {
                 Ok(trailer) => Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok()))),
                 // Who needs the segment itself will be told; a listing must not fail for it.
                 Err(error) if error.is_damage() => Ok((number, None)),
@@ -178,6 +225,16 @@ impl Archive {
         };
         let reads: Vec<_> = names.collect();
         futures::stream::iter(reads).map(read).buffered(16).collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    /// Reads a segment, from wherever it is.
+    pub async fn fetch(&self, name: SegmentName, sink: &mut (dyn std::io::Write + Send)) -> Result<(), RepoError> {
+        let file = match self.tails.get(&name) {
+            Some(Tail::File(path)) => return tail::read(path, sink),
+            Some(Tail::Partial) => WalFile::Partial(name),
+            None => WalFile::Segment(name),
+        };
+        segment::fetch(&self.cluster, self.system, &file, sink).await.map(|_| ())
     }
 
     pub fn segment_start(&self, number: u64) -> Lsn {

@@ -5,17 +5,16 @@
 use jiff::Timestamp;
 
 use super::archive::Archive;
+use super::scan;
 use super::target::Target;
 use crate::clock;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};
 use crate::postgres::settings::RecoveryTarget;
-use crate::postgres::wal::name::{SegmentName, WalFile};
-use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
-use crate::postgres::wal::transaction::{self, Event, Kind, SegmentSummary};
+use crate::postgres::wal::name::SegmentName;
+use crate::postgres::wal::transaction::{Event, Kind, SegmentSummary};
 use crate::repo::RepoError;
 use crate::repo::manifest::Manifest;
-use crate::repo::segment;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
@@ -380,26 +379,8 @@ impl<'a> Search<'a> {
         stretches
     }
 
-    /// Hands the events that begin in segment `number` to `visit`, until it answers `false`. A record that crosses into the next
-    /// segment is read to its end.
-    async fn scan(&self, number: u64, end: u64, mut visit: impl FnMut(Event) -> bool) -> Result<(), FindError> {
-        let limit = self.archive.segment_start(number + 1);
-        let mut scanner = Scanner::new(self.archive.segment_bytes);
-        for number in number..=end {
-            let Some(name) = self.archive.on_path(&self.path, number) else { break };
-            scanner.begin(self.archive.segment_start(number));
-            segment::fetch(self.archive.cluster(), self.archive.system, &WalFile::Segment(name), &mut scanner).await?;
-            // Only an open record makes the next segment worth reading.
-            if scanner.ended || scanner.walk.open_record().is_none() {
-                break;
-            }
-        }
-        for event in scanner.events {
-            if event.lsn < limit && !visit(event) {
-                break;
-            }
-        }
-        Ok(())
+    async fn scan(&self, number: u64, end: u64, visit: impl FnMut(Event) -> bool) -> Result<(), FindError> {
+        Ok(scan::segment(self.archive, &self.path, number, end, visit).await?)
     }
 
     /// Where the last complete record begins.
@@ -431,7 +412,7 @@ impl<'a> Search<'a> {
 fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<History, FindError> {
     let holds =
         |path: &History| manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn));
-    let paths = archive.timelines().into_iter().rev().filter_map(|timeline| archive.path(timeline));
+    let paths = archive.followed().into_iter().filter_map(|timeline| archive.path(timeline));
     let newest = manifests.iter().map(|m| m.timeline).max().unwrap_or(Timeline(1));
     paths.into_iter().find(holds).ok_or(FindError::NoCandidate {
         timeline: newest,
@@ -459,50 +440,4 @@ pub fn reached(archive: &Archive, path: &History, manifest: &Manifest) -> Result
     let needed = manifest.last_segment.number(bytes).unwrap_or(first);
     let end = archive.contiguous_end(path, first).ok_or_else(|| missing(first))?;
     if end < needed { Err(missing(end + 1)) } else { Ok(end) }
-}
-
-/// Reads events from segments as they are decompressed.
-struct Scanner {
-    walk: Walk,
-    page: Vec<u8>,
-    address: Lsn,
-    ended: bool,
-    events: Vec<Event>,
-}
-
-impl Scanner {
-    fn new(segment_bytes: u64) -> Scanner {
-        Scanner { walk: Walk::new(segment_bytes), page: Vec::new(), address: Lsn(0), ended: false, events: Vec::new() }
-    }
-
-    fn begin(&mut self, start: Lsn) {
-        self.page.clear();
-        self.address = start;
-    }
-
-    fn take_page(&mut self) {
-        let page = std::mem::take(&mut self.page);
-        if !self.ended {
-            let events = &mut self.events;
-            self.ended = transaction::events(&mut self.walk, &page, self.address, &mut |event| events.push(event)).is_err();
-        }
-        self.address = Lsn(self.address.0 + PAGE_BYTES as u64);
-        self.page = page;
-        self.page.clear();
-    }
-}
-
-impl std::io::Write for Scanner {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let taken = bytes.len().min(PAGE_BYTES - self.page.len());
-        self.page.extend_from_slice(&bytes[..taken]);
-        if self.page.len() == PAGE_BYTES {
-            self.take_page();
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,6 +1,8 @@
 //! What can be reached: the WAL in the archive, the windows it makes with the snapshots, and the record a target means.
 //!
 //! - [`archive`]: which segments and histories there are, as runs without gaps.
+//! - [`scan`]: the events of a segment.
+//! - [`tail`]: ends of WAL that are no whole archived segments.
 //! - [`windows`]: the stretches of time to which a restore can go.
 //! - [`target`]: what a person types after `--to`.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
@@ -11,5 +13,7 @@
 
 pub mod archive;
 pub mod find;
+pub mod scan;
+pub mod tail;
 pub mod target;
 pub mod windows;

@@ -292,11 +292,11 @@ impl Verifier<'_> {
             if self.request.quick {
                 continue;
             }
-            let file = WalFile::Segment(name);
-            if let Err(error) = segment::fetch(self.cluster, archive.system, &file, &mut std::io::sink()).await {
+            if let Err(error) = archive.fetch(name, &mut std::io::sink()).await {
                 if !error.is_damage() {
                     return Err(error);
                 }
+                let file = if archive.is_archived(name) { WalFile::Segment(name) } else { WalFile::Partial(name) };
                 let key = self.cluster.layout().wal(archive.system, &file).to_string();
                 let needing = needing(manifests, archive, name, window);
                 let problem = self.problem(key, error.to_string());

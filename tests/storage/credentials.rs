@@ -31,7 +31,16 @@ impl Stage {
         let store = S3Storage::connect(s3::BUCKET, "pg/", &server.config()).await.unwrap();
         let (repository, _) = Repository::open_or_create(Arc::new(store)).await.unwrap();
         let (name, written) = ("shop".to_string(), clock::now());
-        let record = ClusterRecord { format: 1, number: 1, name, label: None, histories: Vec::new(), written };
+        let record = ClusterRecord {
+            format: 1,
+            number: 1,
+            name,
+            label: None,
+            histories: Vec::new(),
+            abandoned: Vec::new(),
+            successors: Vec::new(),
+            written,
+        };
         assert!(repository.cluster("shop").put_record(&record).await.unwrap());
         Stage { server, dir: tempfile::tempdir().unwrap() }
     }

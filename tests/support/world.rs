@@ -218,6 +218,25 @@ impl World {
         self.recovered(name).await
     }
 
+    /// The plan of a guarded command, and its code.
+    pub fn planned(&self, args: &[&str]) -> (serde_json::Value, String) {
+        let said = self.ok(&[&["--json"], args, &["--dry-run"]].concat());
+        let plan = said.json();
+        let code = plan["code"].as_str().unwrap_or_else(|| panic!("no code: {said:?}")).to_string();
+        (plan["plan"].clone(), code)
+    }
+
+    /// Runs a guarded command with the code of its plan, as an automation does.
+    pub fn confirmed(&self, args: &[&str]) -> Said {
+        let (_, code) = self.planned(args);
+        self.ok(&[args, &["--confirm", &code]].concat())
+    }
+
+    /// Declares a restored directory of this world the successor.
+    pub fn release(&self, name: &str) -> Said {
+        self.confirmed(&["release", "--data-directory", self.path(name).to_str().unwrap()])
+    }
+
     /// Starts the server in a restored directory, and waits until recovery is paused or over.
     pub async fn recovered(&self, name: &str) -> (Scratch, Session) {
         let mut server = self.restored(name);

@@ -99,6 +99,15 @@ pub enum WalFile {
     Backup(SegmentName, u32),
 }
 
+impl WalFile {
+    pub fn timeline(&self) -> Timeline {
+        match self {
+            WalFile::Segment(segment) | WalFile::Partial(segment) | WalFile::Backup(segment, _) => segment.timeline,
+            WalFile::History(timeline) => *timeline,
+        }
+    }
+}
+
 impl fmt::Display for WalFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

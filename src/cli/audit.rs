@@ -1,0 +1,72 @@
+//! `lastgood audit`
+
+use super::context::{Global, Place};
+use super::{error, output};
+use crate::repo::audit::{self, Entry};
+
+/// List what was done and attempted that could cost data, and prove that the list is whole
+///
+/// Every restore, undo, release, key change and refusal is an object that is written once and holds the hash of the one before.
+/// Exits with 7 when an entry is missing or was changed.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lastgood audit\n  lastgood audit --json | jq 'select(.entry.event.outcome == \"refused\")'")]
+pub struct Args {
+    /// Also show each entry's plan
+    #[arg(long)]
+    plans: bool,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let place = Place::open(global).await?;
+    let mut remembered = Vec::new();
+    for name in place.repository.clusters().await? {
+        for (id, manifest) in place.repository.cluster(&name).manifests().await? {
+            remembered.extend(manifest.ok().and_then(|manifest| Some((id, manifest.audit?))));
+        }
+    }
+    let chain = audit::read(&place.cluster, &remembered).await?;
+    for entry in &chain.entries {
+        if global.json {
+            output::json(&serde_json::json!({ "event": "entry", "entry": entry }));
+        } else {
+            show(entry, args.plans);
+        }
+    }
+    if global.json {
+        output::json(&serde_json::json!({ "event": "result", "entries": chain.entries.len(), "problems": chain.problems }));
+    } else {
+        for problem in &chain.problems {
+            output::line(format!("DAMAGED {problem}"));
+        }
+        if chain.problems.is_empty() {
+            output::line(format!("{} entries, each vouched for by the next", chain.entries.len()));
+        }
+    }
+    Ok(if chain.problems.is_empty() { 0 } else { error::DAMAGE })
+}
+
+fn show(entry: &Entry, plans: bool) {
+    let (event, who) = (&entry.event, &entry.who);
+    let behind = who.on_behalf_of.as_ref().map(|user| format!(" for {user}")).unwrap_or_default();
+    let of = event.attempt.map(|number| format!(" (of {number})")).unwrap_or_default();
+    let how = event.confirmed.as_ref().map(|how| format!(", confirmation: {how}")).unwrap_or_default();
+    let code = event.code.as_ref().map(|code| format!(", code {code}")).unwrap_or_default();
+    output::line(format!(
+        "{:>5}  {}  {} {}{of}  cluster {}  by {}@{}{behind}{how}{code}",
+        entry.number,
+        output::time(entry.at),
+        event.operation,
+        event.outcome.word(),
+        event.cluster,
+        who.user,
+        who.host
+    ));
+    if !event.detail.is_empty() {
+        output::line(format!("       {}", event.detail));
+    }
+    if let Some(plan) = event.plan.as_ref().filter(|_| plans) {
+        for line in serde_json::to_string_pretty(plan).unwrap_or_default().lines() {
+            output::line(format!("       {line}"));
+        }
+    }
+}

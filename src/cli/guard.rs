@@ -1,0 +1,188 @@
+//! Between a plan and its execution: asks a person, takes a code, and keeps the audit.
+
+use std::io::{BufRead, IsTerminal};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::context::{Global, Place};
+use super::{output, progress};
+use crate::monitor::Monitor;
+use crate::postgres::owner;
+use crate::repo::audit::{self, Event, Outcome, Who};
+use crate::repo::repository::Cluster;
+use crate::restore::RestoreError;
+use crate::restore::guard::{self, Approval, Brought, Care, Passed, Seal};
+use crate::restore::replaced::Around;
+
+/// How a guarded command is confirmed.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Confirm {
+    /// The code of the plan, which was shown with it: for automations, good for 15 minutes
+    #[arg(long, value_name = "CODE")]
+    pub confirm: Option<String>,
+    /// Accepted and worthless, so that a habit gets an explanation instead of a usage error.
+    #[arg(long, short = 'y', hide = true)]
+    pub yes: bool,
+    /// Show the plan and its code, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// One guarded operation.
+pub struct Desk<'a> {
+    pub operation: &'static str,
+    cluster: &'a Cluster,
+    who: Who,
+    monitor: Arc<dyn Monitor>,
+    json: bool,
+}
+
+impl<'a> Desk<'a> {
+    pub fn new(operation: &'static str, place: &'a Place, global: &Global) -> Desk<'a> {
+        Desk { operation, cluster: &place.cluster, who: who(), monitor: progress::monitor(global.json), json: global.json }
+    }
+
+    /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
+    pub fn seal(&self, plan: &impl Serialize, place: &Place) -> Seal {
+        let repository = place.repository.record().id.clone();
+        let settings =
+            (&place.config.path, &place.config.cluster.name, &place.config.cluster.label, &place.config.repository.url);
+        Seal::of(&(self.operation, plan, repository, settings), &this_host())
+    }
+
+    /// Lets the guard judge; a refusal enters the audit.
+    pub async fn pass(&self, path: &Path, care: &Care, seal: &Seal, confirm: &Confirm) -> anyhow::Result<Approval> {
+        let mut brought = Brought { code: confirm.confirm.clone(), typed: None };
+        if brought.code.is_none() && *care != Care::Free && !confirm.yes {
+            brought.typed = self.ask(care);
+        }
+        match guard::pass(path, care, seal, &brought) {
+            Ok(approval) => Ok(approval),
+            Err(error) => Err(self.refused(error, brought.code).await),
+        }
+    }
+
+    /// What a person types at a terminal; nothing that comes from anywhere else.
+    fn ask(&self, care: &Care) -> Option<String> {
+        if self.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        match care {
+            Care::Free => return None,
+            Care::Code => eprint!("Type the code of this plan to go on, anything else to stop: "),
+            Care::Production { name, .. } => {
+                eprintln!("This is production. Type the name of the cluster ({name}) to move it aside, anything else to stop.");
+                eprint!("name: ");
+            }
+        }
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).ok()?;
+        Some(line.trim_end_matches(['\n', '\r']).to_string())
+    }
+
+    /// Notes a refusal and hands the error on.
+    pub async fn refused(&self, error: RestoreError, code: Option<String>) -> anyhow::Error {
+        let event = Event { code, ..self.event(Outcome::Refused, error.to_string()) };
+        self.append(event).await;
+        error.into()
+    }
+
+    /// Notes that it begins; answers the number of the entry.
+    pub async fn attempted(&self, plan: &impl Serialize, approval: &Approval, code: &str) -> Option<u64> {
+        let confirmed = Some(approval.how().words().to_string());
+        let code = (approval.how() != Passed::NotNeeded).then(|| code.to_string());
+        let plan = serde_json::to_value(plan).ok();
+        self.append(Event { confirmed, code, plan, ..self.event(Outcome::Attempted, String::new()) }).await
+    }
+
+    /// Notes how it ended, and hands the result on.
+    pub async fn ended<T>(
+        &self,
+        attempt: Option<u64>,
+        result: Result<T, RestoreError>,
+        detail: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<T> {
+        let (outcome, detail) = match &result {
+            Ok(done) => (Outcome::Done, detail(done)),
+            Err(error) if is_refusal(error) => (Outcome::Refused, error.to_string()),
+            Err(error) => (Outcome::Failed, error.to_string()),
+        };
+        self.append(Event { attempt, ..self.event(outcome, detail) }).await;
+        Ok(result?)
+    }
+
+    fn event(&self, outcome: Outcome, detail: String) -> Event {
+        Event::new(self.operation, self.cluster.name(), outcome, detail)
+    }
+
+    /// An audit that cannot be written must not keep data from coming back.
+    async fn append(&self, event: Event) -> Option<u64> {
+        match audit::append(self.cluster, &self.who, event).await {
+            Ok(number) => Some(number),
+            Err(error) => {
+                self.monitor.warn(&format!("the audit could not be written: {error}"));
+                None
+            }
+        }
+    }
+}
+
+/// Turned away before anything was changed.
+pub fn is_refusal(error: &RestoreError) -> bool {
+    use RestoreError::*;
+    matches!(
+        error,
+        Place { .. }
+            | NoRoom { .. }
+            | Unconfirmed { .. }
+            | Code { .. }
+            | Typed { .. }
+            | Living { .. }
+            | Changed { .. }
+            | Release { .. }
+    )
+}
+
+/// Where a guarded operation looks.
+pub fn around(place: &Place) -> Around<'_> {
+    let (repository, cluster, record) = (&place.repository, &place.cluster, &place.record);
+    Around { repository, cluster, record, label: place.config.cluster.label.as_deref() }
+}
+
+/// Shows how a plan passes the guard.
+pub fn show(care: &Care, code: &str) {
+    match care {
+        Care::Free => {}
+        Care::Code => {
+            output::line(format!("  confirm    --confirm {code} (good for 15 minutes, and only while nothing changes)"))
+        }
+        Care::Production { name, why } => {
+            output::line(format!("  PRODUCTION {why}"));
+            output::line(format!("  confirm    type the name {name:?} at a terminal, or pass --confirm {code}"));
+            output::line("             (good for 15 minutes, and only while nothing changes)");
+        }
+    }
+}
+
+/// Who runs this program.
+pub fn who() -> Who {
+    Who {
+        user: owner::user_name(rustix::process::getuid().as_raw()),
+        on_behalf_of: std::env::var("SUDO_USER").ok().filter(|user| !user.is_empty()),
+        host: host(),
+        pid: std::process::id(),
+        terminal: std::io::stdin().is_terminal(),
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Host names are given twice; machine ids are not, but containers may lack one.
+fn this_host() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    format!("{} {}", host(), id.trim())
+}

@@ -1,0 +1,210 @@
+//! The audit: who did, or tried to do, something that could cost data.
+//!
+//! # What
+//! Entries are documents `audit/<block>/<number>`, numbered from 1, one chain for the whole repository. Each holds the SHA-256 of
+//! the raw content of the one before, so an entry that is changed or missing in the middle breaks the chain. Entries cut off at the
+//! end leave nothing behind in the chain itself; therefore every snapshot's manifest holds the number and hash of the entry that
+//! was the last when it was committed.
+//!
+//! # Consistency
+//! A number is taken by creating its object; who comes second reads the new end and tries the next number.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::RepoError;
+use super::layout;
+use super::object::{self, Sha};
+use super::repository::Cluster;
+use crate::clock;
+use crate::storage::{Depth, list_all};
+
+/// Who acts; the command line knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Who {
+    pub user: String,
+    /// Behind `sudo`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_behalf_of: Option<String>,
+    pub host: String,
+    pub pid: u32,
+    /// Whether a person sat at a terminal.
+    pub terminal: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Turned away; nothing was changed.
+    Refused,
+    /// Began. Without a later entry that names this one, it never ended: a crash, or a power cut.
+    Attempted,
+    Done,
+    Failed,
+}
+
+impl Outcome {
+    pub fn word(self) -> &'static str {
+        match self {
+            Outcome::Refused => "refused",
+            Outcome::Attempted => "attempted",
+            Outcome::Done => "done",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// `restore`, `undo`, `release`, `expire`, `key add` …
+    pub operation: String,
+    pub cluster: String,
+    pub outcome: Outcome,
+    /// How it was confirmed: `not needed`, `typed`, `code`; absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<String>,
+    /// The code of the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The plan as it was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<serde_json::Value>,
+    /// For people: why it was refused or failed, or what came of it.
+    pub detail: String,
+    /// Of a `done` or `failed`: the number of the attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u64>,
+}
+
+impl Event {
+    pub fn new(operation: &str, cluster: &str, outcome: Outcome, detail: String) -> Event {
+        let (operation, cluster) = (operation.to_string(), cluster.to_string());
+        Event { operation, cluster, outcome, confirmed: None, code: None, plan: None, detail, attempt: None }
+    }
+
+    /// Something was turned away before anything was changed.
+    pub fn refusal(operation: &str, cluster: &str, why: String) -> Event {
+        Event::new(operation, cluster, Outcome::Refused, why)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    pub number: u64,
+    /// SHA-256 of the raw content of entry `number - 1`; zeros for the first.
+    pub previous: Sha,
+    /// The host's clock.
+    pub at: Timestamp,
+    pub who: Who,
+    pub event: Event,
+    pub written_by: String,
+}
+
+/// The end of the chain, as a manifest remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub number: u64,
+    pub sha256: Sha,
+}
+
+/// Numbers that others may take before we give up.
+const TRIES: u32 = 100;
+const NOTHING: Head = Head { number: 0, sha256: Sha([0; 32]) };
+
+/// Appends an entry and answers its number.
+pub async fn append(cluster: &Cluster, who: &Who, event: Event) -> Result<u64, RepoError> {
+    let mut tries = 0;
+    loop {
+        let head = head(cluster).await?;
+        let entry = Entry {
+            number: head.number + 1,
+            previous: head.sha256,
+            at: clock::now(),
+            who: who.clone(),
+            event: event.clone(),
+            written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
+        };
+        let key = layout::audit_entry(entry.number);
+        match object::put_document(cluster.storage(), &key, &object::to_json(&entry)).await {
+            Ok(_) => return Ok(entry.number),
+            // Somebody else took the number.
+            Err(RepoError::Conflict { .. }) if tries < TRIES => tries += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The last entry.
+pub async fn head(cluster: &Cluster) -> Result<Head, RepoError> {
+    let blocks = list_all(cluster.storage(), layout::AUDIT, Depth::Folder).await?;
+    let Some(block) = blocks.folders.last() else { return Ok(NOTHING) };
+    let page = list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?;
+    let Some(last) = page.objects.last() else { return Ok(NOTHING) };
+    let number = last.key.name().parse().map_err(|_| RepoError::damaged(&last.key, "its name is no number"))?;
+    match object::get_document(cluster.storage(), &last.key).await {
+        Ok(raw) => Ok(Head { number, sha256: Sha::of(&raw) }),
+        // The next entry cannot vouch for it; reading the chain names it.
+        Err(error) if error.is_damage() => Ok(Head { number, ..NOTHING }),
+        Err(error) => Err(error),
+    }
+}
+
+/// What was read, and everything that is wrong with it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Chain {
+    pub entries: Vec<Entry>,
+    pub problems: Vec<String>,
+}
+
+/// Reads the whole chain, and compares it with what manifests remember of it.
+pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Chain, RepoError> {
+    let mut chain = Chain::default();
+    let mut heads = vec![NOTHING];
+    let blocks = list_all(cluster.storage(), layout::AUDIT, Depth::Folder).await?;
+    for block in &blocks.folders {
+        for found in list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?.objects {
+            let number = heads.len() as u64;
+            let raw = match object::get_document(cluster.storage(), &found.key).await {
+                Ok(raw) => raw,
+                Err(error) if error.is_damage() => {
+                    chain.problems.push(format!("{} cannot be read: {error}", found.key));
+                    heads.push(Head { number, sha256: Sha([0; 32]) });
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let entry: Entry = object::from_json(&found.key, &raw)?;
+            check_link(&mut chain.problems, &mut heads, &entry);
+            if found.key != layout::audit_entry(entry.number) {
+                chain.problems.push(format!("{} says that it is entry {}", found.key, entry.number));
+            }
+            heads.push(Head { number: entry.number, sha256: Sha::of(&raw) });
+            chain.entries.push(entry);
+        }
+    }
+    for (snapshot, head) in remembered {
+        match heads.get(head.number as usize) {
+            Some(found) if found.sha256 == head.sha256 => {}
+            Some(_) => chain.problems.push(format!("entry {} is not the one that snapshot {snapshot} saw", head.number)),
+            None => {
+                let what = format!("snapshot {snapshot} saw {} entries, and there are {}", head.number, heads.len() - 1);
+                chain.problems.push(format!("the end of the audit was removed: {what}"));
+            }
+        }
+    }
+    Ok(chain)
+}
+
+/// Entries that are missing stand in `heads` as zeros, so that later numbers keep their place.
+fn check_link(problems: &mut Vec<String>, heads: &mut Vec<Head>, entry: &Entry) {
+    while (heads.len() as u64) < entry.number {
+        problems.push(format!("entry {} is missing", heads.len()));
+        heads.push(Head { number: heads.len() as u64, sha256: Sha([0; 32]) });
+    }
+    let before = heads[heads.len() - 1].sha256;
+    let is_known = entry.number == 1 || before != Sha([0; 32]);
+    if is_known && before != entry.previous {
+        problems.push(format!("entry {} was changed: entry {} holds another hash of it", entry.number - 1, entry.number));
+    }
+}

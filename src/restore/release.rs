@@ -1,0 +1,177 @@
+//! Declaring a cluster the one that its archive belongs to.
+//!
+//! A cluster that lastgood restored does not archive: two servers that write into one archive destroy it for both. When it shall take
+//! over, somebody says so: it must have ended recovery on a timeline of its own; then archiving is allowed again. The other way
+//! round, a server that goes on with an older timeline after an undo is released too: the timelines that left it behind are written
+//! down as abandoned, and neither its WAL is refused nor are they followed by a restore.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::RestoreError;
+use super::guard::{Approval, Care};
+use super::replaced::{self, Around, Replaced};
+use super::salvage::{self, Saved, Unarchived};
+use super::standing::{self, Occupant};
+use crate::clock;
+use crate::monitor::Monitor;
+use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::settings;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::record::{Abandoned, ClusterRecord, Successor};
+use crate::repo::repository::Cluster;
+use crate::timeline::archive::Archive;
+use crate::timeline::tail;
+
+/// What a release is about to do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub directory: PathBuf,
+    pub cluster: String,
+    pub system: SystemId,
+    pub timeline: Timeline,
+    /// It carries the mark of a restore.
+    pub restored: bool,
+    /// The timeline it came from goes on in the archive behind where it was left: it must be declared the successor.
+    pub overtakes: Option<(Timeline, Lsn)>,
+    /// Timelines in the archive that parted from this one's path, with where: they are abandoned.
+    pub leaves_behind: Vec<(Timeline, Lsn)>,
+    pub replaced: Replaced,
+    /// What it wrote while it was not allowed to archive.
+    pub unarchived: Unarchived,
+    #[serde(skip)]
+    pub archive: Archive,
+}
+
+impl Plan {
+    /// Nothing is destroyed, but the original is shut out: the code, or for production its name.
+    pub fn care(&self) -> &Care {
+        &self.replaced.care
+    }
+
+    pub fn is_needed(&self) -> bool {
+        self.restored || self.overtakes.is_some() || !self.leaves_behind.is_empty()
+    }
+}
+
+/// Looks; writes nothing. The server may run.
+pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -> Result<Plan, RestoreError> {
+    let refuse = |problem: &str, mend| Err(RestoreError::Release { path: directory.into(), problem: problem.into(), mend });
+    if !standing::is_cluster(directory) {
+        return refuse("it holds no cluster", "name the data directory");
+    }
+    let occupant: Occupant = standing::look(directory)?;
+    let Some(control) = &occupant.control else { return refuse("its pg_control cannot be read", "look at the directory") };
+    if control.system_identifier != archive.system {
+        return refuse("it belongs to another system than the cluster in the repository", "name the right --cluster");
+    }
+    if directory.join("recovery.signal").exists() || directory.join("standby.signal").exists() {
+        return refuse(
+            "it is still in recovery",
+            "let it reach its target and promote it (SELECT pg_promote()), then release it",
+        );
+    }
+    let restored = directory.join(RESTORED_MARK).exists();
+    let timeline = match own_timeline(directory, control.timeline) {
+        Ok(timeline) => timeline,
+        Err(source) => return Err(RestoreError::Io { doing: "look into", path: directory.into(), source }),
+    };
+    let unarchived = own_wal(&archive, directory, timeline, occupant.living.is_some()).await?;
+    let mut replaced = replaced::look(around, &mut archive, directory, &occupant).await?;
+    // A server that runs is the usual case here, and none will be touched.
+    if occupant.living.is_some()
+        && matches!(&replaced.care, Care::Production { .. })
+        && replaced.label.as_deref() != Some(replaced::PRODUCTION)
+    {
+        replaced.care = Care::Code;
+    }
+    let path = archive.path(timeline);
+    let Some(path) = path.or_else(|| own_history(directory, timeline)) else {
+        return refuse("its history file cannot be read", "look into its pg_wal");
+    };
+    let others = archive.followed().into_iter().filter(|other| path.left(*other).is_none());
+    let left = others.filter_map(|other| Some((other, archive.path(other)?.fork(&path)?))).collect();
+    let overtakes = path.stretches().iter().rev().skip(1).find_map(|parent| {
+        let fork = parent.end?;
+        let next = fork.last_segment_before(archive.segment_bytes) + 1;
+        archive.is_archived(SegmentName::new(parent.timeline, next, archive.segment_bytes)).then_some((parent.timeline, fork))
+    });
+    let overtakes = overtakes.filter(|_| !around.record.is_successor(archive.system, timeline));
+    let (cluster, directory, system) = (around.cluster.name().into(), directory.into(), archive.system);
+    Ok(Plan { directory, cluster, system, timeline, restored, overtakes, leaves_behind: left, replaced, unarchived, archive })
+}
+
+/// What the cluster has written on its own timeline and is not archived. The segment that a living server is filling is its own to
+/// archive.
+async fn own_wal(archive: &Archive, directory: &Path, timeline: Timeline, living: bool) -> Result<Unarchived, RestoreError> {
+    let failed = |source| RestoreError::Io { doing: "look into", path: directory.into(), source };
+    let mut found = tail::in_directory(&directory.join("pg_wal"), archive.system).map_err(failed)?;
+    found.segments.retain(|name, _| name.timeline == timeline);
+    found.histories.retain(|other, _| *other == timeline);
+    let mut unarchived = salvage::find(archive, &found).await;
+    unarchived.torn = unarchived.torn.filter(|_| !living);
+    Ok(unarchived)
+}
+
+/// The timeline that the server is on: pg_control lags behind until the first checkpoint after a promotion.
+fn own_timeline(directory: &Path, in_control: Timeline) -> io::Result<Timeline> {
+    let mut newest = in_control;
+    for entry in fs::read_dir(directory.join("pg_wal"))? {
+        let name = entry?.file_name();
+        if let Some(Ok(WalFile::History(timeline))) = name.to_str().map(str::parse) {
+            newest = newest.max(timeline);
+        }
+    }
+    Ok(newest)
+}
+
+fn own_history(directory: &Path, timeline: Timeline) -> Option<crate::postgres::history::History> {
+    use crate::postgres::history::History;
+    let text = fs::read_to_string(directory.join(format!("pg_wal/{timeline}.history")));
+    match text {
+        Ok(text) => History::parse(timeline, &text).ok(),
+        Err(_) => (timeline.0 == 1).then(|| History::first(timeline)),
+    }
+}
+
+/// Releases as planned: the record first, so that nothing is archived that the record forbids. Then its history file and what it has
+/// written since: with archiving off, the server has not marked them as ready.
+pub async fn execute(cluster: &Cluster, plan: &Plan, _approval: &Approval, monitor: &dyn Monitor) -> Result<Saved, RestoreError> {
+    declare(cluster, plan).await?;
+    let saved = salvage::save(cluster, &plan.archive, &plan.directory.join("pg_wal"), &plan.unarchived, monitor).await;
+    let failed = |source| RestoreError::Io { doing: "release", path: plan.directory.clone(), source };
+    if plan.restored {
+        settings::end_recovery(&plan.directory).map_err(failed)?;
+        fs::remove_file(plan.directory.join(RESTORED_MARK)).map_err(failed)?;
+        crate::durable::sync_directory(&plan.directory).map_err(failed)?;
+    }
+    Ok(saved)
+}
+
+/// Writes into the cluster's record who goes on and who does not.
+async fn declare(cluster: &Cluster, plan: &Plan) -> Result<(), RestoreError> {
+    let (system_identifier, at) = (plan.system, clock::now());
+    loop {
+        let Some(before) = cluster.record().await? else { return Ok(()) };
+        // What is taken up again is abandoned no more.
+        let of_plan = |a: &Abandoned| a.system_identifier == system_identifier && a.timeline == plan.timeline;
+        let mut abandoned: Vec<Abandoned> = before.abandoned.iter().filter(|a| !of_plan(a)).cloned().collect();
+        for (timeline, _) in &plan.leaves_behind {
+            if !before.abandoned(system_identifier).contains(timeline) {
+                abandoned.push(Abandoned { system_identifier, timeline: *timeline, at, by: plan.timeline });
+            }
+        }
+        let mut successors = before.successors.clone();
+        if !before.is_successor(system_identifier, plan.timeline) {
+            successors.push(Successor { system_identifier, timeline: plan.timeline, at });
+        }
+        let record = ClusterRecord { number: before.number + 1, written: at, abandoned, successors, ..before };
+        if cluster.put_record(&record).await? {
+            return Ok(());
+        }
+    }
+}

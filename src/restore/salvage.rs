@@ -1,0 +1,121 @@
+//! Saving the WAL that a broken server did not archive, before its directory is moved aside.
+//!
+//! Whole segments are archived under their names, the torn last one as `.partial` (see `timeline::tail`). What cannot be archived
+//! stays with the directory, and the segments that the restore needs are copied into the new `pg_wal`, where recovery looks after
+//! it has asked the archive: so the last committed transaction can be reached without the repository too.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::RestoreError;
+use crate::clock;
+use crate::monitor::Monitor;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::repository::Cluster;
+use crate::repo::segment::{self, Stored};
+use crate::timeline::archive::Archive;
+use crate::timeline::tail::{self, Found, Tail};
+
+/// zstd level for the few segments that are saved.
+const COMPRESSION_LEVEL: i32 = 1;
+
+/// What a directory holds that the archive does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Unarchived {
+    /// Whole segments, oldest first.
+    pub segments: Vec<SegmentName>,
+    /// The last one, of which only the beginning is WAL.
+    pub torn: Option<SegmentName>,
+    pub histories: Vec<String>,
+}
+
+impl Unarchived {
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.torn.is_none() && self.histories.is_empty()
+    }
+
+    pub fn count(&self) -> usize {
+        self.segments.len() + usize::from(self.torn.is_some())
+    }
+}
+
+/// Finds what is not archived, reading the segments; `archive` is of the same system.
+pub async fn find(archive: &Archive, found: &Found) -> Unarchived {
+    let mut unarchived = Unarchived::default();
+    for (name, place) in &found.segments {
+        let Tail::File(path) = place else { continue };
+        if archive.is_archived(*name) {
+            continue;
+        }
+        match tail::summary(path.clone(), *name, archive.segment_bytes).await {
+            // Nothing of it is WAL: made in advance.
+            None => {}
+            Some(summary) if summary.last_record.is_none() && summary.ends_at.is_some() => {}
+            Some(summary) if summary.ends_at.is_some() => unarchived.torn = Some(*name),
+            Some(_) => unarchived.segments.push(*name),
+        }
+    }
+    let known = |timeline| archive.has_history(timeline);
+    unarchived.histories = found.histories.keys().filter(|t| !known(**t)).map(|t| WalFile::History(*t).to_string()).collect();
+    unarchived
+}
+
+/// What was archived, and what was not and why.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Saved {
+    pub archived: Vec<String>,
+    pub kept: Vec<(String, String)>,
+}
+
+/// Archives what is unarchived. What cannot be is named; the files are left where they are.
+pub async fn save(cluster: &Cluster, archive: &Archive, pg_wal: &Path, unarchived: &Unarchived, monitor: &dyn Monitor) -> Saved {
+    let mut saved = Saved::default();
+    let whole = unarchived.segments.iter().map(|name| (WalFile::Segment(*name), name.to_string()));
+    let torn = unarchived.torn.iter().map(|name| (WalFile::Partial(*name), name.to_string()));
+    let histories = unarchived.histories.iter().filter_map(|name| Some((name.parse().ok()?, name.clone())));
+    for (file, name) in histories.chain(whole).chain(torn) {
+        match store(cluster, archive, file, pg_wal.join(&name)).await {
+            Ok(()) => saved.archived.push(file.to_string()),
+            Err(problem) => {
+                monitor.warn(&format!("{file} could not be archived and stays in the directory that is moved aside: {problem}"));
+                saved.kept.push((file.to_string(), problem));
+            }
+        }
+    }
+    saved
+}
+
+async fn store(cluster: &Cluster, archive: &Archive, file: WalFile, path: PathBuf) -> Result<(), String> {
+    let summary = match file {
+        WalFile::Segment(name) | WalFile::Partial(name) => tail::summary(path.clone(), name, archive.segment_bytes).await,
+        _ => None,
+    };
+    let temporary = std::env::temp_dir().join(format!("lastgood-{file}-{}", clock::random_hex(6)));
+    let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, &temporary, &mut |_| {});
+    let encoded = tokio::task::spawn_blocking(encode).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
+    let summary = summary.and_then(|summary| serde_json::to_value(summary).ok());
+    match segment::store(cluster, archive.system, &file, encoded, summary).await {
+        Ok(Stored::New | Stored::Same) => Ok(()),
+        Ok(Stored::Different { there }) => Err(format!("the archive holds it with other content ({there})")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Puts segments that recovery needs and the archive does not have whole into a new `pg_wal`.
+pub async fn provide(archive: &Archive, names: &[SegmentName], pg_wal: &Path) -> Result<Vec<PathBuf>, RestoreError> {
+    let mut made = Vec::new();
+    for name in names {
+        let path = pg_wal.join(name.to_string());
+        let failed = |source| RestoreError::Io { doing: "write", path: path.clone(), source };
+        let mut file = {
+            use std::os::unix::fs::OpenOptionsExt;
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?
+        };
+        archive.fetch(*name, &mut file).await?;
+        file.sync_all().map_err(failed)?;
+        made.push(path);
+    }
+    Ok(made)
+}

@@ -1,0 +1,147 @@
+//! What stands in a place where a restore shall go: whose it is, whether it lives, how much of it is nowhere else.
+//!
+//! The fingerprint covers the metadata of every file (path, length, times of change, inode, mode) of the directory and of its
+//! tablespaces. No cluster can be started, written to, moved or exchanged without a change in it: the code of a plan and a typed
+//! confirmation are worth nothing after that.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::RestoreError;
+use crate::postgres::control::{ControlFile, State};
+use crate::postgres::data_directory::{self, RESTORED_MARK};
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::postmaster::{self, Living};
+use crate::repo::object::Sha;
+
+/// A cluster in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Occupant {
+    /// Absent when pg_control cannot be read; then it is treated with most care.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<Control>,
+    pub major: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub living: Option<Living>,
+    /// Restored by lastgood, and never released.
+    pub unreleased: bool,
+    pub files: u64,
+    pub bytes: u64,
+    /// The newest change of any file.
+    pub last_change: Option<Timestamp>,
+    /// Where its tablespaces are.
+    pub tablespaces: Vec<PathBuf>,
+    pub fingerprint: Sha,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Control {
+    pub system_identifier: SystemId,
+    pub state: State,
+    pub written: Timestamp,
+    pub checkpoint: Lsn,
+    pub timeline: Timeline,
+}
+
+impl Occupant {
+    pub fn system(&self) -> Option<SystemId> {
+        self.control.as_ref().map(|c| c.system_identifier)
+    }
+}
+
+/// Whether a directory that is not empty is a cluster, or what is left of one.
+pub fn is_cluster(dir: &Path) -> bool {
+    ["PG_VERSION", "global", "base", "pg_wal"].iter().filter(|name| dir.join(name).exists()).count() >= 2
+}
+
+/// Looks at the cluster in `dir`. Takes a `stat` for each of its files.
+pub fn look(dir: &Path) -> Result<Occupant, RestoreError> {
+    let failed = |source| RestoreError::Io { doing: "look at", path: dir.into(), source };
+    let control = ControlFile::read_bytes_stable(dir).ok().map(|(control, _)| Control {
+        system_identifier: control.system_identifier,
+        state: control.state,
+        written: control.written,
+        checkpoint: control.checkpoint,
+        timeline: control.timeline,
+    });
+    let tablespaces = tablespace_targets(dir);
+    let mut survey = Survey::default();
+    survey.entry(dir, Path::new("")).map_err(failed)?;
+    for target in &tablespaces {
+        survey.tablespace(target).map_err(failed)?;
+    }
+    Ok(Occupant {
+        control,
+        major: data_directory::major_version(dir).ok(),
+        living: postmaster::living(dir).map_err(failed)?,
+        unreleased: dir.join(RESTORED_MARK).exists(),
+        files: survey.files,
+        bytes: survey.bytes,
+        last_change: Timestamp::from_second(survey.newest_s).ok(),
+        tablespaces,
+        fingerprint: Sha(survey.hasher.finalize().into()),
+    })
+}
+
+/// Targets of the links in `pg_tblspc`, as far as they exist; a broken cluster may have broken links.
+fn tablespace_targets(dir: &Path) -> Vec<PathBuf> {
+    let links = fs::read_dir(dir.join("pg_tblspc")).into_iter().flatten().flatten();
+    let mut targets: Vec<PathBuf> = links.filter_map(|link| fs::canonicalize(fs::read_link(link.path()).ok()?).ok()).collect();
+    targets.sort();
+    targets
+}
+
+/// Adds up and hashes what is there, in the order of names.
+#[derive(Default)]
+struct Survey {
+    hasher: Sha256,
+    files: u64,
+    bytes: u64,
+    newest_s: i64,
+}
+
+impl Survey {
+    fn entry(&mut self, path: &Path, name: &Path) -> io::Result<()> {
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            // Gone between the listing and now: a living server does that, and the next look will differ anyway.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !name.as_os_str().is_empty() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.hasher.update(name.as_os_str().as_bytes());
+        self.hasher.update([0]);
+        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+        for number in times.map(|t| t as u64).into_iter().chain([metadata.dev(), metadata.ino(), metadata.mode().into()]) {
+            self.hasher.update(number.to_le_bytes());
+        }
+        self.newest_s = self.newest_s.max(metadata.mtime());
+        if metadata.is_dir() {
+            return self.directory(path, name);
+        }
+        self.hasher.update(metadata.len().to_le_bytes());
+        self.files += 1;
+        self.bytes += metadata.len();
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &Path, name: &Path) -> io::Result<()> {
+        let mut names: Vec<_> = fs::read_dir(path)?.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<_>>()?;
+        names.sort();
+        names.iter().try_for_each(|child| self.entry(&path.join(child), &name.join(child)))
+    }
+
+    /// Of a tablespace only the directories of PostgreSQL: what else lies there belongs to somebody else.
+    fn tablespace(&mut self, target: &Path) -> io::Result<()> {
+        let mut names: Vec<_> = fs::read_dir(target)?.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<_>>()?;
+        names.retain(|name| name.as_bytes().starts_with(b"PG_"));
+        names.sort();
+        names.iter().try_for_each(|child| self.entry(&target.join(child), &target.join(child)))
+    }
+}

@@ -1,0 +1,217 @@
+//! Putting back what a restore moved aside.
+//!
+//! The cluster that stands in the place now is moved aside in turn, with its WAL saved, and the guard asks for it as it does for a
+//! restore: it may have become production meanwhile. An exchange that was interrupted is taken back from wherever it stopped.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::RestoreError;
+use super::guard::{Approval, Care};
+use super::loss::{self, Loss};
+use super::place;
+use super::replaced::{self, Around, Replaced};
+use super::salvage::{self, Saved};
+use super::standing::{self, Occupant};
+use super::switch::{self, Hold, Pair, Switched};
+use crate::clock;
+use crate::durable;
+use crate::monitor::Monitor;
+use crate::postgres::data_directory::{REPLACED_NOTE, RESTORING_MARK, SWITCHED_MARK};
+use crate::postgres::postmaster;
+use crate::timeline::archive::Archive;
+use crate::timeline::tail;
+
+/// What an undo is about to do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub into: PathBuf,
+    pub switched: Switched,
+    /// What stands in the place now and will be moved aside.
+    pub present: Occupant,
+    /// The exchange was interrupted: what stands there can never be started.
+    pub interrupted: bool,
+    pub replaced: Replaced,
+    /// Transactions of the present cluster since it left its original's timeline.
+    pub loss: Option<Loss>,
+    /// What will be put back, and where it is now.
+    pub old: Occupant,
+    pub old_at: PathBuf,
+}
+
+impl Plan {
+    pub fn care(&self) -> &Care {
+        // What was never finished holds nothing that anybody wrote.
+        if self.interrupted { &Care::Free } else { &self.replaced.care }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Undone {
+    pub aside: PathBuf,
+    pub saved: Saved,
+}
+
+/// Looks at both clusters; writes nothing.
+pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Result<Plan, RestoreError> {
+    if !fs::symlink_metadata(into).is_ok_and(|m| m.is_dir()) {
+        return Err(RestoreError::NothingToUndo { path: into.into() });
+    }
+    let switched = Switched::read(into)?;
+    let old_at = switched.data.now_at().filter(|at| *at != into).map(Path::to_path_buf);
+    let vanished = || RestoreError::Vanished { path: into.into(), aside: switched.data.aside.clone() };
+    let old_at = old_at.ok_or_else(vanished)?;
+    let present = standing::look(into)?;
+    let replaced = replaced::look(around, &mut archive, into, &present).await?;
+    let loss = since_it_left(archive, into, &present).await?;
+    Ok(Plan {
+        into: into.into(),
+        interrupted: !into.join(switch::CONTROL).exists(),
+        present,
+        replaced,
+        loss,
+        old: standing::look(&old_at)?,
+        old_at,
+        switched,
+    })
+}
+
+/// Transactions on the present cluster's own timeline, from the archive and its `pg_wal`.
+async fn since_it_left(mut archive: Archive, into: &Path, present: &Occupant) -> Result<Option<Loss>, RestoreError> {
+    let Some(control) = present.control.as_ref().filter(|c| c.system_identifier == archive.system) else { return Ok(None) };
+    if let Ok(found) = tail::in_directory(&into.join("pg_wal"), control.system_identifier) {
+        archive.add_tails(found);
+    }
+    let Some(path) = archive.path(control.timeline) else { return Ok(None) };
+    let stretches = path.stretches();
+    let begin = stretches[stretches.len() - 1].begin;
+    loss::after(&archive, &path, begin, true).await.map(Some)
+}
+
+/// Puts the old cluster back as planned.
+pub async fn execute(plan: &Plan, _approval: &Approval, monitor: &dyn Monitor) -> Result<Undone, RestoreError> {
+    check_unchanged(plan)?;
+    let saved = match &plan.replaced {
+        Replaced { archive: Some(archive), unarchived, .. } if !unarchived.is_empty() && !plan.interrupted => {
+            monitor.phase("save unarchived WAL", 0);
+            salvage::save(archive.cluster(), archive, &plan.into.join("pg_wal"), unarchived, monitor).await
+        }
+        _ => Saved::default(),
+    };
+    monitor.phase("exchange", 0);
+    let aside = exchange(plan).map_err(|error| match error {
+        Exchange::Refused(error) => *error,
+        Exchange::Io(source) => RestoreError::Io { doing: "put back what stood in", path: plan.into.clone(), source },
+    })?;
+    Ok(Undone { aside, saved })
+}
+
+fn check_unchanged(plan: &Plan) -> Result<(), RestoreError> {
+    for (path, then) in [(&plan.into, &plan.present), (&plan.old_at, &plan.old)] {
+        let metadata = fs::symlink_metadata(path).map_err(|_| RestoreError::Changed { path: path.clone() })?;
+        if metadata.is_symlink() {
+            return Err(RestoreError::Changed { path: path.clone() });
+        }
+        let now = standing::look(path)?;
+        if let Some(living) = now.living {
+            return Err(RestoreError::Living { path: path.clone(), living });
+        }
+        if now.fingerprint != then.fingerprint {
+            return Err(RestoreError::Changed { path: path.clone() });
+        }
+    }
+    place::check_movable(&plan.into)
+}
+
+enum Exchange {
+    Refused(Box<RestoreError>),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Exchange {
+    fn from(error: io::Error) -> Self {
+        Exchange::Io(error)
+    }
+}
+
+fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
+    let (into, old_at) = (&plan.into, &plan.old_at);
+    let at = clock::now();
+    let aside = switch::aside(into, "undone", at);
+    let mut pairs = Vec::new();
+    for pair in &plan.switched.tablespaces {
+        let tablespace = durable::parent(&pair.place);
+        let to = switch::aside(&tablespace.join("lastgood"), "undone", at).join(pair.place.file_name().unwrap_or_default());
+        let present = if pair.now_at() == Some(&pair.place) { &pair.staging } else { &pair.place };
+        pairs.push(Pair { place: pair.place.clone(), ..Pair::new(present.clone(), present.clone(), to)? });
+    }
+    let back = Switched {
+        at,
+        what: format!("undo of the {}", plan.switched.what),
+        data: Pair::new(into.clone(), old_at.clone(), aside.clone())?,
+        tablespaces: pairs,
+    };
+    check_unchanged(plan).map_err(|error| Exchange::Refused(Box::new(error)))?;
+    let hold = Hold::take(into)?;
+    if let Some(living) = postmaster::living(into)?.filter(|living| living.pid != Some(std::process::id() as i32)) {
+        return Err(Exchange::Refused(Box::new(RestoreError::Living { path: into.clone(), living })));
+    }
+    // From here on the present cluster cannot be started, and a second undo finds what to do.
+    if !plan.interrupted {
+        switch::rename(&into.join(switch::CONTROL), &into.join(switch::WITHHELD_CONTROL))?;
+    }
+    for (pair, new) in plan.switched.tablespaces.iter().zip(&back.tablespaces) {
+        let tablespace = durable::parent(&pair.place);
+        let new_aside = durable::parent(&new.aside);
+        if let Some(old) = pair.now_at().filter(|old| *old != pair.place).map(Path::to_path_buf) {
+            switch::exchange(&pair.place, &old)?;
+            let emptied = durable::parent(&old);
+            if emptied != tablespace && !new_aside.exists() {
+                switch::rename(emptied, new_aside)?;
+            }
+        }
+        point_links(into, tablespace, new_aside)?;
+        point_links(old_at, durable::parent(&pair.aside), tablespace)?;
+    }
+    back.write(old_at)?;
+    switch::exchange(into, old_at)?;
+    if let Some(hold) = hold {
+        hold.release(old_at);
+    }
+    // The present one stands aside now, whole again.
+    remove_if_there(&old_at.join(SWITCHED_MARK))?;
+    if !plan.interrupted {
+        switch::rename(&old_at.join(switch::WITHHELD_CONTROL), &old_at.join(switch::CONTROL))?;
+    }
+    back.leave_note(old_at)?;
+    switch::rename(old_at, &aside)?;
+    remove_if_there(&into.join(REPLACED_NOTE))?;
+    remove_if_there(&into.join(RESTORING_MARK))?;
+    Ok(aside)
+}
+
+/// Makes the links of a cluster that lead to one directory lead to another.
+pub fn point_links(cluster: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    let links = cluster.join("pg_tblspc");
+    for link in fs::read_dir(&links)? {
+        let link = link?.path();
+        if fs::read_link(&link).is_ok_and(|target| target == from) {
+            let new = durable::temporary_beside(&link);
+            symlink(to, &new)?;
+            fs::rename(&new, &link)?;
+        }
+    }
+    durable::sync_directory(&links)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! Ends of WAL: what a server wrote last and did not archive.
+//!
+//! The last segment of a server that broke is torn: its beginning is WAL, the rest is not. It must not be archived under the
+//! segment's name, because the server, when it comes back, fills it and archives it whole. It is kept as PostgreSQL keeps the last
+//! segment of a timeline that was left: as `NAME.partial`. A restore puts it into the new `pg_wal`, where recovery looks after
+//! it has asked the archive.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::postgres::history::History;
+use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
+use crate::repo::RepoError;
+use crate::repo::repository::Cluster;
+use crate::storage::{Depth, list_all};
+
+/// Where a segment lies that is not archived whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tail {
+    /// In a data directory's `pg_wal`.
+    File(PathBuf),
+    /// In the archive, as `.partial`.
+    Partial,
+}
+
+/// What a `pg_wal` holds.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    pub segments: BTreeMap<SegmentName, Tail>,
+    pub histories: BTreeMap<Timeline, History>,
+}
+
+/// The `.partial` segments of the archive.
+pub async fn stored(cluster: &Cluster, system: SystemId) -> Result<BTreeMap<SegmentName, Tail>, RepoError> {
+    let page = list_all(cluster.storage(), &cluster.layout().partials(system), Depth::All).await?;
+    let names = page.objects.iter().filter_map(|object| match object.key.name().parse() {
+        Ok(WalFile::Partial(name)) => Some((name, Tail::Partial)),
+        _ => None,
+    });
+    Ok(names.collect())
+}
+
+/// Everything in a `pg_wal` that carries the right system and its own name. Recycled files carry an older one.
+pub fn in_directory(pg_wal: &Path, system: SystemId) -> io::Result<Found> {
+    let mut found = Found::default();
+    for entry in fs::read_dir(pg_wal)? {
+        let entry = entry?;
+        let Some(file) = entry.file_name().to_str().and_then(|name| name.parse::<WalFile>().ok()) else { continue };
+        match file {
+            WalFile::Segment(name) if is_segment(&entry.path(), name, system) => {
+                found.segments.insert(name, Tail::File(entry.path()));
+            }
+            WalFile::History(timeline) => {
+                let text = fs::read_to_string(entry.path())?;
+                // One that cannot be read leads nowhere; the segments beside it are found all the same.
+                if let Ok(history) = History::parse(timeline, &text) {
+                    found.histories.insert(timeline, history);
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+fn is_segment(path: &Path, name: SegmentName, system: SystemId) -> bool {
+    let mut head = Vec::with_capacity(LONG_HEADER_BYTES);
+    let Ok(file) = fs::File::open(path) else { return false };
+    let Ok(bytes) = file.metadata().map(|m| m.len()) else { return false };
+    if file.take(LONG_HEADER_BYTES as u64).read_to_end(&mut head).is_err() {
+        return false;
+    }
+    SegmentHeader::parse(&head).is_ok_and(|h| h.system_identifier == system && h.check(name, bytes).is_ok())
+}
+
+/// What a file in `pg_wal` means; `None` when it cannot be read.
+pub async fn summary(path: PathBuf, name: SegmentName, segment_bytes: u64) -> Option<SegmentSummary> {
+    let start = name.start(segment_bytes)?;
+    let summarize = move || {
+        let mut file = fs::File::open(path).ok()?;
+        let mut summarizer = Summarizer::new(start, segment_bytes);
+        let mut buffer = vec![0u8; 256 << 10];
+        loop {
+            match file.read(&mut buffer).ok()? {
+                0 => return Some(summarizer.finish()),
+                count => summarizer.feed(&buffer[..count]),
+            }
+        }
+    };
+    tokio::task::spawn_blocking(summarize).await.ok().flatten()
+}
+
+/// Hands a file in `pg_wal` to `sink`.
+pub fn read(path: &Path, sink: &mut (dyn Write + Send)) -> Result<(), RepoError> {
+    let failed = |source| RepoError::File { path: path.into(), source };
+    let mut file = fs::File::open(path).map_err(failed)?;
+    io::copy(&mut file, &mut &mut *sink).map_err(failed)?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Real outages, replayed: what went wrong there ends differently here. See `docs/` for the promises.
+
+mod edudip;
