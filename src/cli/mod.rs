@@ -3,6 +3,7 @@
 //! - [`context`]: from flags, environment and file to a repository and a server.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
+//! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`error`]: every error's kind and exit code, in one place.
 
 pub mod archive_get;
@@ -19,6 +20,7 @@ pub mod progress;
 pub mod reference;
 pub mod restore;
 pub mod schedule;
+pub mod secrets;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if is_get { error::COULD_NOT_TELL } else { error.exit_code() as u8 });
         }
     };
+    secrets::protect(&args.command);
     start_log();
     let json = args.global.json;
     let is_get = matches!(args.command, Command::ArchiveGet(_));
