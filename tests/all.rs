@@ -8,6 +8,7 @@ mod crash;
 mod docs;
 mod format;
 mod main_job;
+mod privilege;
 mod property;
 mod restore;
 mod snapshot;
