@@ -258,6 +258,14 @@ impl Config {
         if s3.kms_key_id.is_some() && s3.encryption != ServerSideEncryption::SseKms {
             return invalid("kms_key_id is set, but encryption is not \"sse-kms\"".into(), "set encryption = \"sse-kms\"");
         }
+        // Said without the URL, which would put the secret into logs.
+        let authority = |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_string());
+        for (key, url) in [("url", Some(&self.repository.url)), ("endpoint", s3.endpoint.as_ref())] {
+            if url.and_then(|url| authority(url)).is_some_and(|authority| authority.contains('@')) {
+                let what = format!("the {key} of the repository holds a user name or a secret before an '@'");
+                return invalid(what, "put credentials into credentials_file, or into the environment");
+            }
+        }
         if let Some(host) = s3.plain_host()
             && !s3.insecure
         {

@@ -73,6 +73,12 @@ fn aloud(world: &World, args: &[&str]) -> Said {
     said
 }
 
+fn aloud_at(world: &World, url: &str) -> Said {
+    let said = said(world.command(&["list"]).env("LASTGOOD_REPO", url));
+    has_no_secret("LASTGOOD_REPO", said.all().as_bytes());
+    said
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_comes_out() {
     let server = S3Server::start().await;
@@ -113,6 +119,13 @@ async fn no_secret_comes_out() {
     let said = world.run(&["--json", "backup"]);
     assert!(said.code == 3 && said.err.contains("password_command \"sh\" failed (exit status: 3)"), "{said:?}");
     has_no_secret("a failing password_command", said.all().as_bytes());
+    // In places where they do not belong.
+    configure(&world, &base, &format!("password = \"{WRONG}\""));
+    assert_eq!(aloud(&world, &["list"]).code, 3);
+    configure(&world, &base, "");
+    assert_eq!(aloud_at(&world, &format!("s3://AKIA:{WRONG}@backups/pg")).code, 3);
+    std::fs::write(world.config(), base.replace("http://", &format!("http://AKIA:{WRONG}@"))).unwrap();
+    assert_eq!(aloud(&world, &["list"]).code, 3);
     assert!(objects_have_no_secret(&server.file("pg")) > 10);
     has_no_secret("the server's log", world.server.log().as_bytes());
     has_no_secret("a restored setting", &std::fs::read(world.path("restored/postgresql.auto.conf")).unwrap());
