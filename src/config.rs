@@ -53,6 +53,8 @@ pub struct S3 {
     pub path_style: bool,
     /// PEM file with the certificate authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
+    /// Allow an endpoint on another host without TLS; `check` stays red while it is set. Certificates are verified even so.
+    pub insecure: bool,
     /// Profile of the AWS configuration files.
     pub profile: Option<String>,
     /// AWS-style credentials file, used instead of the default place.
@@ -80,6 +82,7 @@ impl Default for S3 {
             endpoint: None,
             path_style: false,
             ca_file: None,
+            insecure: false,
             profile: None,
             credentials_file: None,
             encryption: ServerSideEncryption::None,
@@ -92,6 +95,24 @@ impl Default for S3 {
             call_timeout_s: 300,
         }
     }
+}
+
+impl S3 {
+    /// The host of an endpoint on the network that is reached without TLS.
+    pub fn plain_host(&self) -> Option<&str> {
+        let (scheme, rest) = self.endpoint.as_deref()?.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        // An IPv6 address stands in brackets, because it holds colons itself.
+        let name = host.strip_prefix('[').and_then(|host| host.split(']').next());
+        let name = name.unwrap_or_else(|| host.split(':').next().unwrap_or_default());
+        (scheme.eq_ignore_ascii_case("http") && !is_loopback(name)).then_some(name)
+    }
+}
+
+/// Whether a host name or address can only mean this host.
+pub fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -122,7 +143,9 @@ pub struct Postgres {
     pub dbname: Option<String>,
     /// A file with the password and nothing else.
     pub password_file: Option<PathBuf>,
-    /// `disable`, `prefer` or `require`.
+    /// A program and its arguments; the first line that it prints is the password.
+    pub password_command: Option<Vec<String>>,
+    /// `disable`, `prefer`, or `require` (also called `verify-full`); on another host `require` when absent.
     pub sslmode: Option<String>,
     pub ca_file: Option<PathBuf>,
     /// Where this host sees the data directory; the server's own answer when absent.
@@ -234,6 +257,33 @@ impl Config {
         let s3 = &self.repository.s3;
         if s3.kms_key_id.is_some() && s3.encryption != ServerSideEncryption::SseKms {
             return invalid("kms_key_id is set, but encryption is not \"sse-kms\"".into(), "set encryption = \"sse-kms\"");
+        }
+        // Said without the URL, which would put the secret into logs.
+        let authority = |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_string());
+        for (key, url) in [("url", Some(&self.repository.url)), ("endpoint", s3.endpoint.as_ref())] {
+            if url.and_then(|url| authority(url)).is_some_and(|authority| authority.contains('@')) {
+                let what = format!("the {key} of the repository holds a user name or a secret before an '@'");
+                return invalid(what, "put credentials into credentials_file, or into the environment");
+            }
+        }
+        if let Some(host) = s3.plain_host()
+            && !s3.insecure
+        {
+            let what =
+                format!("the endpoint {host} is reached without TLS, so everybody on the way could read and change backups");
+            return invalid(
+                what,
+                "use https:// (and ca_file for an authority of your own), or set insecure = true under [repository.s3]",
+            );
+        }
+        if self.postgres.password_file.is_some() && self.postgres.password_command.is_some() {
+            return invalid("both password_file and password_command are set".into(), "keep one of them under [postgres]");
+        }
+        if self.postgres.password_command.as_ref().is_some_and(Vec::is_empty) {
+            return invalid(
+                "password_command names no program".into(),
+                "write it as a list of words, like [\"pass\", \"show\", \"pg\"]",
+            );
         }
         if s3.max_requests == 0 || s3.attempt_timeout_s == 0 || s3.call_timeout_s == 0 {
             return invalid(

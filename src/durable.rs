@@ -29,6 +29,11 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     sync_directory(parent(path))
 }
 
+/// A new file that only its owner may read, whatever the umask: WAL and what is said about it are as secret as the tables.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// Creates `path` with `bytes` and fsyncs it; the caller syncs the directory.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;

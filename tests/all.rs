@@ -10,6 +10,7 @@ mod format;
 mod guard;
 mod incidents;
 mod main_job;
+mod privilege;
 mod property;
 mod restore;
 mod snapshot;

@@ -75,7 +75,7 @@ fn write_error(path: &Path, source: io::Error) -> GetError {
 async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destination: &Path, durable: bool) -> Result<(), GetError> {
     let temporary = durable::temporary_beside(destination);
     let failed = |source| write_error(destination, source);
-    let created = fs::File::create_new(&temporary).map_err(failed)?;
+    let created = durable::create_private(&temporary).map_err(failed)?;
     let fetched = async {
         let mut writer = BufWriter::with_capacity(256 << 10, created);
         segment::fetch(cluster, system, &file, &mut writer).await?;

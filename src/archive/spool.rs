@@ -4,8 +4,8 @@
 //! copy never believes what was written for its original (rule 25). Without a usable spool everything works, one file at a time.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -64,9 +64,7 @@ impl Spool {
         let json = serde_json::to_vec(acknowledgement).map_err(io::Error::other)?;
         // Losing it costs a second push, so it need not survive a crash; it must not be half written.
         let path = self.pushed(segment);
-        let temporary = durable::temporary_beside(&path);
-        fs::write(&temporary, json)?;
-        fs::rename(temporary, path)
+        write_private(&path, &json)
     }
 
     /// Takes an acknowledgement out; it counts only for the very file it was written for.
@@ -110,7 +108,7 @@ impl Spool {
 
     pub fn set_known(&self, place: &str, timeline: Timeline) {
         // Only saves requests next time.
-        let _ = fs::write(self.dir.join("known"), format!("{place} {timeline}"));
+        let _ = write_private(&self.dir.join("known"), format!("{place} {timeline}").as_bytes());
     }
 
     /// Whether a refusal is another than the last one that was noted: PostgreSQL tries again each second.
@@ -119,14 +117,26 @@ impl Spool {
         if fs::read_to_string(&path).is_ok_and(|noted| noted == text) {
             return false;
         }
-        let _ = fs::write(path, text);
+        let _ = write_private(&path, text.as_bytes());
         true
     }
 
     /// A lock that one prefetching process holds; `None` when another does. It ends with the value.
     pub fn lock_fetching(&self) -> Option<fs::File> {
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(self.dir.join("lock")).ok()?;
+        let file =
+            fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join("lock")).ok()?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
         Some(file)
     }
+}
+
+/// Puts a whole note in place; it need not survive a crash.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = durable::temporary_beside(path);
+    let written = durable::create_private(&temporary).and_then(|mut file| file.write_all(bytes));
+    let placed = written.and_then(|()| fs::rename(&temporary, path));
+    if placed.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    placed
 }

@@ -1,11 +1,14 @@
 //! `lastgood check`
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::context::{self, Global};
-use super::{error, output};
+use super::error;
+use super::output::{self, Colour};
 use crate::repo::repository::Repository;
 use crate::upkeep::check::{self, Finding, Findings, Level};
+use crate::upkeep::exposure;
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -31,6 +34,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             None
         }
     };
+    exposure::store(&mut findings, &config);
+    exposure::secret_files(&mut findings, &config, default_credentials());
     let repository = match context::storage(&config).await {
         Ok(storage) => Repository::open(storage).await.map_err(anyhow::Error::from),
         Err(error) => Err(error),
@@ -61,12 +66,22 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
 }
 
+/// Where the AWS chain looks when nothing is configured; nowhere when the environment holds the keys.
+fn default_credentials() -> Option<PathBuf> {
+    if std::env::var_os("AWS_ACCESS_KEY_ID").is_some() {
+        return None;
+    }
+    let named = std::env::var_os("AWS_SHARED_CREDENTIALS_FILE").map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".aws/credentials")))
+}
+
 fn show(finding: &Finding) {
     let mark = match finding.level {
-        Level::Ok => "ok     ",
-        Level::Warning => "WARNING",
-        Level::Failure => "FAILED ",
+        Level::Ok => "ok     ".to_string(),
+        Level::Warning => output::paint(Colour::Yellow, "WARNING"),
+        Level::Failure => output::paint(Colour::Red, "FAILED "),
     };
+    let what = if finding.level == Level::Failure { output::paint(Colour::Red, &finding.what) } else { finding.what.clone() };
     let mend = if finding.mend.is_empty() { String::new() } else { format!("\n        {:<15} -> {}", "", finding.mend) };
-    output::line(format!("{mark} {:<15} {}{mend}", finding.subject, finding.what));
+    output::line(format!("{mark} {:<15} {what}{mend}", finding.subject));
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{output, progress};
+use super::{output, progress, secrets};
 use crate::config::{self, Config};
-use crate::postgres::session::{Connection, Secret, Session, Tls};
+use crate::postgres::session::{Connection, Session, Tls};
 use crate::repo::manifest::Manifest;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
@@ -131,25 +131,23 @@ pub async fn storage(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
 
 /// Connects to the configured server.
 pub async fn session(config: &Config) -> anyhow::Result<Session> {
-    Ok(Session::open(&connection(config)?).await?)
+    Ok(Session::open(&connection(config).await?).await?)
 }
 
-fn connection(config: &Config) -> anyhow::Result<Connection> {
+async fn connection(config: &Config) -> anyhow::Result<Connection> {
     let postgres = &config.postgres;
-    let password = match &postgres.password_file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("read password_file {}", path.display()))?;
-            Some(Secret(text.trim_end_matches(['\n', '\r']).to_string()))
-        }
-        None => std::env::var("PGPASSWORD").ok().map(Secret),
-    };
     let tls = match postgres.sslmode.as_deref() {
-        None | Some("prefer") => Tls::Prefer,
-        Some("disable") => Tls::Disable,
-        Some("require") => Tls::Require,
+        None => None,
+        Some("prefer") => Some(Tls::Prefer),
+        Some("disable") => Some(Tls::Disable),
+        Some("require" | "verify-full") => Some(Tls::Require),
         Some(other) => {
             let what = format!("[postgres] sslmode is {other:?}");
-            return Err(config::ConfigError::Invalid { what, mend: "use disable, prefer or require".into() }.into());
+            return Err(config::ConfigError::Invalid {
+                what,
+                mend: "use disable, prefer or require (which verifies like verify-full)".into(),
+            }
+            .into());
         }
     };
     Ok(Connection {
@@ -157,7 +155,7 @@ fn connection(config: &Config) -> anyhow::Result<Connection> {
         port: postgres.port,
         user: postgres.user.clone(),
         dbname: postgres.dbname.clone(),
-        password,
+        password: secrets::password(postgres).await?,
         tls,
         ca_file: postgres.ca_file.clone(),
     })

@@ -4,6 +4,7 @@
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
+//! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`error`]: every error's kind and exit code, in one place.
 
 pub mod archive_get;
@@ -23,6 +24,7 @@ pub mod reference;
 pub mod release;
 pub mod restore;
 pub mod schedule;
+pub mod secrets;
 pub mod undo;
 pub mod verify;
 
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if is_get { error::COULD_NOT_TELL } else { error.exit_code() as u8 });
         }
     };
+    secrets::protect(&args.command);
     start_log();
     let json = args.global.json;
     let is_get = matches!(args.command, Command::ArchiveGet(_));

@@ -10,6 +10,26 @@ pub fn line(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Colour {
+    Red,
+    Yellow,
+}
+
+/// Colours text on a terminal, and nowhere else; <https://no-color.org> turns it off there too.
+pub fn paint(colour: Colour, text: &str) -> String {
+    use std::io::IsTerminal;
+    let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if !is_wanted || !std::io::stdout().is_terminal() {
+        return text.into();
+    }
+    let code = match colour {
+        Colour::Red => 31,
+        Colour::Yellow => 33,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
 /// Prints one JSON object on a line.
 pub fn json(value: &impl Serialize) {
     line(serde_json::to_string(value).unwrap_or_default());

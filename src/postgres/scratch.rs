@@ -142,7 +142,7 @@ impl Scratch {
             port: Some(PORT),
             user: Some("postgres".into()),
             dbname: Some("postgres".into()),
-            tls: Tls::Disable,
+            tls: Some(Tls::Disable),
             ..Connection::default()
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::{Client, NoTls, Row};
 
 use super::lsn::{Lsn, SystemId, Timeline};
@@ -21,28 +22,33 @@ pub struct Connection {
     pub port: Option<u16>,
     pub user: Option<String>,
     pub dbname: Option<String>,
-    pub password: Option<Secret>,
-    pub tls: Tls,
+    /// Wiped when dropped, and never printed.
+    pub password: Option<SecretString>,
+    /// Absent: [`Tls::Require`] on another host, [`Tls::Prefer`] on this one.
+    pub tls: Option<Tls>,
     /// PEM file with the authorities to trust besides the system's.
     pub ca_file: Option<PathBuf>,
 }
 
-/// A password; never printed.
-#[derive(Clone)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// With TLS the certificate and the host's name in it are always verified, as with libpq's `verify-full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
     Disable,
-    #[default]
+    /// TLS when the server offers it. Somebody in the middle can say that it does not.
     Prefer,
     Require,
+}
+
+/// How the bytes of a session travel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// A socket of this host.
+    Socket,
+    /// The protocol and cipher, as the server names them.
+    Tls(String),
+    Plain {
+        loopback: bool,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +125,8 @@ pub struct ArchiverState {
 pub struct Session {
     client: Client,
     target: String,
+    /// Absent for a socket.
+    host: Option<String>,
     major: u32,
 }
 
@@ -131,7 +139,7 @@ impl Session {
         let config = configuration(connection);
         let target = describe(&config);
         let client = connect(&config, connection, &target).await?;
-        let mut session = Session { client, target, major: 0 };
+        let mut session = Session { client, target, host: network_host(&config), major: 0 };
         session
             .execute(
                 "prepare the session",
@@ -153,6 +161,15 @@ impl Session {
 
     pub fn target(&self) -> &str {
         &self.target
+    }
+
+    /// Whether this session is encrypted, as the server sees it.
+    pub async fn transport(&self) -> Result<Transport, SessionError> {
+        let Some(host) = &self.host else { return Ok(Transport::Socket) };
+        let sql = "SELECT coalesce(max(version || ', ' || cipher), '') FROM pg_stat_ssl WHERE pid = pg_backend_pid() AND ssl";
+        let used: String = self.one("ask whether the session is encrypted", sql).await?.get(0);
+        let plain = Transport::Plain { loopback: crate::config::is_loopback(host) };
+        Ok(if used.is_empty() { plain } else { Transport::Tls(used) })
     }
 
     pub async fn facts(&self) -> Result<Facts, SessionError> {
@@ -352,7 +369,8 @@ fn configuration(connection: &Connection) -> tokio_postgres::Config {
     config.user(connection.user.as_deref().unwrap_or("postgres"));
     config.dbname(connection.dbname.as_deref().unwrap_or("postgres"));
     if let Some(password) = &connection.password {
-        config.password(&password.0);
+        // tokio-postgres keeps a copy of its own, for as long as the connection is made.
+        config.password(password.expose_secret());
     }
     config.application_name("lastgood").connect_timeout(CONNECT_TIMEOUT);
     config.keepalives(true).keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(Duration::from_secs(60));
@@ -369,22 +387,42 @@ fn describe(config: &tokio_postgres::Config) -> String {
     format!("{host}:{} as {}", config.get_ports().first().unwrap_or(&5432), config.get_user().unwrap_or("postgres"))
 }
 
+/// The host that is reached over a network; `None` for a socket.
+fn network_host(config: &tokio_postgres::Config) -> Option<String> {
+    match config.get_hosts().first() {
+        Some(tokio_postgres::config::Host::Tcp(name)) => Some(name.clone()),
+        _ => None,
+    }
+}
+
 async fn connect(config: &tokio_postgres::Config, connection: &Connection, target: &str) -> Result<Client, SessionError> {
     let failed = |error: tokio_postgres::Error| {
         let detail = match error.as_db_error() {
             Some(database) => database.message().to_string(),
             None => std::error::Error::source(&error).map_or(error.to_string(), |cause| format!("{error}: {cause}")),
         };
+        // The words of rustls and of tokio-postgres; a test holds on to both.
+        let mend = match &detail {
+            told if told.contains("UnknownIssuer") => "; set [postgres] ca_file to the authority that signed its certificate",
+            told if told.contains("not valid for name") => "; set [postgres] host to a name that its certificate is for",
+            told if told.contains("server does not support TLS") => {
+                "; set ssl = on there, or [postgres] sslmode = \"prefer\" to accept a connection that others can read"
+            }
+            _ => "",
+        };
+        let detail = format!("{detail}{mend}");
         SessionError::Connect { target: target.into(), detail }
     };
-    let is_socket = matches!(config.get_hosts().first(), Some(tokio_postgres::config::Host::Unix(_)));
-    if is_socket || connection.tls == Tls::Disable {
+    let host = network_host(config);
+    let is_near = host.as_deref().is_none_or(crate::config::is_loopback);
+    let tls_wanted = connection.tls.unwrap_or(if is_near { Tls::Prefer } else { Tls::Require });
+    if host.is_none() || tls_wanted == Tls::Disable {
         let (client, io) = config.connect(NoTls).await.map_err(failed)?;
         tokio::spawn(io);
         return Ok(client);
     }
     let mut config = config.clone();
-    config.ssl_mode(match connection.tls {
+    config.ssl_mode(match tls_wanted {
         Tls::Require => tokio_postgres::config::SslMode::Require,
         _ => tokio_postgres::config::SslMode::Prefer,
     });

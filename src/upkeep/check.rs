@@ -47,11 +47,11 @@ pub struct Finding {
 pub struct Findings(pub Vec<Finding>);
 
 impl Findings {
-    fn ok(&mut self, subject: &'static str, what: impl Into<String>) {
+    pub fn ok(&mut self, subject: &'static str, what: impl Into<String>) {
         self.0.push(Finding { level: Level::Ok, subject, what: what.into(), mend: String::new() });
     }
 
-    fn warn(&mut self, subject: &'static str, what: impl Into<String>, mend: impl Into<String>) {
+    pub fn warn(&mut self, subject: &'static str, what: impl Into<String>, mend: impl Into<String>) {
         self.0.push(Finding { level: Level::Warning, subject, what: what.into(), mend: mend.into() });
     }
 
@@ -88,6 +88,7 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
         }
         Err(error) => findings.fail("role", error.to_string(), "see the message"),
     }
+    super::exposure::server(findings, &session).await;
     settings(findings, &facts);
     data_directory(findings, config, &facts);
     clock_skew(findings, "clock", "the server's", facts.clock_skew_s);

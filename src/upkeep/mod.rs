@@ -1,6 +1,7 @@
-//! Keeping a repository sound: [`check`] proves the chain before it is needed; [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken
-//! snapshot left behind.
+//! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read;
+//! [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken snapshot left behind.
 
 pub mod check;
+pub mod exposure;
 pub mod sweep;
 pub mod verify;

@@ -1,5 +1,6 @@
 //! A moto server as a process: an S3 in memory that answers HEAD with encryption and storage class, as AWS does. It does
-//! not check signatures.
+//! not check signatures (its own check does not know all that the SDK for Rust signs); who a request says it comes from is
+//! believed, and held to the policies of that user when the test says [`Moto::enforce`].
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,6 +17,11 @@ use super::world::PATIENCE;
 
 pub const BUCKET: &str = "backups";
 
+/// `moto_server` without the check of signatures.
+const SERVER: &str = "import sys, moto.iam.access_control as control, moto.server\n\
+    control.IAMRequestBase.check_signature = lambda self: None\n\
+    moto.server.main(sys.argv[1:])";
+
 /// Killed when dropped, and by the kernel when the test's thread dies.
 pub struct Moto {
     server: Child,
@@ -29,9 +35,9 @@ impl Moto {
         let home = tempfile::tempdir().unwrap();
         write_credentials(&home.path().join("credentials"), "AKIATEST", "secret");
         let log = File::create(home.path().join("log")).unwrap();
-        let program = garage::tools().join("moto-5.2.5/bin/moto_server");
+        let program = garage::tools().join("moto-5.2.5/bin/python");
         let mut command = Command::new(&program);
-        command.args(["-H", "127.0.0.1", "-p", "0"]).stdout(log.try_clone().unwrap()).stderr(log);
+        command.args(["-c", SERVER, "-H", "127.0.0.1", "-p", "0"]).stdout(log.try_clone().unwrap()).stderr(log);
         // SAFETY: between fork and exec only one system call is made.
         unsafe {
             command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?));
@@ -68,6 +74,44 @@ impl Moto {
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).unwrap();
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Sends a form to moto itself or, as an administrator, to its IAM.
+    fn post(&self, path: &str, body: &str) -> String {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n", self.address, body.len());
+        let head = format!("{head}Authorization: AWS4-HMAC-SHA256 Credential=AKIATEST/20300101/us-east-1/iam/aws4_request\r\n");
+        let kind = if path == "/" { "application/x-www-form-urlencoded" } else { "text/plain" };
+        let head = format!("{head}Content-Type: {kind}\r\nConnection: close\r\n\r\n");
+        socket.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path} {body}: {answer}");
+        answer
+    }
+
+    /// From now on a request may do what the policies of its access key's user allow.
+    pub fn enforce(&self, on: bool) {
+        self.post("/moto-api/reset-auth", if on { "0" } else { "inf" });
+    }
+
+    /// Makes a user without rights; answers the access key and the secret.
+    pub fn user(&self, name: &str) -> (String, String) {
+        self.post("/", &format!("Action=CreateUser&Version=2010-05-08&UserName={name}"));
+        let answer = self.post("/", &format!("Action=CreateAccessKey&Version=2010-05-08&UserName={name}"));
+        let of = |tag: &str| {
+            let (_, rest) = answer.split_once(&format!("<{tag}>")).unwrap();
+            rest.split('<').next().unwrap().to_string()
+        };
+        (of("AccessKeyId"), of("SecretAccessKey"))
+    }
+
+    /// Replaces the policy of a user; nothing may be enforced meanwhile.
+    pub fn set_policy(&self, user: &str, policy: &serde_json::Value) {
+        let escape = |byte: u8| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") };
+        let document: String = policy.to_string().bytes().map(escape).collect();
+        let rest = format!("UserName={user}&PolicyName=only&PolicyDocument={document}");
+        self.post("/", &format!("Action=PutUserPolicy&Version=2010-05-08&{rest}"));
     }
 
     pub fn config(&self) -> config::S3 {

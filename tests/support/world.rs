@@ -123,8 +123,7 @@ impl World {
             None => format!("url = \"{}\"\n", self.repository().display()),
             Some((url, s3)) => {
                 let credentials = self.path("credentials");
-                std::fs::copy(s3.credentials_file.as_ref().unwrap(), &credentials).unwrap();
-                std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o644)).unwrap();
+                self.write_private("credentials", &std::fs::read_to_string(s3.credentials_file.as_ref().unwrap()).unwrap());
                 format!(
                     "url = \"{url}\"\n[repository.s3]\nendpoint = \"{}\"\nregion = \"{}\"\npath_style = {}\n\
                      conditional_create = {}\ncredentials_file = \"{}\"\n",
@@ -143,6 +142,17 @@ impl World {
         );
         std::fs::write(self.config(), text).unwrap();
         std::fs::set_permissions(self.config(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    /// A file that only the server's user can read.
+    pub fn write_private(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if let Some(user) = self.user {
+            std::os::unix::fs::chown(&path, Some(user.uid), Some(user.gid)).unwrap();
+        }
+        path
     }
 
     /// The program with this world's configuration, as the server's user.
