@@ -7,6 +7,7 @@ mod bad_input;
 mod crash;
 mod docs;
 mod format;
+mod lease;
 mod main_job;
 mod property;
 mod restore;

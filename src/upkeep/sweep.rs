@@ -38,7 +38,7 @@ impl Swept {
     }
 }
 
-/// Sweeps everything of ids before `before`.
+/// Sweeps everything of ids before `before`. The caller holds the lease for backups, so the times in it are new.
 pub async fn sweep(cluster: &Cluster, before: &str) -> Result<Swept, RepoError> {
     let mut ids = BTreeSet::new();
     for prefix in [cluster.layout().all_packs(), cluster.layout().all_files()] {
@@ -46,11 +46,12 @@ pub async fn sweep(cluster: &Cluster, before: &str) -> Result<Swept, RepoError> 
         ids.extend(page.folders.iter().map(|f| f.trim_end_matches('/').to_string()));
     }
     // In this order: a snapshot that commits between the two is seen as living or as committed.
-    let (living, stale) = lease::pinned(cluster).await?;
+    let standing = lease::standing(cluster).await?;
+    let living: BTreeSet<&str> = standing.living.iter().map(|work| work.beat.snapshot.as_str()).collect();
     let committed: BTreeSet<String> = cluster.snapshot_ids().await?.into_iter().collect();
     let mut swept = Swept::default();
     for id in ids {
-        if committed.contains(&id) || living.contains(&id) || id.as_str() >= before {
+        if committed.contains(&id) || living.contains(id.as_str()) || id.as_str() >= before {
             continue;
         }
         swept.snapshots += 1;
@@ -64,7 +65,7 @@ pub async fn sweep(cluster: &Cluster, before: &str) -> Result<Swept, RepoError> 
             swept.bytes += if kept == 0 { bytes } else { 0 };
         }
     }
-    delete(cluster, &stale).await?;
+    delete(cluster, &standing.garbage).await?;
     Ok(swept)
 }
 
