@@ -9,6 +9,8 @@ use serde::Deserialize;
 
 /// The file that is read when none is named.
 pub const DEFAULT_PATH: &str = "/etc/lastgood.toml";
+/// Long enough for a store that is down for a while, short enough that the night's second try succeeds.
+pub const LEASE_S: u64 = 900;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -34,12 +36,20 @@ pub struct Config {
     pub path: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Repository {
     /// `/path`, `file:///path` or `s3://bucket/prefix`.
     pub url: String,
+    /// A holder of a lease that was silent for so long may be taken over, by any host. Each lease carries its own number.
+    pub lease_s: u64,
     pub s3: S3,
+}
+
+impl Default for Repository {
+    fn default() -> Self {
+        Repository { url: String::new(), lease_s: LEASE_S, s3: S3::default() }
+    }
 }
 
 /// How to reach an S3 store. Credentials come from the AWS chain: environment, profile, web identity, container, IMDSv2.
@@ -253,6 +263,10 @@ impl Config {
             if threads == Some(0) {
                 return invalid(format!("[{key}] threads is 0"), "use 1 or more, or leave it out for one per core");
             }
+        }
+        let lease_s = self.repository.lease_s;
+        if !(1..=86_400).contains(&lease_s) {
+            return invalid(format!("[repository] lease_s is {lease_s}"), "use 60 to 86400, or leave it out for 900");
         }
         let s3 = &self.repository.s3;
         if s3.kms_key_id.is_some() && s3.encryption != ServerSideEncryption::SseKms {

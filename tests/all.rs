@@ -9,6 +9,7 @@ mod docs;
 mod format;
 mod guard;
 mod incidents;
+mod lease;
 mod main_job;
 mod privilege;
 mod property;

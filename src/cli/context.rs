@@ -107,7 +107,7 @@ pub struct Place {
 impl Place {
     pub async fn open(global: &Global) -> anyhow::Result<Place> {
         let config = global.configuration()?;
-        let repository = Repository::open(storage(&config).await?).await?;
+        let repository = Repository::open(storage(&config).await?).await?.with_lease_s(config.repository.lease_s);
         let (cluster, record) = repository.registered(&config.cluster.name).await?;
         Ok(Place { config, repository, cluster, record })
     }

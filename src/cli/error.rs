@@ -70,6 +70,7 @@ fn repo(error: &RepoError) -> u8 {
     match error {
         RepoError::Damaged { .. } => DAMAGE,
         RepoError::Foreign { .. } | RepoError::Conflict { .. } => REFUSED,
+        RepoError::Held { .. } | RepoError::LeaseLost { .. } | RepoError::Busy { .. } => REFUSED,
         _ => REPOSITORY,
     }
 }

@@ -84,8 +84,19 @@ impl Layout {
         format!("{}leases/", self.root)
     }
 
-    pub fn lease(&self, holder: &str, beat: u32) -> ObjectKey {
+    /// A beat of a pin.
+    pub fn pin(&self, holder: &str, beat: u32) -> ObjectKey {
         ObjectKey::new(format!("{}{holder}/{beat:08}", self.leases()))
+    }
+
+    /// Everything about one thing that only one may hold.
+    pub fn lease(&self, resource: &str) -> String {
+        format!("{}{resource}/", self.leases())
+    }
+
+    /// A beat or an end of one turn at holding it.
+    pub fn lease_epoch(&self, resource: &str, epoch: u32, name: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{epoch:08}/{name}", self.lease(resource)))
     }
 
     /// Where one history's segments are; a folder for each block.

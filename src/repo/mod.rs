@@ -56,6 +56,14 @@ pub enum RepoError {
     NoCluster { place: String, name: String, known: Vec<String> },
     #[error("{key} is already there with other content")]
     Conflict { key: ObjectKey },
+    #[error(
+        "a {operation} of {name:?} is running already: {holder}; wait until it is done, or end that process; one that died in silence is taken over {lease_s} s after its last heartbeat"
+    )]
+    Held { operation: String, name: String, holder: String, lease_s: u64 },
+    #[error("this {what}'s lease {reason}; nothing was committed, run it again")]
+    LeaseLost { what: String, reason: String },
+    #[error("{what}; try again")]
+    Busy { what: String },
     #[error("read {path}: {source}")]
     File { path: std::path::PathBuf, source: std::io::Error },
 }

@@ -15,13 +15,14 @@ use crate::storage::{Created, Depth, ObjectKey, Part, Storage, list_all};
 pub struct Repository {
     storage: Arc<dyn Storage>,
     record: RepositoryRecord,
+    lease_s: u64,
 }
 
 impl Repository {
     /// Opens what is there, or says that there is no repository.
     pub async fn open(storage: Arc<dyn Storage>) -> Result<Repository, RepoError> {
         match object::absent(read_record(&*storage).await)? {
-            Some(record) => Ok(Repository { storage, record }),
+            Some(record) => Ok(Repository { storage, record, lease_s: config::LEASE_S }),
             None => Err(RepoError::NoRepository { place: storage.place().into() }),
         }
     }
@@ -29,7 +30,7 @@ impl Repository {
     /// Opens the repository, or makes one when the place is empty. A place that holds something else is refused.
     pub async fn open_or_create(storage: Arc<dyn Storage>) -> Result<(Repository, Created), RepoError> {
         if let Some(record) = object::absent(read_record(&*storage).await)? {
-            return Ok((Repository { storage, record }, Created::AlreadyThere));
+            return Ok((Repository { storage, record, lease_s: config::LEASE_S }, Created::AlreadyThere));
         }
         let page = storage.list("", None, Depth::Folder).await?;
         let found = page.folders.first().cloned().or_else(|| page.objects.first().map(|o| o.key.to_string()));
@@ -50,7 +51,12 @@ impl Repository {
         let created = storage.create(&layout::repository(), json.into()).await?;
         // Somebody else may have been quicker; theirs counts.
         let record = read_record(&*storage).await?;
-        Ok((Repository { storage, record }, created))
+        Ok((Repository { storage, record, lease_s: config::LEASE_S }, created))
+    }
+
+    /// With the configured length of leases.
+    pub fn with_lease_s(self, lease_s: u64) -> Repository {
+        Repository { lease_s, ..self }
     }
 
     pub fn record(&self) -> &RepositoryRecord {
@@ -70,7 +76,7 @@ impl Repository {
     /// The cluster with that name, registered or not.
     pub fn cluster(&self, name: &str) -> Cluster {
         debug_assert!(config::is_cluster_name(name), "checked by the configuration");
-        Cluster::unchecked(self.storage.clone(), name)
+        Cluster { lease_s: self.lease_s, ..Cluster::unchecked(self.storage.clone(), name) }
     }
 
     /// The cluster and its record, or who else is known.
@@ -125,12 +131,18 @@ pub struct Cluster {
     storage: Arc<dyn Storage>,
     layout: Layout,
     name: String,
+    lease_s: u64,
 }
 
 impl Cluster {
     /// A cluster of a repository that an earlier call has opened: a push need not ask again.
     pub fn unchecked(storage: Arc<dyn Storage>, name: &str) -> Cluster {
-        Cluster { storage, layout: Layout::new(name), name: name.into() }
+        Cluster { storage, layout: Layout::new(name), name: name.into(), lease_s: config::LEASE_S }
+    }
+
+    /// The same cluster through a wrapper around its store.
+    pub fn through(&self, storage: Arc<dyn Storage>) -> Cluster {
+        Cluster { storage, ..self.clone() }
     }
 
     pub fn storage(&self) -> &dyn Storage {
@@ -147,6 +159,11 @@ impl Cluster {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Seconds of silence after which a lease of ours may be taken over.
+    pub fn lease_s(&self) -> u64 {
+        self.lease_s
     }
 
     /// The newest record.

@@ -18,12 +18,13 @@ use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session, Stopped};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::audit;
-use crate::repo::lease::Lease;
+use crate::repo::lease::{BACKUP, Exclusive};
 use crate::repo::manifest::{self, Manifest, SegmentLine};
 use crate::repo::presence;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::{FORMAT_VERSION, RepoError};
+use crate::storage::Fault;
 use crate::upkeep::sweep;
 
 /// Copied last, and listed last (rule 11).
@@ -58,11 +59,31 @@ pub async fn take(
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
     let control = check(record, session, &facts, &directory)?;
-    let id = new_id(cluster, session, facts.now).await?;
-    let lease = Lease::take(cluster, "backup", &id).await?;
-    let taken = Snapshot { cluster, session, request, monitor, facts, directory, control, id }.take().await;
+    let (id, lease) = begin(cluster, session, facts.now).await?;
+    // From here on, everything is written through the lease's fence.
+    let fenced = lease.cluster();
+    let snapshot = Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id };
+    let taken = snapshot.take_and_commit(&lease).await;
     lease.release().await;
     taken
+}
+
+/// The id and the lease to write under it.
+async fn begin(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<(String, Exclusive), SnapshotError> {
+    loop {
+        let id = new_id(cluster, session, now).await?;
+        let lease = Exclusive::take(cluster, BACKUP, "backup", &id).await?;
+        // Another one may have begun and ended between the two; ours must sort after it.
+        match cluster.snapshot_ids().await {
+            Ok(ids) if ids.last().is_none_or(|last| *last < id) => return Ok((id, lease)),
+            Ok(_) => lease.release().await,
+            Err(error) => {
+                lease.release().await;
+                return Err(error.into());
+            }
+        }
+        now = session.now().await?;
+    }
 }
 
 /// Server, data directory and repository speak of the same cluster (rules 3 and 15).
@@ -129,6 +150,28 @@ struct Snapshot<'a> {
 }
 
 impl Snapshot<'_> {
+    /// The lease is asked for once more before the manifest, which nobody may write whose packs another backup may have swept.
+    async fn take_and_commit(&self, lease: &Exclusive) -> Result<Manifest, SnapshotError> {
+        let taken = tokio::select! {
+            taken = self.take() => taken,
+            lost = lease.lost() => Err(lost.into()),
+        };
+        let manifest = match taken {
+            Ok(manifest) => manifest,
+            // What failed because of the lost lease (packs that another backup swept) is reported as that.
+            Err(error) => return Err(lease.explain().await.map_or(error, SnapshotError::from)),
+        };
+        lease.confirm().await?;
+        match manifest.commit(self.cluster).await {
+            Ok(_) => Ok(manifest),
+            Err(RepoError::Storage(error)) if error.fault == Fault::Fenced => {
+                Err(lease.loss().unwrap_or(RepoError::Storage(error)).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Everything up to the manifest, which is not written yet.
     async fn take(&self) -> Result<Manifest, SnapshotError> {
         let swept = sweep::sweep(self.cluster, &self.id).await?;
         if let Some(text) = swept.describe() {
@@ -162,7 +205,7 @@ impl Snapshot<'_> {
         let stopped = self.session.stop_backup().await?;
         self.check_still_the_same().await?;
         let segments = self.wait_for_wal(&history, start_lsn, &stopped).await?;
-        self.commit(parent, copied, start_lsn, start_time, listed_ns, stopped, segments).await
+        self.manifest(parent, copied, start_lsn, start_time, listed_ns, stopped, segments).await
     }
 
     /// The path to the server's timeline, from its own history file.
@@ -263,7 +306,7 @@ impl Snapshot<'_> {
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is a stage of the snapshot, named where it is used")]
-    async fn commit(
+    async fn manifest(
         &self,
         parent: Option<Manifest>,
         copied: Copied,
@@ -285,7 +328,7 @@ impl Snapshot<'_> {
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let manifest = Manifest {
+        Ok(Manifest {
             format: FORMAT_VERSION,
             id: self.id.clone(),
             cluster: self.cluster.name().into(),
@@ -322,8 +365,6 @@ impl Snapshot<'_> {
             audit: Some(audit::head(self.cluster).await?).filter(|head| head.number > 0),
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
-        };
-        manifest.commit(self.cluster).await?;
-        Ok(manifest)
+        })
     }
 }

@@ -202,6 +202,8 @@ pub enum Fault {
     Full,
     /// The place cannot be written at all.
     ReadOnly,
+    /// A wrapper stopped the call, because this process may no longer write.
+    Fenced,
     /// May work when tried again: connection, time-out, 5xx, 429.
     Transient,
     /// Anything else; trying again would not help.
@@ -218,6 +220,7 @@ impl Fault {
             Fault::Credentials => "the credentials were not accepted",
             Fault::Full => "no space left",
             Fault::ReadOnly => "the place is read-only",
+            Fault::Fenced => "this process may no longer write",
             Fault::Transient => "the store did not answer properly",
             Fault::Other => "the store refused",
         }

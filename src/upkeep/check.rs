@@ -312,9 +312,8 @@ pub async fn snapshots(findings: &mut Findings, cluster: &Cluster, max_age_hours
             }
         }
     }
-    let (running, _) = lease::pinned(cluster).await?;
-    if !running.is_empty() {
-        findings.ok("snapshots", format!("at work now: {}", running.join(", ")));
+    for work in lease::at_work(cluster).await? {
+        findings.ok("at work", work.describe());
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Removes what a snapshot that was never committed left behind.
 //!
 //! Packs and file lists carry the id of the snapshot that wrote them. Those of an id without manifest are garbage, unless a living
-//! lease says that the snapshot is still being taken, or the id is newer than ours. Where deleting is not allowed (a
+//! lease says that the snapshot is still being taken. Where deleting is not allowed (a
 //! database host with write-only credentials), the garbage stays and costs only room.
 
 use std::collections::BTreeSet;
@@ -38,19 +38,20 @@ impl Swept {
     }
 }
 
-/// Sweeps everything of ids before `before`.
-pub async fn sweep(cluster: &Cluster, before: &str) -> Result<Swept, RepoError> {
+/// Sweeps everything that belongs to no snapshot but `own`. The caller holds the lease for backups, so nobody else is writing one.
+pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
     let mut ids = BTreeSet::new();
     for prefix in [cluster.layout().all_packs(), cluster.layout().all_files()] {
         let page = list_all(cluster.storage(), &prefix, Depth::Folder).await?;
         ids.extend(page.folders.iter().map(|f| f.trim_end_matches('/').to_string()));
     }
     // In this order: a snapshot that commits between the two is seen as living or as committed.
-    let (living, stale) = lease::pinned(cluster).await?;
+    let standing = lease::standing(cluster).await?;
+    let living: BTreeSet<&str> = standing.living.iter().map(|work| work.beat.snapshot.as_str()).collect();
     let committed: BTreeSet<String> = cluster.snapshot_ids().await?.into_iter().collect();
     let mut swept = Swept::default();
     for id in ids {
-        if committed.contains(&id) || living.contains(&id) || id.as_str() >= before {
+        if committed.contains(&id) || living.contains(id.as_str()) || id == own {
             continue;
         }
         swept.snapshots += 1;
@@ -64,7 +65,7 @@ pub async fn sweep(cluster: &Cluster, before: &str) -> Result<Swept, RepoError> 
             swept.bytes += if kept == 0 { bytes } else { 0 };
         }
     }
-    delete(cluster, &stale).await?;
+    delete(cluster, &standing.garbage).await?;
     Ok(swept)
 }
 

@@ -189,7 +189,8 @@ impl Matrix {
             let said = world.run(&[&args[..], more].concat());
             (said.code, said.all())
         };
-        let snapshot = || world.ok(&["--json", "list"]).json()["histories"][0]["snapshots"][0]["id"].as_str().unwrap().to_string();
+        let snapshot =
+            || world.ok(&["--json", "list"]).json()["histories"][0]["snapshots"][0]["id"].as_str().unwrap().to_string();
         let (exit, said) = match how {
             Silent => with(&[]),
             Yes => with(&["--yes"]),

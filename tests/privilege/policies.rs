@@ -82,7 +82,7 @@ impl Stage {
         let path = self.world.path(&format!("credentials-{host}"));
         write_credentials(&path, access, secret);
         let s3 = S3 { credentials_file: Some(path), ..self.moto.config() };
-        let repository = lastgood::config::Repository { url: format!("s3://{BUCKET}/{prefix}"), s3 };
+        let repository = lastgood::config::Repository { url: format!("s3://{BUCKET}/{prefix}"), s3, ..Default::default() };
         lastgood::storage::open::open(&repository).await.unwrap()
     }
 

@@ -1,0 +1,72 @@
+//! A lease that excludes nobody: it says what somebody reads.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::BEATS_PER_LEASE;
+use super::beat::{self, Beat};
+use super::look;
+use crate::repo::RepoError;
+use crate::repo::repository::Cluster;
+use crate::storage::ObjectKey;
+
+/// A pin that this process holds and keeps beating; it ends with [`Lease::release`], or by growing stale.
+#[derive(Debug)]
+pub struct Lease {
+    cluster: Cluster,
+    name: String,
+    holder: String,
+    beats: Option<JoinHandle<()>>,
+}
+
+impl Lease {
+    /// `operation` must not be that of another pin on the same snapshot: it carries something random.
+    pub async fn take(cluster: &Cluster, operation: &str, snapshot: &str) -> Result<Lease, RepoError> {
+        let first = Beat::first(cluster, operation, snapshot, 0);
+        let name = format!("{operation}-{snapshot}");
+        let holder = first.holder.clone();
+        // From here on it is given up by being dropped, also when the first beat fails or is not waited for.
+        let mut lease = Lease { cluster: cluster.clone(), name: name.clone(), holder, beats: None };
+        first.put(cluster, &cluster.layout().pin(&name, 1)).await?;
+        lease.beats = Some(tokio::spawn(keep_beating(cluster.clone(), name, first)));
+        Ok(lease)
+    }
+
+    /// Gives the lease up. A beat that cannot be deleted grows stale.
+    pub async fn release(mut self) {
+        self.stop();
+        if let Ok(objects) = look::list_behind(self.cluster.storage(), &self.cluster.layout().lease(&self.name), None).await {
+            let keys: Vec<ObjectKey> = objects.into_iter().map(|o| o.key).collect();
+            let _ = self.cluster.storage().delete(&keys).await;
+        }
+    }
+}
+
+impl Lease {
+    fn stop(&mut self) {
+        if let Some(beats) = self.beats.take() {
+            beats.abort();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.stop();
+        beat::forget(&self.holder);
+    }
+}
+
+async fn keep_beating(cluster: Cluster, name: String, mut beat: Beat) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(beat.stale_after_s) / BEATS_PER_LEASE).await;
+        let before = cluster.layout().pin(&name, beat.beat);
+        beat.beat += 1;
+        if beat.put(&cluster, &cluster.layout().pin(&name, beat.beat)).await.is_err() {
+            // The next beat tries again; until the lease is stale nobody acts on its absence.
+            continue;
+        }
+        let _ = cluster.storage().delete(&[before]).await;
+    }
+}
