@@ -103,9 +103,11 @@ pub fn staging(place: &Path) -> PathBuf {
     with_ending(place, ".lastgood-new")
 }
 
-/// `DIRECTORY.replaced-20261121T041500Z`.
+/// `DIRECTORY.replaced-20261121T041500Z`; with a number behind it when that is taken.
 pub fn aside(place: &Path, word: &str, at: Timestamp) -> PathBuf {
-    with_ending(place, &format!(".{word}-{}", at.strftime("%Y%m%dT%H%M%SZ")))
+    let first = with_ending(place, &format!(".{word}-{}", at.strftime("%Y%m%dT%H%M%SZ")));
+    let others = (2..).map(|number| with_ending(&first, &format!("-{number}")));
+    [first.clone()].into_iter().chain(others).find(|path| fs::symlink_metadata(path).is_err()).unwrap_or(first)
 }
 
 fn with_ending(path: &Path, ending: &str) -> PathBuf {

@@ -234,7 +234,9 @@ async fn a_reused_pid_is_no_server() {
     other.kill().unwrap();
     other.wait().unwrap();
     let mut inside = Command::new("sleep");
-    std::os::unix::process::CommandExt::uid(&mut inside, world.user().unwrap().uid);
+    let user = world.user().unwrap();
+    std::os::unix::process::CommandExt::uid(&mut inside, user.uid);
+    std::os::unix::process::CommandExt::gid(&mut inside, user.gid);
     let mut inside = inside.arg("600").current_dir(&target).spawn().unwrap();
     std::fs::write(target.join("postmaster.pid"), format!("{}\n", inside.id())).unwrap();
     let said = world.run(&words(&args(&target)));

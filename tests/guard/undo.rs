@@ -86,7 +86,7 @@ async fn tablespaces_go_with_their_cluster() {
     let data = world.server.data().to_path_buf();
     let into = data.to_str().unwrap().to_string();
 
-    world.confirmed(&["restore", "--to", &format!("xid:{}", xid.parse::<u32>().unwrap() + 1), "--exclusive", "--into", &into]);
+    world.confirmed(&["restore", "--to", &format!("xid:{}", xid.parse::<u32>().unwrap() + 1), "--exclusive", "--target-action", "promote", "--into", &into]);
     assert_eq!(std::fs::read_link(data.join("pg_tblspc").join(oid(&data, &spaces[0]))).unwrap(), spaces[0], "the same place");
     let (mut new, session) = world.recovered("data").await;
     assert_eq!(session.value("SELECT (SELECT count(*) FROM fast) || ' ' || (SELECT count(*) FROM slow)").await.unwrap(), "2 2");
