@@ -10,6 +10,7 @@ mod format;
 mod main_job;
 mod property;
 mod restore;
+mod seal;
 mod snapshot;
 mod storage;
 mod support;

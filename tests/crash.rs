@@ -6,6 +6,7 @@ use std::time::Duration;
 use lastgood::monitor::Silent;
 use lastgood::postgres::session::Session;
 use lastgood::repo::repository::Repository;
+use lastgood::repo::seal::keys::Keys;
 use lastgood::snapshot::SnapshotError;
 use lastgood::snapshot::take::{self, Request};
 use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
@@ -32,7 +33,7 @@ async fn attempt(world: &World, script: &Script) -> bool {
     let store: Arc<dyn Storage> = Arc::new(store);
     let session = Session::open(&world.server.connection()).await.unwrap();
     let taken = async {
-        let (cluster, record) = Repository::open(store).await?.registered("shop").await?;
+        let (cluster, record) = Repository::open(store, &Keys::default()).await?.registered("shop").await?;
         take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.map(|_| ())
     };
     let taken: Result<(), SnapshotError> = taken.await;
@@ -128,7 +129,7 @@ async fn the_manifest_is_written_last() {
     let log = store.log();
     let store: Arc<dyn Storage> = Arc::new(store);
     let session = Session::open(&world.server.connection()).await.unwrap();
-    let (cluster, record) = Repository::open(store).await.unwrap().registered("shop").await.unwrap();
+    let (cluster, record) = Repository::open(store, &Keys::default()).await.unwrap().registered("shop").await.unwrap();
     log.clear();
     take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.unwrap();
     let creates: Vec<String> = log.calls().iter().filter(|c| c.operation == Operation::Create).map(|c| c.key.clone()).collect();

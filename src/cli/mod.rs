@@ -1,6 +1,7 @@
 //! What people type. One file per command; each parses, asks the library, and shows.
 //!
 //! - [`context`]: from flags, environment and file to a repository and a server.
+//! - [`keys`]: from configuration and environment to the keys of a repository.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`error`]: every error's kind and exit code, in one place.
@@ -13,6 +14,8 @@ pub mod context;
 pub mod demo;
 pub mod error;
 pub mod init;
+pub mod key;
+pub mod keys;
 pub mod list;
 pub mod output;
 pub mod progress;
@@ -57,6 +60,7 @@ pub enum Command {
     List(list::Args),
     Restore(restore::Args),
     Verify(verify::Args),
+    Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
     Completions(reference::CompletionArgs),
@@ -114,6 +118,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::List(args) => list::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,
             Command::Completions(args) => reference::completions(args),

@@ -15,6 +15,14 @@ pub fn repository() -> ObjectKey {
 /// Folder with one folder for each cluster.
 pub const CLUSTERS: &str = "clusters/";
 
+/// Where keyrings are.
+pub const KEYRINGS: &str = "keys/";
+
+/// A keyring; the highest key counts.
+pub fn keyring(epoch: u32, number: u32) -> ObjectKey {
+    ObjectKey::new(format!("{KEYRINGS}{epoch:06}-{number:06}"))
+}
+
 /// Keys of one cluster.
 #[derive(Debug, Clone)]
 pub struct Layout {

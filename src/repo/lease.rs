@@ -79,7 +79,7 @@ impl Drop for Lease {
 
 async fn put(cluster: &Cluster, holder: &str, beat: &Beat) -> Result<(), RepoError> {
     let key = cluster.layout().lease(holder, beat.beat);
-    object::put_document(cluster.storage(), &key, &object::to_json(beat)).await.map(|_| ())
+    object::put_document(cluster.vault(), &key, &object::to_json(beat)).await.map(|_| ())
 }
 
 async fn keep_beating(cluster: Cluster, holder: String, mut beat: Beat) {
@@ -101,7 +101,7 @@ pub async fn pinned(cluster: &Cluster) -> Result<(Vec<String>, Vec<ObjectKey>), 
     let (mut living, mut stale) = (Vec::new(), Vec::new());
     for object in page.objects {
         // A beat may be replaced while we look; then the next one pins the same.
-        let Some(raw) = object::absent(object::get_document(cluster.storage(), &object.key).await)? else { continue };
+        let Some(raw) = object::absent(object::get_document(cluster.vault(), &object.key).await)? else { continue };
         let beat: Beat = object::from_json(&object.key, &raw)?;
         let age_s = clock::now().duration_since(object.modified).as_secs();
         if age_s > STALE_AFTER_S || is_gone(&beat) { stale.push(object.key) } else { living.push(beat.snapshot) }
