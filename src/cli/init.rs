@@ -9,10 +9,10 @@ use crate::postgres::session::{Facts, Session};
 use crate::repo::FORMAT_VERSION;
 use crate::repo::record::{ClusterRecord, History};
 use crate::repo::repository::{Cluster, Repository};
+use crate::repo::seal::CIPHER;
 use crate::repo::seal::create::{self, Sealing};
 use crate::repo::seal::keys::Keys;
 use crate::repo::seal::slot::{MEMORY_KIB, To};
-use crate::repo::seal::{CIPHER, text};
 use crate::storage::Created;
 use crate::storage::fs::DirectoryStorage;
 use crate::storage::open::Place;
@@ -47,7 +47,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let storage = context::storage(&config).await?;
     let (repository, created) = Repository::open_or_create(storage, &keys, sealing.as_ref()).await?;
     if let (Some(seal), Some(path), Some(_)) = (repository.vault().seal(), missing_key_file(&config), &sealing) {
-        create::write_key_file(&path, &text::write(&seal.to_writer()))?;
+        create::write_writer_file(&path, seal)?;
     }
     let place = repository.storage().place().to_string();
     let cluster = repository.cluster(&config.cluster.name);

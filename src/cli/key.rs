@@ -269,7 +269,7 @@ fn page(opened: &Opened, seal: &Seal) -> Zeroizing<String> {
              `paper-key` (spaces and upper or lower case do not matter; a typing error is named by its line), then:\n\n  \
              lastgood {words} --key-file paper-key list\n  \
              lastgood {words} --key-file paper-key verify --quick\n  \
-             lastgood {words} --key-file paper-key restore --into /var/lib/postgresql/restored\n"
+             lastgood {words} --key-file paper-key restore --to latest --into /var/lib/postgresql/restored\n"
         ));
     }
     text

@@ -27,8 +27,13 @@ pub enum Need {
 
 pub fn keys(config: &Config, need: Need) -> anyhow::Result<Keys> {
     let encryption = &config.encryption;
+    let others = encryption.passphrase_file.is_some()
+        || encryption.identity_file.is_some()
+        || !encryption.passphrase_command.is_empty()
+        || std::env::var_os(PASSPHRASE_VARIABLE).is_some();
     let file = match &encryption.key_file {
-        Some(path) if need == Need::Init && !path.exists() => None,
+        // WAL is archived slowly rather than not at all; `check` says that the file is missing.
+        Some(path) if (need == Need::Init || others) && is_missing(path) => None,
         Some(path) => Some((path.display().to_string(), Arc::new(read_key_file(path)?))),
         None => None,
     };
@@ -40,6 +45,10 @@ pub fn keys(config: &Config, need: Need) -> anyhow::Result<Keys> {
     let enough = need == Need::Write && file.is_some();
     let passphrase = if enough { None } else { passphrase(encryption)? };
     Ok(Keys { file, identities, passphrase, pinned: encryption.key_id.clone(), only_write: need == Need::Write })
+}
+
+fn is_missing(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn invalid(what: String, mend: &str) -> anyhow::Error {

@@ -230,7 +230,7 @@ pub async fn encryption(findings: &mut Findings, config: &Config, repository: &R
         Some(old) => findings.warn("encryption", old, "on a host with a reader key: lastgood key export --writer --to FILE"),
         None => findings.ok("encryption", what),
     }
-    if config.encryption.key_file.is_none() {
+    if config.encryption.key_file.as_ref().is_none_or(|path| !path.exists()) {
         let mend = "lastgood key export --writer --to FILE, and set [encryption] key_file to it";
         findings.warn("encryption", "there is no key_file: every archive-push opens the keyring anew, which is slow", mend);
     }

@@ -19,7 +19,7 @@ use crate::repo::object::{self, ObjectKind, Sha};
 use crate::repo::pack;
 use crate::repo::presence;
 use crate::repo::repository::Cluster;
-use crate::repo::seal::rotation;
+use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
 use crate::timeline::archive::Archive;
 use crate::timeline::windows::{self, Window};
@@ -165,6 +165,12 @@ impl Verifier<'_> {
     /// Whoever has only a passphrase or an identity needs the keyring first.
     async fn keyring(&mut self) -> Result<(), RepoError> {
         if self.cluster.vault().seal().is_none() {
+            return Ok(());
+        }
+        if keyring::list(self.cluster.storage()).await?.is_empty() {
+            let what =
+                "there is no keyring under keys/: no passphrase and no identity opens this repository, only exported keys do";
+            self.report.warnings.push(what.into());
             return Ok(());
         }
         match rotation::current(self.cluster.vault()).await {

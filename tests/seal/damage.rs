@@ -83,7 +83,7 @@ async fn nothing_can_be_moved_renamed_replayed_or_cut() {
     tamper(&at(&pairs[4].0), |bytes| bytes.swap(10, 11));
     world.ok(&["verify"]);
     // A keyring under the next one's name, and an older one's content under its own.
-    std::fs::copy(at("keys/000001-000001"), at("keys/000001-000002")).unwrap();
+    std::fs::rename(at("keys/000001-000001"), at("keys/000001-000002")).unwrap();
     world.refused(&["verify"], 7, &["keys/000001-000002", "it says it is number 1 of epoch 1"]);
     configure(&world, &format!("passphrase_file = \"{}\"", world.path("passphrase").display()));
     world.refused(&["list"], 7, &["keys/000001-000002"]);

@@ -60,7 +60,7 @@ async fn keys_come_and_go_and_every_snapshot_stays() {
     assert!(!said.all().contains("rotated"), "{}", said.all());
     world.archive().await;
     world.ok(&["verify"]);
-    restores(&world, "new", &[], "19802").await;
+    restores(&world, "new", &["--to", "latest"], "19802").await;
     restores(&world, "old", &["--to", &format!("snapshot:{first}")], "20000").await;
     // The page in the safe is of before.
     let page = put(&world, "page", &paper);
@@ -75,7 +75,8 @@ async fn paper_alone_restores() {
     filled(&world).await;
     let page = world.ok(&["key", "export", "--paper"]).out;
     let url = world.repository().display().to_string();
-    for words in ["lastgood reader key", "key id", &url, "--key-file paper-key list", "--key-file paper-key restore"] {
+    for words in ["lastgood reader key", "key id", &url, "--key-file paper-key list", "--key-file paper-key restore --to latest"]
+    {
         assert!(page.contains(words), "{words}: {page}");
     }
     let lines: Vec<&str> = page.lines().filter(|line| line.starts_with('[')).collect();
@@ -83,8 +84,21 @@ async fn paper_alone_restores() {
     std::fs::remove_dir_all(world.repository().join("keys")).unwrap();
     configure(&world, "");
     world.ok(&["--key-file", &typed, "list"]);
-    let into = world.path("from-paper").display().to_string();
-    world.ok(&["--key-file", &typed, "restore", "--into", &into]);
+    let verified = world.ok(&["--key-file", &typed, "verify"]);
+    assert!(verified.out.contains("no keyring under keys/"), "{}", verified.out);
+    // The three commands of the page, as they stand there.
+    let commands: Vec<&str> = page.lines().map(str::trim).filter(|line| line.starts_with("lastgood --repo")).collect();
+    assert_eq!(commands.len(), 3, "{page}");
+    for command in commands {
+        let line = command.replace("/var/lib/postgresql/restored", &world.path("from-paper").display().to_string());
+        let mut command = std::process::Command::new("bash");
+        command.args(["-euc", &line]).current_dir(world.path("")).env("PATH", format!("{}:/bin", world.path("").display()));
+        if let Some(user) = world.user() {
+            std::os::unix::process::CommandExt::gid(std::os::unix::process::CommandExt::uid(&mut command, user.uid), user.gid);
+        }
+        let said = crate::support::world::said(&mut command);
+        assert_eq!(said.code, 0, "{line}: {}", said.all());
+    }
     let (_server, session) = world.recovered("from-paper").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "19801");
     let mut wrong: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
@@ -163,10 +177,13 @@ async fn every_character_of_a_keyring_is_proven() {
     rotation::add(repository.vault(), &cheap("a good passphrase"), Role::Reader, Some("comment".into())).await.unwrap();
     let key = ObjectKey::new("keys/000001-000002");
     let whole = storage.read(&key, lastgood::storage::Part::Whole).await.unwrap().bytes;
+    let good = keyring::newest(&storage).await.unwrap().unwrap();
     for at in 0..whole.len() {
         memory.tamper(&key, |bytes| bytes[at] ^= 1);
-        let opened = keyring::newest(&storage).await;
-        assert!(opened.is_err(), "byte {at} of {}", whole.len());
+        // Some bits of a zstd frame mean nothing: then it is the same keyring.
+        if let Ok(opened) = keyring::newest(&storage).await {
+            assert_eq!(opened.as_ref(), Some(&good), "byte {at} of {}", whole.len());
+        }
         memory.tamper(&key, |bytes| bytes[at] ^= 1);
     }
     // Rewritten with a good envelope.

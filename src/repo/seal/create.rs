@@ -8,6 +8,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::epoch::EpochKey;
 use super::keyring::{self, Keyring};
 use super::keys::Keys;
@@ -54,7 +56,7 @@ impl Sealing<'_> {
         }
         let seal = keyring.seal(key)?;
         if let Some(path) = &self.key_file {
-            write_key_file(path, &text::write(&seal.to_writer()))?;
+            write_writer_file(path, &seal)?;
         }
         Ok(Arc::new(seal))
     }
@@ -65,6 +67,13 @@ fn resume(keyring: &Keyring, keys: &Keys) -> Result<Arc<Seal>, RepoError> {
         Some(seal) if seal.repository() == keyring.repository => Ok(seal),
         _ => keys.open_keyring(keyring).map(Arc::new),
     }
+}
+
+/// Writes the writer's part of `seal`.
+pub fn write_writer_file(path: &Path, seal: &Seal) -> Result<(), RepoError> {
+    let lines = text::write(&seal.to_writer());
+    let head = format!("lastgood writer key of the repository {}, key id {}", seal.repository(), seal.key_id());
+    write_key_file(path, &Zeroizing::new(format!("{head}\n\n{}", *lines)))
 }
 
 /// Writes a secret where only its owner can read it. Never replaces: the file there may be the only copy of a key.

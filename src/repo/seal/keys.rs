@@ -64,7 +64,7 @@ impl Keys {
             // Whoever can write lastgood.json must not be able to switch encryption off.
             return if self.is_empty() { Ok(None) } else { Err(RepoError::NotSealed { place: storage.place().into() }) };
         }
-        if let Some(seal) = self.from_file(record)?
+        if let Some(seal) = self.file_for(record)?
             && (self.only_write || seal.role() == Role::Reader || !self.opens_keyrings())
         {
             return Ok(Some(seal));
@@ -83,7 +83,7 @@ impl Keys {
         Ok(Some(Arc::new(self.open_keyring(&keyring)?)))
     }
 
-    fn from_file(&self, record: &RepositoryRecord) -> Result<Option<Arc<Seal>>, RepoError> {
+    fn file_for(&self, record: &RepositoryRecord) -> Result<Option<Arc<Seal>>, RepoError> {
         let Some(seal) = self.offline()? else { return Ok(None) };
         let path = self.file.as_ref().map_or("", |(path, _)| path);
         if seal.repository() != record.id {

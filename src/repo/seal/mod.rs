@@ -309,7 +309,7 @@ mod tests {
             let mut seed = sealer.trailer.head;
             seed.seed[5] ^= 1;
             assert!(!seal.content_key(&key(name), &seed).unwrap().open(0, 0, b"", &sealed, &mut out));
-            assert_ne!(seal.sealer(&key(name)).head.seed, sealer.trailer.head.seed, "fresh for each write");
+            assert_ne!(seal.sealer(&key(name)).trailer.head.seed, sealer.trailer.head.seed, "fresh for each write");
         }
         let unknown = Head { epoch: 2, seed: [0; 32] };
         assert!(matches!(seal.content_key(&key("x"), &unknown), Err(RepoError::UnknownEpoch { epoch: 2, .. })));
