@@ -58,7 +58,7 @@ async fn restores(world: &World, name: &str, args: &[&str], rows: &str) {
     let (mut server, session) = world.restore(name, args).await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), rows);
     drop(session);
-    let _ = server.stop(lastgood::postgres::scratch::Stop::Immediate);
+    server.stop(lastgood::postgres::scratch::Stop::Immediate);
 }
 
 fn contains(haystack: &[u8], needle: &str) -> bool {
@@ -159,7 +159,6 @@ async fn a_wrong_key_is_told_before_anything_is_written() {
     let (first, _) = filled(&world).await;
     let snapshot = world.objects("");
     let wrong = put(&world, "wrong", "wrong horse battery staple\n");
-    let segment = world.objects("clusters/shop/wal").pop().unwrap();
     let into = world.path("refused").display().to_string();
     let all =
         [&["backup"][..], &["list"], &["verify"], &["init"], &["restore", "--into", &into, "--to", "latest"], &["key", "list"]];
@@ -204,7 +203,6 @@ async fn a_wrong_key_is_told_before_anything_is_written() {
     let manifest = world.repository().join(format!("clusters/shop/snapshots/{first}"));
     std::fs::write(&manifest, lastgood::repo::object::document(b"{}", None)).unwrap();
     world.refused(&["verify"], 7, &["it is not sealed", &first]);
-    assert!(segment.contains("/wal/"));
 }
 
 /// Encryption is chosen at init, by what is configured or against it.

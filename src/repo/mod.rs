@@ -48,6 +48,8 @@ pub enum RepoError {
         "{key} was written in format {version}, which this lastgood does not know; use a newer lastgood (this one knows format {FORMAT_VERSION})"
     )]
     Newer { key: ObjectKey, version: u64 },
+    #[error("{key} says that the repository is sealed with {cipher:?}, which this lastgood does not know; use a newer lastgood")]
+    UnknownCipher { key: ObjectKey, cipher: String },
     #[error(
         "{key} is sealed (encrypted), and no key is configured to open it; set passphrase_file, identity_file or key_file under [encryption], or LASTGOOD_PASSPHRASE"
     )]

@@ -144,10 +144,7 @@ async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoErro
         return Err(RepoError::damaged(&key, "it does not describe a lastgood repository"));
     }
     if record.seal != "none" && record.seal != CIPHER {
-        return Err(RepoError::damaged(
-            &key,
-            format!("it is sealed with {:?}, which this lastgood does not know; use a newer one", record.seal),
-        ));
+        return Err(RepoError::UnknownCipher { key, cipher: record.seal });
     }
     Ok(record)
 }

@@ -128,17 +128,16 @@ async fn sealed_for(identity: &age::x25519::Identity) -> (Arc<dyn Storage>, Arc<
 #[tokio::test]
 async fn a_keyring_that_somebody_else_made_is_refused() {
     let identity = age::x25519::Identity::generate();
-    let (storage, memory, repository) = sealed_for(&identity).await;
+    let (storage, _, repository) = sealed_for(&identity).await;
     let seal = repository.vault().seal().unwrap();
     let recipient = identity.to_public().to_string();
     let theirs = EpochKey::random();
     let refused = |forged: Keyring, signer: EpochKey| {
-        let (storage, memory, identity) = (storage.clone(), memory.clone(), identity.clone());
+        let (storage, identity) = (storage.clone(), identity.clone());
         async move {
             forged.write(&storage, &signer).await.unwrap();
             let opened = Repository::open(storage.clone(), &by_identity(&identity)).await;
             storage.delete(&[forged.key()]).await.unwrap();
-            let _ = memory;
             assert!(matches!(opened, Err(RepoError::Damaged { .. } | RepoError::WrongKey { .. })), "{opened:?}");
         }
     };

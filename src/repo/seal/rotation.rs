@@ -11,7 +11,7 @@ use crate::clock;
 use crate::repo::RepoError;
 use crate::repo::layout;
 use crate::repo::vault::Vault;
-use crate::storage::{Created, ObjectKey, Storage};
+use crate::storage::{ObjectKey, Storage};
 
 /// The keyring that counts, of a sealed repository.
 pub async fn current(vault: &Vault) -> Result<Keyring, RepoError> {
@@ -38,11 +38,8 @@ fn reader<'a>(seal: &'a Seal, keyring: &Keyring, what: &str) -> Result<&'a Epoch
 }
 
 async fn write(storage: &Arc<dyn Storage>, keyring: &Keyring, signer: &EpochKey) -> Result<(), RepoError> {
-    match keyring.write(storage, signer).await? {
-        Created::New => Ok(()),
-        // The same bytes, signature and all: an earlier attempt of ours.
-        Created::AlreadyThere => Ok(()),
-    }
+    // One that is there already is the same to the byte: an earlier attempt of ours. Another is a conflict.
+    keyring.write(storage, signer).await.map(drop)
 }
 
 /// Adds a slot; answers it.
