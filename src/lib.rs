@@ -10,7 +10,7 @@
 //! - [`timeline`]: which moments the archive can reach: windows, gaps, and the record a restore target means.
 //! - [`restore`]: plan, fetch, verify, configure recovery.
 //! - [`upkeep`]: verify what is stored, sweep what was never committed.
-//! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases.
+//! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases, seal.
 //! - [`postgres`]: what we know of PostgreSQL: LSNs, control file, pages, WAL records, data directory, session, scratch server.
 //! - [`storage`]: objects: a small trait with its contract, three stores, and wrappers that add behaviour.
 //! - [`config`], [`clock`], [`durable`], [`monitor`]: one file each, for everybody.

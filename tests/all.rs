@@ -14,6 +14,7 @@ mod main_job;
 mod privilege;
 mod property;
 mod restore;
+mod seal;
 mod snapshot;
 mod storage;
 mod support;

@@ -76,7 +76,9 @@ async fn a_newer_or_foreign_format_is_told_apart_from_damage() {
     std::fs::write(&record, good.replace("\"minimum_reader\": 1", "\"minimum_reader\": 99")).unwrap();
     world.refused(&["list"], 4, &["format 99", "use a newer lastgood"]);
     std::fs::write(&record, good.replace("\"seal\": \"none\"", "\"seal\": \"aes-256-gcm\"")).unwrap();
-    world.refused(&["list"], 4, &["sealed", "no key"]);
+    world.refused(&["list"], 3, &["sealed", "no key", "[encryption]"]);
+    std::fs::write(&record, good.replace("\"seal\": \"none\"", "\"seal\": \"rot13\"")).unwrap();
+    world.refused(&["list"], 4, &["\"rot13\"", "use a newer lastgood"]);
     std::fs::write(&record, "{\"hello\": 1}").unwrap();
     world.refused(&["list"], 7, &["is damaged"]);
     std::fs::write(&record, &good).unwrap();

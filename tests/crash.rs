@@ -6,6 +6,7 @@ use std::time::Duration;
 use lastgood::monitor::Silent;
 use lastgood::postgres::session::Session;
 use lastgood::repo::repository::Repository;
+use lastgood::repo::seal::keys::Keys;
 use lastgood::snapshot::SnapshotError;
 use lastgood::snapshot::take::{self, Request};
 use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
@@ -32,7 +33,7 @@ async fn attempt(world: &World, script: &Script) -> bool {
     let store: Arc<dyn Storage> = Arc::new(store);
     let session = Session::open(&world.server.connection()).await.unwrap();
     let taken = async {
-        let (cluster, record) = Repository::open(store).await?.with_lease_s(1).registered("shop").await?;
+        let (cluster, record) = Repository::open(store, &Keys::default()).await?.with_lease_s(1).registered("shop").await?;
         take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.map(|_| ())
     };
     let taken: Result<(), SnapshotError> = taken.await;
@@ -143,7 +144,7 @@ async fn the_manifest_is_written_last() {
     let log = store.log();
     let store: Arc<dyn Storage> = Arc::new(store);
     let session = Session::open(&world.server.connection()).await.unwrap();
-    let (cluster, record) = Repository::open(store).await.unwrap().registered("shop").await.unwrap();
+    let (cluster, record) = Repository::open(store, &Keys::default()).await.unwrap().registered("shop").await.unwrap();
     log.clear();
     take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.unwrap();
     let calls = log.calls();

@@ -9,6 +9,9 @@ use lastgood::timeline::target::Target;
 
 use crate::support::world::{World, said};
 
+/// Its examples want an encrypted repository.
+const KEYS: &str = "keys.md";
+
 /// Lines of `sh` blocks that call the program, with their page.
 fn examples() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -81,7 +84,7 @@ async fn every_example_runs() {
     world.archive().await;
     let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
     let moments = Moments { time, xid, lsn, snapshot: snapshot.clone() };
-    let examples = examples();
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS).collect();
     assert!(examples.len() > 15, "{examples:#?}");
     for (page, example) in examples {
         let mut line = moments.put_in(&example);
@@ -110,6 +113,40 @@ async fn every_example_runs() {
         for place in ["srv", "spaces"] {
             std::fs::remove_dir_all(world.path(place)).unwrap();
             lastgood::postgres::scratch::make_directory(&world.path(place), world.user()).unwrap();
+        }
+    }
+}
+
+/// The page about keys, from top to bottom.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_example_runs() {
+    let mut world = World::bare(15, &["--no-sync"], "", None).await;
+    let readable = |name: &str, text: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::write(world.path(name), text).unwrap();
+        std::fs::set_permissions(world.path(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+    };
+    readable("passphrase", "correct horse battery staple\n");
+    readable("new-passphrase", "another horse battery staple\n");
+    let [passphrase, key] = ["passphrase", "writer.key"].map(|name| world.path(name).display().to_string());
+    let lines = format!("[encryption]\nargon2_memory_kib = 64\npassphrase_file = \"{passphrase}\"\nkey_file = \"{key}\"\n");
+    world.write_config(None, &lines);
+    world.start().await;
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page == KEYS).collect();
+    assert!(examples.len() > 7, "{examples:#?}");
+    let mut added = String::new();
+    for (_, example) in examples {
+        let line = example.replace("/etc/", &format!("{}/", world.path("").display())).replace("3f9a01c2", &added);
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", &line]).current_dir(world.path(""));
+        command.env("PATH", format!("{}:/usr/bin:/bin", world.path("").display())).env("LASTGOOD_CONFIG", world.config());
+        if let Some(user) = world.user() {
+            command.uid(user.uid).gid(user.gid);
+        }
+        let said = said(&mut command);
+        assert_eq!(said.code, 0, "{example}\nrun as: {line}\n{}", said.all());
+        if let Some(slot) = said.out.strip_prefix("slot ").and_then(|rest| rest.split(':').next()) {
+            added = slot.into();
         }
     }
 }

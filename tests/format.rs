@@ -3,9 +3,13 @@
 use std::process::Command;
 
 use lastgood::repo::frame::Compressor;
+use lastgood::repo::layout::Layout;
 use lastgood::repo::object::{self, Sha};
 use lastgood::repo::pack::PackBuilder;
-use lastgood::storage::Body;
+use lastgood::repo::seal::crypto::Secret;
+use lastgood::repo::seal::epoch::EpochKey;
+use lastgood::repo::seal::{Seal, keyring, text};
+use lastgood::storage::{Body, ObjectKey};
 
 use crate::support::world::World;
 
@@ -64,25 +68,50 @@ async fn standard_tools_are_enough() {
     assert_eq!(whole, snapshot["totals"]["new_bytes"].as_u64().map(|n| (n + 8192).to_string()).unwrap(), "and pg_control");
 }
 
-/// The example objects of `docs/format.md` are what the code writes.
-#[test]
-fn the_worked_example_is_true() {
+/// The block after a mark in `docs/format.md`.
+fn block(name: &str) -> String {
     let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/format.md")).unwrap();
-    let example = |name: &str| {
-        let rest = docs.split(&format!("<!-- worked-example: {name} -->")).nth(1).unwrap();
-        let block = rest.split("```hex").nth(1).unwrap().split("```").next().unwrap();
-        let digits: String =
-            block.lines().flat_map(|l| l.split('#').next().unwrap().chars()).filter(|c| !c.is_whitespace()).collect();
-        digits
-    };
-    let document = object::document(b"{\"hello\":\"world\"}\n");
-    assert_eq!(hex::encode(document), example("document"));
-    let mut pack = PackBuilder::new("20261121T010000Z-ab12/d000001");
+    let rest = docs.split(&format!("<!-- worked-example: {name} -->")).nth(1).unwrap();
+    rest.split("```").nth(1).unwrap().split_once('\n').unwrap().1.to_string()
+}
+
+/// The hex digits of a block, without its comments.
+fn example(name: &str) -> String {
+    block(name).lines().flat_map(|l| l.split('#').next().unwrap().chars()).filter(|c| !c.is_whitespace()).collect()
+}
+
+/// The same two objects sealed, and the key as text. The examples were made by `tests/tools/unseal.py`, which shares no code.
+#[test]
+fn the_sealed_example_is_true() {
+    let bytes = |from: u8| Secret::new(std::array::from_fn(|index| from + index as u8));
+    let key = EpochKey::from_root(bytes(0));
+    let key_id = keyring::key_id(key.verify());
+    assert_eq!(key_id, "ce03e3fe86ff53e227f80373a31419a5");
+    let seal = Seal::new("72d43c07332f5c65edd550217f538236", &key_id, [(1, key)].into());
+    assert_eq!(*text::write(&seal), block("key text"));
+    let record = ObjectKey::new("clusters/shop/record/00000001");
+    let document = object::document(b"{\"hello\":\"world\"}\n", Some(&seal.sealer_from(&record, &bytes(32))));
+    assert_eq!(hex::encode(document), example("sealed document"));
+    let name = "20261121T010000Z-ab12/d000001";
+    let sealer = seal.sealer_from(&Layout::new("shop").pack(name), &bytes(64));
+    assert_eq!(hex::encode(packed(PackBuilder::new(name, Some(sealer)))), example("sealed pack"));
+}
+
+fn packed(mut pack: PackBuilder) -> Vec<u8> {
     for raw in [&b"first frame\n"[..], b"second frame\n"] {
         pack.add(Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
     }
     let Body::Bytes(pieces) = pack.finish().body else { panic!("a pack is in memory") };
-    assert_eq!(hex::encode(pieces.concat()), example("pack"));
+    pieces.concat()
+}
+
+/// The example objects of `docs/format.md` are what the code writes.
+#[test]
+fn the_worked_example_is_true() {
+    let document = object::document(b"{\"hello\":\"world\"}\n", None);
+    assert_eq!(hex::encode(document), example("document"));
+    let pack = packed(PackBuilder::new("20261121T010000Z-ab12/d000001", None));
+    assert_eq!(hex::encode(pack), example("pack"));
 }
 
 /// Same content, same root: whatever the compression, and in whichever repository.

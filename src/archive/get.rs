@@ -55,7 +55,7 @@ pub async fn get(
         Ok(()) => Ok(Got::Fetched),
         Err(GetError::Repo(error)) if error.is_not_found() => {
             // An empty or wrong place says "not found" to everything; the right one has its record.
-            let (_, record) = Repository::open(cluster.shared_storage()).await?.registered(cluster.name()).await?;
+            let (_, record) = Repository::again(cluster.vault().clone()).await?.registered(cluster.name()).await?;
             if record.history(system).is_none() {
                 return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });
             }

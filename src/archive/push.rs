@@ -24,7 +24,10 @@ use crate::repo::RepoError;
 use crate::repo::audit::{self, Event, Who};
 use crate::repo::object::Sha;
 use crate::repo::repository::{Cluster, Repository};
+use crate::repo::seal::Sealer;
+use crate::repo::seal::keys::Keys;
 use crate::repo::segment::{self, Stored};
+use crate::repo::vault::Vault;
 
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
@@ -109,10 +112,11 @@ pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, Push
         && error.is_refusal()
         && spool.is_new_refusal(&error.to_string())
     {
-        let event = Event::refusal("archive-push", &repository.cluster_name, error.to_string());
         // The refusal stands without the audit; the server's log has its words.
-        let _ =
-            audit::append(&Cluster::unchecked(repository.storage.clone(), &repository.cluster_name), &request.who, event).await;
+        if let Ok(opened) = Repository::open(repository.storage.clone(), &repository.keys).await {
+            let event = Event::refusal("archive-push", &repository.cluster_name, error.to_string());
+            let _ = audit::append(&opened.cluster(&repository.cluster_name), &request.who, event).await;
+        }
     }
     pushed
 }
@@ -131,7 +135,7 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
     refuse_restored(&data_directory)?;
     let job = Job { path, file, system, level: request.compression_level };
     if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
-        let now = Acknowledgement::of(&metadata(&job.path)?, repository.storage.place());
+        let now = Acknowledgement::of(&metadata(&job.path)?, &repository.identity()?);
         let waiting = ready(&data_directory);
         spool.forget_acknowledgements(|name| name == segment.to_string() || waiting.iter().any(|s| s.to_string() == name));
         if spool.take_acknowledgement(segment, &now) {
@@ -143,7 +147,8 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
     let (WalFile::Segment(segment), Some(spool)) = (file, spool) else {
         return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
     };
-    let ahead = push_ahead(&cluster, &job, segment, &data_directory, &spool, request.push_ahead).await;
+    let identity = repository.identity()?;
+    let ahead = push_ahead(&cluster, &job, segment, &data_directory, (&spool, &identity), request.push_ahead).await;
     Ok(if stored == Stored::Same && ahead == 0 { Pushed::Already } else { Pushed::Stored { ahead } })
 }
 
@@ -152,19 +157,35 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
 pub struct Source {
     pub storage: std::sync::Arc<dyn crate::storage::Storage>,
     pub cluster_name: String,
+    pub keys: Keys,
 }
 
 impl Source {
+    /// The place, and the keys: what was proven of it with other keys, or without, proves nothing with these.
+    fn identity(&self) -> Result<String, PushError> {
+        let place = self.storage.place();
+        Ok(match self.keys.offline()? {
+            Some(seal) => format!("{place} {}", seal.fingerprint()),
+            None if self.keys.is_empty() => place.into(),
+            None => format!("{place} sealed"),
+        })
+    }
+
     /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
     async fn cluster(&self, job: &Job, data_directory: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
         let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
         let may_vanish = place.starts_with("file://");
-        if !may_vanish && spool.is_some_and(|spool| spool.is_known(place, timeline)) {
-            return Ok(Cluster::unchecked(self.storage.clone(), &self.cluster_name));
+        let identity = self.identity()?;
+        if !may_vanish && spool.is_some_and(|spool| spool.is_known(&identity, timeline)) {
+            let seal = self.keys.offline()?;
+            // A passphrase or an identity opens the keyring, which must be read.
+            if seal.is_some() || self.keys.is_empty() {
+                return Ok(Cluster::unchecked(Vault::new(self.storage.clone(), seal), &self.cluster_name));
+            }
         }
-        let repository = Repository::open(self.storage.clone()).await?;
+        let repository = Repository::open(self.storage.clone(), &self.keys).await?;
         let (cluster, record) = repository.registered(&self.cluster_name).await?;
         let Some(history) = record.history(system) else {
             let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
@@ -182,7 +203,7 @@ impl Source {
             rival::check(&cluster, &record, &candidate).await?;
         }
         if let Some(spool) = spool {
-            spool.set_known(place, timeline);
+            spool.set_known(&identity, timeline);
         }
         Ok(cluster)
     }
@@ -256,7 +277,8 @@ struct Job {
 impl Job {
     async fn run(&self, cluster: &Cluster) -> Result<Stored, PushError> {
         let job = self.clone();
-        let encoding = tokio::task::spawn_blocking(move || job.encode());
+        let sealer = cluster.vault().sealer(&cluster.layout().wal(self.system, &self.file));
+        let encoding = tokio::task::spawn_blocking(move || job.encode(sealer));
         let (encoded, summary) = match encoding.await {
             Ok(encoded) => encoded?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -272,17 +294,18 @@ impl Job {
         }
     }
 
-    /// Reads, hashes, compresses and, for a segment, summarises in one pass.
-    fn encode(&self) -> Result<(segment::Encoded, Option<serde_json::Value>), PushError> {
+    /// Reads, hashes, compresses, seals and, for a segment, summarises in one pass.
+    fn encode(&self, sealer: Option<Sealer>) -> Result<(segment::Encoded, Option<serde_json::Value>), PushError> {
         let failed = |source| PushError::Read { path: self.path.clone(), source };
         let source = fs::File::open(&self.path).map_err(failed)?;
         let temporary = std::env::temp_dir().join(format!("lastgood-{}-{}", self.file, clock::random_hex(6)));
         let WalFile::Segment(name) = self.file else {
-            return Ok((segment::encode(source, self.level, &temporary, &mut |_| {}).map_err(failed)?, None));
+            return Ok((segment::encode(source, self.level, sealer, &temporary, &mut |_| {}).map_err(failed)?, None));
         };
         let header = checked_header(&self.path, name)?;
         let mut summarizer = Summarizer::new(header.address, header.segment_bytes);
-        let encoded = segment::encode(source, self.level, &temporary, &mut |bytes| summarizer.feed(bytes)).map_err(failed)?;
+        let mut observe = |bytes: &[u8]| summarizer.feed(bytes);
+        let encoded = segment::encode(source, self.level, sealer, &temporary, &mut observe).map_err(failed)?;
         let summary: SegmentSummary = summarizer.finish();
         Ok((encoded, serde_json::to_value(summary).ok()))
     }
@@ -315,7 +338,7 @@ async fn push_ahead(
     first: &Job,
     segment: SegmentName,
     data_directory: &Path,
-    spool: &Spool,
+    (spool, identity): (&Spool, &str),
     limit: usize,
 ) -> usize {
     let waiting = ready(data_directory);
@@ -323,9 +346,10 @@ async fn push_ahead(
     let mut running = tokio::task::JoinSet::new();
     for name in next.take(limit) {
         let path = data_directory.join("pg_wal").join(name.to_string());
-        let (cluster, spool, system, level) = (cluster.clone(), spool.clone(), first.system, first.level);
+        let (cluster, spool, identity) = (cluster.clone(), spool.clone(), identity.to_string());
+        let (system, level) = (first.system, first.level);
         running.spawn(async move {
-            let before = Acknowledgement::of(&metadata(&path)?, cluster.storage().place());
+            let before = Acknowledgement::of(&metadata(&path)?, &identity);
             // Never under another system's name, whatever lies in pg_wal.
             if checked_header(&path, name)?.system_identifier != system {
                 return Ok::<bool, PushError>(false);

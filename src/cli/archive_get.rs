@@ -5,12 +5,15 @@ use std::process::{Command, Stdio};
 
 use super::context::{self, Global};
 use super::error;
+use super::keys::{self, Need};
 use crate::archive::get::{self, Got};
 use crate::archive::spool::Spool;
 use crate::config::Config;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::WalFile;
 use crate::repo::repository::{Cluster, Repository};
+use crate::repo::seal::Role;
+use crate::repo::vault::Vault;
 
 /// Fetch one WAL file; PostgreSQL calls this as restore_command
 ///
@@ -36,10 +39,16 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let file: WalFile = args.name.parse()?;
     let storage = context::storage(&config).await?;
+    let keys = keys::keys(&config, Need::Read)?;
+    // A reader's key file, or no encryption, needs nothing of the repository to be opened.
+    let at_once = keys.is_empty() || keys.offline()?.is_some_and(|seal| seal.role() == Role::Reader);
     let (cluster, system) = match args.system_identifier {
-        Some(system) => (Cluster::unchecked(storage, &config.cluster.name), SystemId(system)),
+        Some(system) if at_once => {
+            (Cluster::unchecked(Vault::new(storage, keys.offline()?), &config.cluster.name), SystemId(system))
+        }
+        Some(system) => (Repository::open(storage, &keys).await?.cluster(&config.cluster.name), SystemId(system)),
         None => {
-            let (cluster, record) = Repository::open(storage).await?.registered(&config.cluster.name).await?;
+            let (cluster, record) = Repository::open(storage, &keys).await?.registered(&config.cluster.name).await?;
             let current = record.current().map(|history| history.system_identifier);
             (cluster, current.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?)
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::context::{self, Global};
 use super::guard;
+use super::keys::{self, Need};
 use crate::archive::push::{self, Request, Source};
 
 /// Store one WAL file; PostgreSQL calls this as archive_command
@@ -18,7 +19,8 @@ pub struct Args {
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
-    let source = Source { storage: context::storage(&config).await?, cluster_name: config.cluster.name.clone() };
+    let keys = keys::keys(&config, Need::Write)?;
+    let source = Source { storage: context::storage(&config).await?, cluster_name: config.cluster.name.clone(), keys };
     let request = Request {
         path: args.path,
         from: std::env::current_dir()?,

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::context::{self, Global, Place};
+use super::keys::Need;
 use super::{error, output, progress};
 use crate::clock;
 use crate::repo::manifest::Manifest;
+use crate::repo::seal::rotation;
 use crate::snapshot::take::{self, Request};
 
 /// Take a snapshot: the first stores everything, each later one what changed
@@ -27,7 +29,7 @@ pub struct Args {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
-    let place = Place::open(global).await?;
+    let place = Place::open_to(global, Need::Write).await?;
     let session = context::session(&place.config).await?;
     let config = &place.config;
     let request = Request {
@@ -40,6 +42,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         archive_timeout: Duration::from_secs(config.snapshot.archive_timeout_s),
     };
     let monitor = progress::monitor(global.json);
+    if let Some(old) = rotation::outdated(place.repository.vault()).await? {
+        monitor.warn(&old);
+    }
     let began = clock::monotonic();
     let manifest = take::take(&place.cluster, &place.record, &session, &request, monitor.clone()).await?;
     let seconds = began.elapsed().as_secs_f64();

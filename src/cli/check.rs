@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::context::{self, Global};
 use super::error;
+use super::keys::{self, Need};
 use super::output::{self, Colour};
 use crate::repo::repository::Repository;
 use crate::upkeep::check::{self, Finding, Findings, Level};
@@ -37,12 +38,16 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     exposure::store(&mut findings, &config);
     exposure::secret_files(&mut findings, &config, default_credentials());
     let repository = match context::storage(&config).await {
-        Ok(storage) => Repository::open(storage).await.map_err(anyhow::Error::from),
+        Ok(storage) => match keys::keys(&config, Need::Write) {
+            Ok(keys) => Repository::open(storage, &keys).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     match repository {
         Ok(repository) => {
             let name = &config.cluster.name;
+            check::encryption(&mut findings, &config, &repository).await?;
             check::repository(&mut findings, &**repository.storage(), &repository.cluster(name)).await;
             let cluster = match &server {
                 Some(server) => check::registration(&mut findings, &repository, name, &server.facts).await?,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::keys::{Need, keys};
 use super::{output, progress, secrets};
 use crate::config::{self, Config};
 use crate::postgres::session::{Connection, Session, Tls};
@@ -26,6 +27,9 @@ pub struct Global {
     /// Name of the cluster in the repository
     #[arg(long, global = true, value_name = "NAME", env = "LASTGOOD_CLUSTER")]
     pub cluster: Option<String>,
+    /// Key from `lastgood key export`, as a file or typed in from paper
+    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_KEY_FILE")]
+    pub key_file: Option<PathBuf>,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     pub json: bool,
@@ -62,6 +66,9 @@ impl Global {
         if let Some(name) = &self.cluster {
             config.cluster.name.clone_from(name);
         }
+        if self.key_file.is_some() {
+            config.encryption.key_file.clone_from(&self.key_file);
+        }
         set(&mut config.postgres.host, &self.pg_host);
         set(&mut config.postgres.user, &self.pg_user);
         if self.pg_port.is_some() {
@@ -87,6 +94,8 @@ impl Global {
         flag("--config", path.map(|p| p.display().to_string()));
         flag("--repo", self.repo.clone());
         flag("--cluster", self.cluster.clone());
+        let key_file = self.key_file.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+        flag("--key-file", key_file.map(|p| p.display().to_string()));
         Ok(words)
     }
 
@@ -105,9 +114,15 @@ pub struct Place {
 }
 
 impl Place {
+    /// With keys that read everything, where such are configured.
     pub async fn open(global: &Global) -> anyhow::Result<Place> {
+        Place::open_to(global, Need::Read).await
+    }
+
+    pub async fn open_to(global: &Global, need: Need) -> anyhow::Result<Place> {
         let config = global.configuration()?;
-        let repository = Repository::open(storage(&config).await?).await?.with_lease_s(config.repository.lease_s);
+        let repository =
+            Repository::open(storage(&config).await?, &keys(&config, need)?).await?.with_lease_s(config.repository.lease_s);
         let (cluster, record) = repository.registered(&config.cluster.name).await?;
         Ok(Place { config, repository, cluster, record })
     }

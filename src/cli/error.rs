@@ -69,6 +69,16 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn repo(error: &RepoError) -> u8 {
     match error {
         RepoError::Damaged { .. } => DAMAGE,
+        RepoError::WrongKey { .. }
+        | RepoError::WriterKey { .. }
+        | RepoError::NeedsReader { .. }
+        | RepoError::UnknownEpoch { .. }
+        | RepoError::Sealed { .. }
+        | RepoError::NotSealed { .. }
+        | RepoError::NoWayIn { .. }
+        | RepoError::Slot(_) => CONFIGURATION,
+        RepoError::KeyFile { .. } => OTHER,
+        RepoError::LastReader { .. } | RepoError::NoSlot { .. } | RepoError::SlotsLeft { .. } => REFUSED,
         RepoError::Foreign { .. } | RepoError::Conflict { .. } => REFUSED,
         RepoError::Held { .. } | RepoError::LeaseLost { .. } | RepoError::Busy { .. } => REFUSED,
         _ => REPOSITORY,

@@ -41,7 +41,11 @@ pub struct Desk<'a> {
 
 impl<'a> Desk<'a> {
     pub fn new(operation: &'static str, place: &'a Place, global: &Global) -> Desk<'a> {
-        Desk { operation, cluster: &place.cluster, who: who(), monitor: progress::monitor(global.json), json: global.json }
+        Desk::of(operation, &place.cluster, global)
+    }
+
+    pub fn of(operation: &'static str, cluster: &'a Cluster, global: &Global) -> Desk<'a> {
+        Desk { operation, cluster, who: who(), monitor: progress::monitor(global.json), json: global.json }
     }
 
     /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
@@ -111,6 +115,21 @@ impl<'a> Desk<'a> {
         };
         self.append(Event { attempt, ..self.event(outcome, detail) }).await;
         Ok(result?)
+    }
+
+    /// Notes that something without a plan begins.
+    pub async fn begins(&self) -> Option<u64> {
+        self.append(self.event(Outcome::Attempted, String::new())).await
+    }
+
+    /// Notes how that ended, and hands the result on.
+    pub async fn ends<T>(&self, attempt: Option<u64>, result: anyhow::Result<T>) -> anyhow::Result<T> {
+        let (outcome, detail) = match &result {
+            Ok(_) => (Outcome::Done, String::new()),
+            Err(error) => (Outcome::Failed, format!("{error:#}")),
+        };
+        self.append(Event { attempt, ..self.event(outcome, detail) }).await;
+        result
     }
 
     fn event(&self, outcome: Outcome, detail: String) -> Event {

@@ -1,6 +1,7 @@
 //! `lastgood init`
 
 use super::context::{self, Global};
+use super::keys::{self, Need};
 use super::{error, output};
 use crate::clock;
 use crate::config::Config;
@@ -8,6 +9,10 @@ use crate::postgres::session::{Facts, Session};
 use crate::repo::FORMAT_VERSION;
 use crate::repo::record::{ClusterRecord, History};
 use crate::repo::repository::{Cluster, Repository};
+use crate::repo::seal::CIPHER;
+use crate::repo::seal::create::{self, Sealing};
+use crate::repo::seal::keys::Keys;
+use crate::repo::seal::slot::{MEMORY_KIB, To};
 use crate::storage::Created;
 use crate::storage::fs::DirectoryStorage;
 use crate::storage::open::Place;
@@ -22,6 +27,9 @@ pub struct Args {
     /// Register this server although the name already stands for another system: after pg_upgrade or initdb
     #[arg(long)]
     new_history: bool,
+    /// Make the repository without encryption, whatever the configuration says
+    #[arg(long)]
+    no_encryption: bool,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
@@ -32,7 +40,15 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     if let Place::Directory(path) = Place::parse(&config.repository.url)? {
         DirectoryStorage::new(&path).prepare().map_err(|e| anyhow::anyhow!("make the directory {}: {e}", path.display()))?;
     }
-    let (repository, created) = Repository::open_or_create(context::storage(&config).await?).await?;
+    let keys = if args.no_encryption { Keys::default() } else { keys::keys(&config, Need::Init)? };
+    let recipients = recipients(&config, &keys);
+    let sealing = (!args.no_encryption && (config.encryption.is_configured() || !keys.is_empty()))
+        .then(|| Sealing { readers: readers(&config, &keys, &recipients), key_file: missing_key_file(&config) });
+    let storage = context::storage(&config).await?;
+    let (repository, created) = Repository::open_or_create(storage, &keys, sealing.as_ref()).await?;
+    if let (Some(seal), Some(path), Some(_)) = (repository.vault().seal(), missing_key_file(&config), &sealing) {
+        create::write_writer_file(&path, seal)?;
+    }
     let place = repository.storage().place().to_string();
     let cluster = repository.cluster(&config.cluster.name);
     let registered = match register(&cluster, &config, &facts, args.new_history).await? {
@@ -47,8 +63,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         apply(&session, &settings).await?;
     }
     if global.json {
-        output::json(&serde_json::json!({ "event": "result", "place": place, "created": created == Created::New,
-            "registered": registered, "system_identifier": facts.system_identifier, "settings": settings, "applied": args.apply }));
+        let key_id = repository.vault().seal().map(|seal| seal.key_id().to_string());
+        output::json(
+            &serde_json::json!({ "event": "result", "place": place, "created": created == Created::New, "key_id": key_id,
+            "registered": registered, "system_identifier": facts.system_identifier, "settings": settings, "applied": args.apply }),
+        );
         return Ok(0);
     }
     let made = if created == Created::New { "made" } else { "found" };
@@ -56,6 +75,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     if !repository.record().conditional_create {
         output::line("  this store has no conditional writes: let only one server archive under one name");
     }
+    show_keys(&config, &repository, created);
     let registered = if registered { "registered" } else { "known already" };
     output::line(format!(
         "cluster {}: {registered}, PostgreSQL {}, system {}",
@@ -65,6 +85,42 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     ));
     show(&settings, args.apply);
     Ok(0)
+}
+
+/// Public keys of everybody who shall read a new repository.
+fn recipients(config: &Config, keys: &Keys) -> Vec<String> {
+    let mut recipients = config.encryption.recipients.clone();
+    recipients.extend(keys.identities.iter().map(|identity| identity.to_public().to_string()));
+    recipients.sort();
+    recipients.dedup();
+    recipients
+}
+
+fn readers<'a>(config: &Config, keys: &'a Keys, recipients: &'a [String]) -> Vec<To<'a>> {
+    let memory_kib = config.encryption.argon2_memory_kib.unwrap_or(MEMORY_KIB);
+    let passphrase = keys.passphrase.iter().map(|passphrase| To::Passphrase { passphrase, memory_kib });
+    passphrase.chain(recipients.iter().map(|recipient| To::Recipient(recipient))).collect()
+}
+
+fn missing_key_file(config: &Config) -> Option<std::path::PathBuf> {
+    config.encryption.key_file.clone().filter(|path| !path.exists())
+}
+
+fn show_keys(config: &Config, repository: &Repository, created: Created) {
+    let Some(seal) = repository.vault().seal() else { return };
+    output::line(format!("  encrypted with {CIPHER}, key id {}", seal.key_id()));
+    if created == Created::New {
+        output::line("  put a way in where no fire and no thief reaches both: lastgood key export --paper");
+    }
+    if config.encryption.key_id.is_none() {
+        output::line(format!("  pin it under [encryption], here and on every host: key_id = \"{}\"", seal.key_id()));
+    }
+    match &config.encryption.key_file {
+        Some(path) => output::line(format!("  archive-push and backup use the key in {}", path.display())),
+        None => output::line(
+            "  set [encryption] key_file and run this again: without it every archive-push opens the keyring, slowly",
+        ),
+    }
 }
 
 /// Adds the server to the cluster's record; `Ok(Err)` says why it is refused.

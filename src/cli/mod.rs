@@ -1,6 +1,7 @@
 //! What people type. One file per command; each parses, asks the library, and shows.
 //!
 //! - [`context`]: from flags, environment and file to a repository and a server.
+//! - [`keys`]: from configuration and environment to the keys of a repository.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
@@ -17,6 +18,8 @@ pub mod demo;
 pub mod error;
 pub mod guard;
 pub mod init;
+pub mod key;
+pub mod keys;
 pub mod list;
 pub mod output;
 pub mod progress;
@@ -67,6 +70,7 @@ pub enum Command {
     Release(release::Args),
     Audit(audit::Args),
     Verify(verify::Args),
+    Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
     Completions(reference::CompletionArgs),
@@ -128,6 +132,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Release(args) => release::run(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,
             Command::Completions(args) => reference::completions(args),

@@ -126,7 +126,7 @@ pub async fn append(cluster: &Cluster, who: &Who, event: Event) -> Result<u64, R
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         };
         let key = layout::audit_entry(entry.number);
-        match object::put_document(cluster.storage(), &key, &object::to_json(&entry)).await {
+        match object::put_document(cluster.vault(), &key, &object::to_json(&entry)).await {
             Ok(_) => return Ok(entry.number),
             // Somebody else took the number.
             Err(RepoError::Conflict { .. }) if tries < TRIES => tries += 1,
@@ -142,7 +142,7 @@ pub async fn head(cluster: &Cluster) -> Result<Head, RepoError> {
     let page = list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?;
     let Some(last) = page.objects.last() else { return Ok(NOTHING) };
     let number = last.key.name().parse().map_err(|_| RepoError::damaged(&last.key, "its name is no number"))?;
-    match object::get_document(cluster.storage(), &last.key).await {
+    match object::get_document(cluster.vault(), &last.key).await {
         Ok(raw) => Ok(Head { number, sha256: Sha::of(&raw) }),
         // The next entry cannot vouch for it; reading the chain names it.
         Err(error) if error.is_damage() => Ok(Head { number, ..NOTHING }),
@@ -165,7 +165,7 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
     for block in &blocks.folders {
         for found in list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?.objects {
             let number = heads.len() as u64;
-            let raw = match object::get_document(cluster.storage(), &found.key).await {
+            let raw = match object::get_document(cluster.vault(), &found.key).await {
                 Ok(raw) => raw,
                 Err(error) if error.is_damage() => {
                     chain.problems.push(format!("{} cannot be read: {error}", found.key));

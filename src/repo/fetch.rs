@@ -13,6 +13,7 @@ use futures::StreamExt;
 
 use super::frame::{Decompressor, FrameRef};
 use super::repository::Cluster;
+use super::seal::crypto::GcmKey;
 use super::{RepoError, object};
 use crate::storage::Part;
 
@@ -72,9 +73,9 @@ where
         async move {
             let key = cluster.layout().pack(&frames[read.frames.start].pack);
             let part = Part::Range { start: read.start, bytes: read.bytes };
-            let fetched = cluster.storage().read(&key, part).await.map_err(RepoError::from);
+            let fetched = fetch(cluster, &key, part).await;
             let work = move || match fetched {
-                Ok(fetched) => open_all(&key, &frames, &read, &fetched.bytes, &*visit),
+                Ok((bytes, pack)) => open_all(&key, &frames, &read, &bytes, pack.as_ref(), &*visit),
                 Err(error) if error.is_damage() => {
                     // Each frame of the read is lost; the caller may want to know each.
                     read.frames.clone().try_for_each(|index| visit(index, Err(RepoError::damaged(&key, error.to_string()))))
@@ -94,11 +95,18 @@ where
     Ok(())
 }
 
+/// The bytes, and the key that opens them where they are sealed.
+async fn fetch(cluster: &Cluster, key: &crate::storage::ObjectKey, part: Part) -> Result<(Bytes, Option<GcmKey>), RepoError> {
+    let pack = cluster.vault().frame_key(key).await?;
+    Ok((cluster.storage().read(key, part).await?.bytes, pack))
+}
+
 fn open_all<E>(
     key: &crate::storage::ObjectKey,
     frames: &[FrameRef],
     read: &PackRead,
     bytes: &Bytes,
+    pack: Option<&GcmKey>,
     visit: &impl Fn(usize, Result<&[u8], RepoError>) -> Result<(), E>,
 ) -> Result<(), E> {
     DECOMPRESSOR.with_borrow_mut(|decompressor| {
@@ -106,7 +114,7 @@ fn open_all<E>(
             let frame = &frames[index];
             let begin = (frame.offset - read.start) as usize;
             let stored = &bytes[begin..begin + frame.stored_bytes as usize];
-            let raw = decompressor.open(frame, stored);
+            let raw = decompressor.open(frame, stored, pack);
             visit(index, raw.map_err(|what| RepoError::damaged(key, format!("{what} (at byte {})", frame.offset))))?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::object::Sha;
+use super::seal::crypto::GcmKey;
 
 /// Raw bytes in a frame of data: 16 pages. Small enough to be fetched for one page, to be hashed and compressed in cache.
 pub const FRAME_BYTES: usize = 128 << 10;
@@ -55,19 +56,31 @@ impl Compressor {
 pub struct Decompressor {
     inner: zstd::bulk::Decompressor<'static>,
     raw: Vec<u8>,
+    opened: Vec<u8>,
 }
 
 impl Default for Decompressor {
     fn default() -> Self {
-        Decompressor { inner: zstd::bulk::Decompressor::new().expect("memory for a zstd context"), raw: Vec::new() }
+        Decompressor {
+            inner: zstd::bulk::Decompressor::new().expect("memory for a zstd context"),
+            raw: Vec::new(),
+            opened: Vec::new(),
+        }
     }
 }
 
 impl Decompressor {
-    /// The raw bytes of `stored`, or what is wrong with it.
-    pub fn open(&mut self, frame: &FrameRef, stored: &[u8]) -> Result<&[u8], &'static str> {
+    /// The raw bytes of `stored`, or what is wrong with it. `key` is the pack's, where it is sealed.
+    pub fn open(&mut self, frame: &FrameRef, stored: &[u8], key: Option<&GcmKey>) -> Result<&[u8], &'static str> {
         if frame.raw_bytes > FRAME_MAX_BYTES {
             return Err("a frame announces an impossible length");
+        }
+        let mut stored = stored;
+        if let Some(key) = key {
+            if !key.open(frame.offset, 0, b"", stored, &mut self.opened) {
+                return Err("a frame does not open: it was changed or moved");
+            }
+            stored = &self.opened;
         }
         self.raw.clear();
         self.raw.reserve(frame.raw_bytes as usize);

@@ -23,6 +23,14 @@ pub fn audit_entry(number: u64) -> ObjectKey {
     ObjectKey::new(format!("{AUDIT}{:07}/{number:010}", number / 1000))
 }
 
+/// Where keyrings are.
+pub const KEYRINGS: &str = "keys/";
+
+/// A keyring; the highest key counts.
+pub fn keyring(epoch: u32, number: u32) -> ObjectKey {
+    ObjectKey::new(format!("{KEYRINGS}{epoch:06}-{number:06}"))
+}
+
 /// Keys of one cluster.
 #[derive(Debug, Clone)]
 pub struct Layout {

@@ -18,6 +18,7 @@ use super::frame::FrameRef;
 use super::map::FileMap;
 use super::object::{self, Sha};
 use super::repository::Cluster;
+use super::seal::Head;
 use super::{FORMAT_VERSION, RepoError};
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
@@ -163,9 +164,40 @@ impl MapPlace {
     }
 }
 
-/// A pack that a snapshot refers to, and its stored length.
+/// A pack that a snapshot refers to: `[name, stored bytes]` in JSON, and `[name, stored bytes, [epoch, seed]]` where it is sealed,
+/// so that who reads frames need not read the pack's trailer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PackLine(pub String, pub u64);
+#[serde(from = "PackTuple", into = "PackTuple")]
+pub struct PackLine {
+    pub name: String,
+    pub bytes: u64,
+    pub head: Option<Head>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PackTuple {
+    Sealed(String, u64, Head),
+    Plain(String, u64),
+}
+
+impl From<PackTuple> for PackLine {
+    fn from(tuple: PackTuple) -> Self {
+        match tuple {
+            PackTuple::Sealed(name, bytes, head) => PackLine { name, bytes, head: Some(head) },
+            PackTuple::Plain(name, bytes) => PackLine { name, bytes, head: None },
+        }
+    }
+}
+
+impl From<PackLine> for PackTuple {
+    fn from(PackLine { name, bytes, head }: PackLine) -> Self {
+        match head {
+            Some(head) => PackTuple::Sealed(name, bytes, head),
+            None => PackTuple::Plain(name, bytes),
+        }
+    }
+}
 
 /// A segment that a snapshot needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -255,7 +287,7 @@ fn root_line(line: &FileLine) -> Vec<u8> {
 }
 
 async fn put_part(cluster: &Cluster, key: &ObjectKey, raw: &[u8]) -> Result<Part, RepoError> {
-    object::put_document(cluster.storage(), key, raw).await?;
+    object::put_document(cluster.vault(), key, raw).await?;
     Ok(Part { raw_bytes: raw.len() as u64, sha256: Sha::of(raw) })
 }
 
@@ -275,7 +307,7 @@ pub async fn get_part<T: serde::de::DeserializeOwned>(
     key: &ObjectKey,
     part: &Part,
 ) -> Result<Vec<T>, RepoError> {
-    let raw = object::get_document(cluster.storage(), key).await?;
+    let raw = object::get_document(cluster.vault(), key).await?;
     if Sha::of(&raw) != part.sha256 {
         return Err(RepoError::damaged(key, "it is not the one that the manifest names"));
     }
@@ -286,13 +318,13 @@ impl Manifest {
     /// Commits the snapshot. A manifest is written once; one that is there already is an error.
     pub async fn commit(&self, cluster: &Cluster) -> Result<(), RepoError> {
         let key = cluster.layout().manifest(&self.id);
-        object::put_document(cluster.storage(), &key, &object::to_json(self)).await?;
+        object::put_document(cluster.vault(), &key, &object::to_json(self)).await?;
         Ok(())
     }
 
     pub async fn read(cluster: &Cluster, id: &str) -> Result<Manifest, RepoError> {
         let key = cluster.layout().manifest(id);
-        let raw = object::get_document(cluster.storage(), &key).await?;
+        let raw = object::get_document(cluster.vault(), &key).await?;
         #[derive(Deserialize)]
         struct Format {
             format: u64,
@@ -314,7 +346,9 @@ impl Manifest {
     }
 
     pub async fn packs(&self, cluster: &Cluster) -> Result<Vec<PackLine>, RepoError> {
-        get_part(cluster, &cluster.layout().pack_table(&self.id), &self.pack_table).await
+        let packs = get_part(cluster, &cluster.layout().pack_table(&self.id), &self.pack_table).await?;
+        cluster.vault().remember(cluster, &packs);
+        Ok(packs)
     }
 
     pub async fn wal(&self, cluster: &Cluster) -> Result<Vec<SegmentLine>, RepoError> {

@@ -12,6 +12,8 @@
 //! - [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing.
+//! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
+//! - [`vault`]: a store, and the keys that what is in it is sealed with.
 //! - [`repository`]: all of it together, behind one value.
 //!
 //! Nothing is ever overwritten. Data is written before what refers to it, and deleted after it, so that a crash leaves
@@ -29,7 +31,9 @@ pub mod pack;
 pub mod presence;
 pub mod record;
 pub mod repository;
+pub mod seal;
 pub mod segment;
+pub mod vault;
 
 use crate::storage::{ObjectKey, StorageError};
 
@@ -46,8 +50,46 @@ pub enum RepoError {
         "{key} was written in format {version}, which this lastgood does not know; use a newer lastgood (this one knows format {FORMAT_VERSION})"
     )]
     Newer { key: ObjectKey, version: u64 },
-    #[error("{key} is sealed (encrypted), and no key is configured to open it")]
+    #[error("{key} says that the repository is sealed with {cipher:?}, which this lastgood does not know; use a newer lastgood")]
+    UnknownCipher { key: ObjectKey, cipher: String },
+    #[error(
+        "{key} is sealed (encrypted), and no key is configured to open it; set passphrase_file, identity_file or key_file under [encryption], or LASTGOOD_PASSPHRASE"
+    )]
     Sealed { key: ObjectKey },
+    #[error(
+        "{place} is not encrypted, although a key is configured: this is not the repository you think it is, or its lastgood.json was changed; when it never was encrypted, take [encryption] out of the configuration"
+    )]
+    NotSealed { place: String },
+    #[error("write the key file {path}: {source}")]
+    KeyFile { path: std::path::PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Slot(seal::slot::SlotError),
+    #[error(
+        "{place} cannot be encrypted with what is configured: a new repository needs somebody who can read it (passphrase_file, passphrase_command, identity_file or recipients under [encryption]), and with recipients alone also key_file, where this host's writer key is put"
+    )]
+    NoWayIn { place: String },
+    #[error("slot {id} is the last reader's: without it nobody could read the repository; add another first")]
+    LastReader { id: String },
+    #[error("there is no slot {id:?} (there are {known})")]
+    NoSlot { id: String, known: String },
+    #[error(
+        "the passphrases of {slots} are not known here, so these slots cannot go into the new epoch; rotate on a host with that passphrase, or drop them with --drop-unknown and add them again"
+    )]
+    SlotsLeft { slots: String },
+    #[error("the configured key is the wrong one: {what}")]
+    WrongKey { what: String },
+    #[error(
+        "{key} is data, and the configured key is a writer's, which cannot open data; configure a reader's: the passphrase, the age identity, or a key from `lastgood key export`"
+    )]
+    WriterKey { key: ObjectKey },
+    #[error(
+        "a reader key is needed {what}, and the configured one is a writer's; configure the passphrase, the age identity, or a key from `lastgood key export`"
+    )]
+    NeedsReader { what: String },
+    #[error(
+        "{key} was sealed with key epoch {epoch}, and the configured key ends with epoch {known}: the keys were rotated; get a new one with `lastgood key export`"
+    )]
+    UnknownEpoch { key: ObjectKey, epoch: u32, known: u32 },
     #[error("{place} holds no lastgood repository; `lastgood init` makes one")]
     NoRepository { place: String },
     #[error("{place} is not empty and no lastgood repository (it holds {found:?}); choose an empty place or prefix")]

@@ -9,18 +9,24 @@
 //! | 4 | length of the body, little endian |
 //! | 2 | format version |
 //! | 1 | kind |
-//! | 1 | flags; bit 0: the frames are sealed |
+//! | 1 | flags; bit 0: content and body are sealed |
 //! | 8 | `lastgood` |
 //!
 //! An object without its trailer was cut short; that is seen without reading the rest.
+//!
+//! Sealed, the body is a head in the clear (epoch and seed, see [`Head`]) and then what it would be, sealed. The seal of the
+//! body holds the length of the content and the last 16 bytes of the footer too.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::seal::crypto::TAG_BYTES;
+use super::seal::{HEAD_BYTES, Head, Sealer, TrailerSealer};
+use super::vault::Vault;
 use super::{FORMAT_VERSION, RepoError};
-use crate::storage::{Body, Created, Fault, ObjectKey, Part, Storage};
+use crate::storage::{Created, Fault, ObjectKey, Part};
 
 /// One of the 16 magic numbers that the zstd format keeps for skippable frames.
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5C;
@@ -46,8 +52,10 @@ pub enum ObjectKind {
 #[derive(Debug, Clone)]
 pub struct Trailer {
     pub body: Bytes,
-    /// Length of the zstd frames before the trailer.
+    /// Length of what is before the trailer.
     pub content_bytes: u64,
+    /// With what a sealed object opens.
+    pub head: Option<Head>,
 }
 
 /// The SHA-256 of raw content; hex in JSON.
@@ -87,23 +95,39 @@ impl<'de> Deserialize<'de> for Sha {
     }
 }
 
-/// The trailer's bytes, ready to be written behind the content.
-pub fn trailer(kind: ObjectKind, body: &[u8]) -> Vec<u8> {
+/// The trailer's bytes, ready to be written behind `content_bytes` of content.
+pub fn trailer(kind: ObjectKind, body: &[u8], content_bytes: u64, sealer: Option<&TrailerSealer>) -> Vec<u8> {
+    let Some(sealer) = sealer else { return assemble(kind, body, 0) };
+    let body_bytes = HEAD_BYTES + body.len() + TAG_BYTES;
+    let footer_end = footer_end(body_bytes, kind, FLAG_SEALED);
+    let mut sealed = body.to_vec();
+    sealer.key.seal(0, 0, &[&content_bytes.to_le_bytes()[..], &footer_end].concat(), &mut sealed);
+    assemble(kind, &[&sealer.head.to_bytes()[..], &sealed].concat(), FLAG_SEALED)
+}
+
+/// The footer without its checksum.
+fn footer_end(body_bytes: usize, kind: ObjectKind, flags: u8) -> [u8; 16] {
+    let mut end = [0; 16];
+    end[..4].copy_from_slice(&(body_bytes as u32).to_le_bytes());
+    end[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    end[6] = kind as u8;
+    end[7] = flags;
+    end[8..].copy_from_slice(FOOTER_MAGIC);
+    end
+}
+
+fn assemble(kind: ObjectKind, body: &[u8], flags: u8) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(TRAILER_HEAD_BYTES + body.len() + FOOTER_BYTES);
     bytes.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
     bytes.extend_from_slice(&((body.len() + FOOTER_BYTES) as u32).to_le_bytes());
     bytes.extend_from_slice(body);
     bytes.extend_from_slice(&Sha::of(body).0);
-    bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.push(kind as u8);
-    bytes.push(0);
-    bytes.extend_from_slice(FOOTER_MAGIC);
+    bytes.extend_from_slice(&footer_end(body.len(), kind, flags));
     bytes
 }
 
 /// Length of the body that the footer at the end of `tail` announces.
-fn footer_body_bytes(key: &ObjectKey, kind: ObjectKind, tail: &[u8]) -> Result<usize, RepoError> {
+fn footer_body_bytes(vault: &Vault, key: &ObjectKey, kind: ObjectKind, tail: &[u8]) -> Result<usize, RepoError> {
     let footer = tail.len().checked_sub(FOOTER_BYTES).map(|at| &tail[at..]);
     let footer = footer.filter(|f| &f[40..] == FOOTER_MAGIC);
     let footer = footer.ok_or_else(|| RepoError::damaged(key, "it has no trailer: cut short, or not written by lastgood"))?;
@@ -111,10 +135,13 @@ fn footer_body_bytes(key: &ObjectKey, kind: ObjectKind, tail: &[u8]) -> Result<u
     if version > FORMAT_VERSION {
         return Err(RepoError::Newer { key: key.clone(), version: version.into() });
     }
-    if footer[39] & FLAG_SEALED != 0 {
-        return Err(RepoError::Sealed { key: key.clone() });
+    // Neither is ever mixed, or whoever writes into the store could put in something of their own.
+    match (vault.seal().is_some(), footer[39] & FLAG_SEALED != 0) {
+        (false, true) => return Err(RepoError::Sealed { key: key.clone() }),
+        (true, false) => return Err(RepoError::damaged(key, "it is not sealed, and everything in this repository is")),
+        _ => {}
     }
-    if version == 0 || footer[38] != kind as u8 || footer[39] != 0 {
+    if version == 0 || footer[38] != kind as u8 || footer[39] & !FLAG_SEALED != 0 {
         return Err(RepoError::damaged(key, "its trailer is of another kind"));
     }
     let body = u32::from_le_bytes(footer[32..36].try_into().expect("four bytes")) as usize;
@@ -125,8 +152,14 @@ fn footer_body_bytes(key: &ObjectKey, kind: ObjectKind, tail: &[u8]) -> Result<u
 }
 
 /// Checks the trailer at the end of `tail`, which must hold all of it. `object_bytes` is the whole object's length.
-pub fn parse_trailer(key: &ObjectKey, kind: ObjectKind, tail: &Bytes, object_bytes: u64) -> Result<Trailer, RepoError> {
-    let body_bytes = footer_body_bytes(key, kind, tail)?;
+pub fn parse_trailer(
+    vault: &Vault,
+    key: &ObjectKey,
+    kind: ObjectKind,
+    tail: &Bytes,
+    object_bytes: u64,
+) -> Result<Trailer, RepoError> {
+    let body_bytes = footer_body_bytes(vault, key, kind, tail)?;
     let all = TRAILER_HEAD_BYTES + body_bytes + FOOTER_BYTES;
     let start = tail.len().checked_sub(all).ok_or_else(|| RepoError::damaged(key, "its trailer is cut short"))?;
     let word = |at: usize| u32::from_le_bytes(tail[start + at..start + at + 4].try_into().expect("four bytes"));
@@ -138,17 +171,27 @@ pub fn parse_trailer(key: &ObjectKey, kind: ObjectKind, tail: &Bytes, object_byt
     if Sha::of(&body).0 != footer[..32] {
         return Err(RepoError::damaged(key, "the checksum of its trailer does not hold"));
     }
-    Ok(Trailer { body, content_bytes: object_bytes - all as u64 })
+    let content_bytes = object_bytes - all as u64;
+    let Some(seal) = vault.seal() else { return Ok(Trailer { body, content_bytes, head: None }) };
+    let does_not_open = || RepoError::damaged(key, "its trailer does not open: it was changed, moved or renamed");
+    let (head, sealed) = body.split_first_chunk::<HEAD_BYTES>().ok_or_else(does_not_open)?;
+    let head = Head::from_bytes(head);
+    let mut opened = Vec::new();
+    let bound = [&content_bytes.to_le_bytes()[..], &footer[32..]].concat();
+    if !seal.trailer_key(key, &head)?.open(0, 0, &bound, sealed, &mut opened) {
+        return Err(does_not_open());
+    }
+    Ok(Trailer { body: opened.into(), content_bytes, head: Some(head) })
 }
 
 /// Reads the trailer of an object: one request, two when it is long.
-pub async fn read_trailer(storage: &dyn Storage, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
-    let mut read = storage.read(key, Part::Tail { bytes: TAIL_BYTES }).await?;
-    let all = TRAILER_HEAD_BYTES + footer_body_bytes(key, kind, &read.bytes)? + FOOTER_BYTES;
+pub async fn read_trailer(vault: &Vault, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
+    let mut read = vault.storage().read(key, Part::Tail { bytes: TAIL_BYTES }).await?;
+    let all = TRAILER_HEAD_BYTES + footer_body_bytes(vault, key, kind, &read.bytes)? + FOOTER_BYTES;
     if all > read.bytes.len() && read.object_bytes >= all as u64 {
-        read = storage.read(key, Part::Tail { bytes: all as u64 }).await?;
+        read = vault.storage().read(key, Part::Tail { bytes: all as u64 }).await?;
     }
-    parse_trailer(key, kind, &read.bytes, read.object_bytes)
+    parse_trailer(vault, key, kind, &read.bytes, read.object_bytes)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -158,29 +201,39 @@ struct DocumentTrailer {
 }
 
 /// The bytes of a document object: JSON lines in one zstd frame.
-pub fn document(raw: &[u8]) -> Vec<u8> {
+pub fn document(raw: &[u8], sealer: Option<&Sealer>) -> Vec<u8> {
     let mut bytes = zstd::bulk::compress(raw, 3).expect("zstd compresses any bytes in memory");
+    if let Some(sealer) = sealer {
+        sealer.content.seal(0, 0, b"", &mut bytes);
+    }
     let trailer_body = DocumentTrailer { raw_bytes: raw.len() as u64, sha256: Sha::of(raw) };
-    bytes.extend(trailer(ObjectKind::Document, &to_json(&trailer_body)));
+    bytes.extend(trailer(ObjectKind::Document, &to_json(&trailer_body), bytes.len() as u64, sealer.map(|s| &s.trailer)));
     bytes
 }
 
 /// Writes a document; the same content under the same key again is no conflict.
-pub async fn put_document(storage: &dyn Storage, key: &ObjectKey, raw: &[u8]) -> Result<Created, RepoError> {
-    match storage.create(key, document(raw).into()).await? {
+pub async fn put_document(vault: &Vault, key: &ObjectKey, raw: &[u8]) -> Result<Created, RepoError> {
+    match vault.storage().create(key, document(raw, vault.sealer(key).as_ref()).into()).await? {
         Created::New => Ok(Created::New),
-        Created::AlreadyThere if get_document(storage, key).await? == raw => Ok(Created::AlreadyThere),
+        Created::AlreadyThere if get_document(vault, key).await? == raw => Ok(Created::AlreadyThere),
         Created::AlreadyThere => Err(RepoError::Conflict { key: key.clone() }),
     }
 }
 
 /// Reads a document and proves its checksum.
-pub async fn get_document(storage: &dyn Storage, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
-    let read = storage.read(key, Part::Whole).await?;
-    let trailer = parse_trailer(key, ObjectKind::Document, &read.bytes, read.object_bytes)?;
+pub async fn get_document(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
+    let read = vault.storage().read(key, Part::Whole).await?;
+    let trailer = parse_trailer(vault, key, ObjectKind::Document, &read.bytes, read.object_bytes)?;
     let expected: DocumentTrailer = from_json(key, &trailer.body)?;
-    let content = &read.bytes[..trailer.content_bytes as usize];
+    let mut content = &read.bytes[..trailer.content_bytes as usize];
     let damaged = |what: &str| RepoError::damaged(key, what);
+    let mut opened = Vec::new();
+    if let (Some(seal), Some(head)) = (vault.seal(), &trailer.head) {
+        if !seal.content_key(key, head)?.open(0, 0, b"", content, &mut opened) {
+            return Err(damaged("its content does not open: it was changed"));
+        }
+        content = &opened;
+    }
     // The length in the trailer was proven by its checksum, so it may decide how much memory is taken.
     let raw = zstd::bulk::decompress(content, expected.raw_bytes as usize).map_err(|_| damaged("it cannot be decompressed"))?;
     if raw.len() as u64 != expected.raw_bytes || Sha::of(&raw) != expected.sha256 {
@@ -205,9 +258,4 @@ pub fn absent<T>(result: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
         Err(RepoError::Storage(error)) if error.fault == Fault::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// A body of pieces, content first.
-pub fn body(pieces: Vec<Bytes>) -> Body {
-    Body::Bytes(pieces)
 }

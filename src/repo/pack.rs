@@ -1,7 +1,7 @@
 //! Packs: many frames in one object, so that a store sees few and large requests.
 //!
-//! Content: the frames, one behind the other; `zstd -dc` gives their raw bytes. Trailer body: for each frame its raw length
-//! and its stored length (4 bytes each, little endian) and its SHA-256 (32 bytes). A frame's offset is the sum of the stored
+//! Content: the frames, one behind the other; `zstd -dc` gives their raw bytes where they are not sealed. Sealed, the nonce of a
+//! frame is its offset, so that frames cannot be exchanged. Trailer body: for each frame its raw length and its stored length (4 bytes each, little endian) and its SHA-256 (32 bytes). A frame's offset is the sum of the stored
 //! lengths before it.
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::RepoError;
 use super::frame::FrameRef;
 use super::object::{ObjectKind, Sha, Trailer, trailer};
+use super::seal::{Head, Sealer};
 use crate::storage::{Body, ObjectKey};
 
 /// Stored bytes after which a pack is finished.
@@ -22,16 +23,20 @@ pub struct PackBuilder {
     frames: Vec<Bytes>,
     table: Vec<u8>,
     bytes: u64,
+    sealer: Option<Sealer>,
 }
 
 impl PackBuilder {
-    /// `name` is `<snapshot>/<pack>`.
-    pub fn new(name: &str) -> PackBuilder {
-        PackBuilder { name: name.into(), frames: Vec::new(), table: Vec::new(), bytes: 0 }
+    /// `name` is `<snapshot>/<pack>`; the sealer is for that pack.
+    pub fn new(name: &str, sealer: Option<Sealer>) -> PackBuilder {
+        PackBuilder { name: name.into(), frames: Vec::new(), table: Vec::new(), bytes: 0, sealer }
     }
 
     /// Adds a compressed frame and says where it will be.
-    pub fn add(&mut self, stored: Vec<u8>, raw_bytes: u32, sha256: Sha) -> FrameRef {
+    pub fn add(&mut self, mut stored: Vec<u8>, raw_bytes: u32, sha256: Sha) -> FrameRef {
+        if let Some(sealer) = &self.sealer {
+            sealer.content.seal(self.bytes, 0, b"", &mut stored);
+        }
         let frame =
             FrameRef { pack: self.name.clone(), offset: self.bytes, stored_bytes: stored.len() as u32, raw_bytes, sha256 };
         self.table.extend_from_slice(&raw_bytes.to_le_bytes());
@@ -52,8 +57,8 @@ impl PackBuilder {
 
     /// The finished object.
     pub fn finish(mut self) -> FinishedPack {
-        self.frames.push(trailer(ObjectKind::Pack, &self.table).into());
-        FinishedPack { name: self.name, body: Body::Bytes(self.frames) }
+        self.frames.push(trailer(ObjectKind::Pack, &self.table, self.bytes, self.sealer.as_ref().map(|s| &s.trailer)).into());
+        FinishedPack { name: self.name, body: Body::Bytes(self.frames), head: self.sealer.map(|sealer| sealer.trailer.head) }
     }
 }
 
@@ -61,6 +66,8 @@ impl PackBuilder {
 pub struct FinishedPack {
     pub name: std::sync::Arc<str>,
     pub body: Body,
+    /// With what it opens, when it is sealed.
+    pub head: Option<Head>,
 }
 
 /// The frames that a pack's trailer lists.

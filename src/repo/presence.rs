@@ -9,14 +9,14 @@ use crate::storage::{Depth, ObjectKey, list_all};
 
 /// Packs that are missing or have another length, with what is wrong: one listing for each snapshot that wrote some.
 pub async fn missing_packs(cluster: &Cluster, packs: &[PackLine]) -> Result<Vec<(ObjectKey, String)>, RepoError> {
-    let writers: BTreeSet<&str> = packs.iter().filter_map(|PackLine(name, _)| name.split('/').next()).collect();
+    let writers: BTreeSet<&str> = packs.iter().filter_map(|pack| pack.name.split('/').next()).collect();
     let mut there: BTreeMap<String, u64> = BTreeMap::new();
     for writer in writers {
         let prefix = format!("{}{writer}/", cluster.layout().all_packs());
         let page = list_all(cluster.storage(), &prefix, Depth::All).await?;
         there.extend(page.objects.into_iter().map(|o| (o.key.to_string(), o.bytes)));
     }
-    let wrong = packs.iter().filter_map(|PackLine(name, bytes)| {
+    let wrong = packs.iter().filter_map(|PackLine { name, bytes, .. }| {
         let key = cluster.layout().pack(name);
         match there.get(key.as_str()) {
             None => Some((key, "it is missing".to_string())),

@@ -15,8 +15,11 @@ pub struct RepositoryRecord {
     pub minimum_reader: u64,
     pub id: String,
     pub created: Timestamp,
-    /// How frames and documents are sealed: `none`. Later formats name the cipher and the wrapped keys here.
+    /// How everything but this object is sealed: `none`, or the cipher.
     pub seal: String,
+    /// Of a sealed repository: tells its keys from those of every other, see `seal::keyring`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<String>,
     /// Whether the store keeps two writers of one key apart; found out by trying, when the repository was made.
     pub conditional_create: bool,
 }

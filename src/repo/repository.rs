@@ -6,6 +6,10 @@ use super::layout::{self, Layout};
 use super::manifest::Manifest;
 use super::object;
 use super::record::{ClusterRecord, RepositoryRecord};
+use super::seal::CIPHER;
+use super::seal::create::Sealing;
+use super::seal::keys::Keys;
+use super::vault::Vault;
 use super::{FORMAT_VERSION, RepoError};
 use crate::clock;
 use crate::config;
@@ -13,45 +17,79 @@ use crate::storage::{Created, Depth, ObjectKey, Part, Storage, list_all};
 
 #[derive(Debug, Clone)]
 pub struct Repository {
-    storage: Arc<dyn Storage>,
+    vault: Vault,
     record: RepositoryRecord,
     lease_s: u64,
 }
 
 impl Repository {
-    /// Opens what is there, or says that there is no repository.
-    pub async fn open(storage: Arc<dyn Storage>) -> Result<Repository, RepoError> {
+    /// Opens what is there with the keys at hand, or says that there is no repository.
+    pub async fn open(storage: Arc<dyn Storage>, keys: &Keys) -> Result<Repository, RepoError> {
         match object::absent(read_record(&*storage).await)? {
-            Some(record) => Ok(Repository { storage, record, lease_s: config::LEASE_S }),
+            Some(record) => Self::with_keys(storage, record, keys).await,
             None => Err(RepoError::NoRepository { place: storage.place().into() }),
         }
     }
 
+    async fn with_keys(storage: Arc<dyn Storage>, record: RepositoryRecord, keys: &Keys) -> Result<Repository, RepoError> {
+        let seal = keys.open(&storage, &record).await?;
+        Ok(Repository { vault: Vault::new(storage, seal), record, lease_s: config::LEASE_S })
+    }
+
+    /// Opens again what is open already, to see that it is still there and still what it was.
+    pub async fn again(vault: Vault) -> Result<Repository, RepoError> {
+        let storage = vault.storage();
+        let Some(record) = object::absent(read_record(&**storage).await)? else {
+            return Err(RepoError::NoRepository { place: storage.place().into() });
+        };
+        match (record.seal.as_str(), vault.seal()) {
+            ("none", None) => Ok(Repository { vault, record, lease_s: config::LEASE_S }),
+            ("none", Some(_)) => Err(RepoError::NotSealed { place: storage.place().into() }),
+            (_, None) => Err(RepoError::Sealed { key: layout::repository() }),
+            (_, Some(seal)) if seal.repository() == record.id => Ok(Repository { vault, record, lease_s: config::LEASE_S }),
+            (_, Some(seal)) => Err(RepoError::WrongKey {
+                what: format!("it is for the repository {}, and this is {}", seal.repository(), record.id),
+            }),
+        }
+    }
+
     /// Opens the repository, or makes one when the place is empty. A place that holds something else is refused.
-    pub async fn open_or_create(storage: Arc<dyn Storage>) -> Result<(Repository, Created), RepoError> {
+    pub async fn open_or_create(
+        storage: Arc<dyn Storage>,
+        keys: &Keys,
+        sealing: Option<&Sealing<'_>>,
+    ) -> Result<(Repository, Created), RepoError> {
         if let Some(record) = object::absent(read_record(&*storage).await)? {
-            return Ok((Repository { storage, record, lease_s: config::LEASE_S }, Created::AlreadyThere));
+            return Ok((Self::with_keys(storage, record, keys).await?, Created::AlreadyThere));
         }
         let page = storage.list("", None, Depth::Folder).await?;
-        let found = page.folders.first().cloned().or_else(|| page.objects.first().map(|o| o.key.to_string()));
+        let folders = page.folders.into_iter().chain(page.objects.into_iter().map(|o| o.key.to_string()));
+        // A keyring comes before lastgood.json; alone, it is what an interrupted init left.
+        let found = folders.into_iter().find(|name| sealing.is_none() || name != layout::KEYRINGS);
         if let Some(found) = found {
             return Err(RepoError::Foreign { place: storage.place().into(), found });
         }
+        let conditional_create = proves_conditional_create(&*storage).await?;
+        let seal = match sealing {
+            Some(sealing) => Some(sealing.begin(&storage, keys).await?),
+            None => None,
+        };
         let record = RepositoryRecord {
             repository: "lastgood".into(),
             format: FORMAT_VERSION.into(),
             minimum_reader: 1,
-            id: clock::random_hex(16),
+            id: seal.as_ref().map_or_else(|| clock::random_hex(16), |seal| seal.repository().into()),
             created: clock::now(),
-            seal: "none".into(),
-            conditional_create: proves_conditional_create(&*storage).await?,
+            seal: if seal.is_some() { CIPHER.into() } else { "none".into() },
+            key_id: seal.as_ref().map(|seal| seal.key_id().into()),
+            conditional_create,
         };
         let mut json = serde_json::to_vec_pretty(&record).expect("our own types are JSON");
         json.push(b'\n');
         let created = storage.create(&layout::repository(), json.into()).await?;
         // Somebody else may have been quicker; theirs counts.
         let record = read_record(&*storage).await?;
-        Ok((Repository { storage, record, lease_s: config::LEASE_S }, created))
+        Ok((Repository::again(Vault::new(storage, seal)).await.map(|repository| Repository { record, ..repository })?, created))
     }
 
     /// With the configured length of leases.
@@ -59,24 +97,28 @@ impl Repository {
         Repository { lease_s, ..self }
     }
 
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
     pub fn record(&self) -> &RepositoryRecord {
         &self.record
     }
 
     pub fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+        self.vault.storage()
     }
 
     /// Names of all clusters.
     pub async fn clusters(&self) -> Result<Vec<String>, RepoError> {
-        let page = list_all(&*self.storage, layout::CLUSTERS, Depth::Folder).await?;
+        let page = list_all(&**self.storage(), layout::CLUSTERS, Depth::Folder).await?;
         Ok(page.folders.iter().map(|f| f.trim_end_matches('/').to_string()).collect())
     }
 
     /// The cluster with that name, registered or not.
     pub fn cluster(&self, name: &str) -> Cluster {
         debug_assert!(config::is_cluster_name(name), "checked by the configuration");
-        Cluster { lease_s: self.lease_s, ..Cluster::unchecked(self.storage.clone(), name) }
+        Cluster { lease_s: self.lease_s, ..Cluster::unchecked(self.vault.clone(), name) }
     }
 
     /// The cluster and its record, or who else is known.
@@ -85,7 +127,7 @@ impl Repository {
         match cluster.record().await? {
             Some(record) => Ok((cluster, record)),
             None => {
-                let (place, known) = (self.storage.place().into(), self.clusters().await?);
+                let (place, known) = (self.storage().place().into(), self.clusters().await?);
                 Err(RepoError::NoCluster { place, name: name.into(), known })
             }
         }
@@ -107,8 +149,8 @@ async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoErro
     if record.repository != "lastgood" {
         return Err(RepoError::damaged(&key, "it does not describe a lastgood repository"));
     }
-    if record.seal != "none" {
-        return Err(RepoError::Sealed { key });
+    if record.seal != "none" && record.seal != CIPHER {
+        return Err(RepoError::UnknownCipher { key, cipher: record.seal });
     }
     Ok(record)
 }
@@ -128,7 +170,7 @@ async fn proves_conditional_create(storage: &dyn Storage) -> Result<bool, RepoEr
 /// One cluster's part of a repository.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    storage: Arc<dyn Storage>,
+    vault: Vault,
     layout: Layout,
     name: String,
     lease_s: u64,
@@ -136,21 +178,22 @@ pub struct Cluster {
 
 impl Cluster {
     /// A cluster of a repository that an earlier call has opened: a push need not ask again.
-    pub fn unchecked(storage: Arc<dyn Storage>, name: &str) -> Cluster {
-        Cluster { storage, layout: Layout::new(name), name: name.into(), lease_s: config::LEASE_S }
+    pub fn unchecked(vault: Vault, name: &str) -> Cluster {
+        Cluster { vault, layout: Layout::new(name), name: name.into(), lease_s: config::LEASE_S }
     }
 
     /// The same cluster through a wrapper around its store.
     pub fn through(&self, storage: Arc<dyn Storage>) -> Cluster {
-        Cluster { storage, ..self.clone() }
+        Cluster { vault: Vault::new(storage, self.vault.seal().cloned()), ..self.clone() }
     }
 
+    /// The store alone, for what is not about content: listing, deleting, ranges of stored bytes.
     pub fn storage(&self) -> &dyn Storage {
-        &*self.storage
+        &**self.vault.storage()
     }
 
-    pub fn shared_storage(&self) -> Arc<dyn Storage> {
-        self.storage.clone()
+    pub fn vault(&self) -> &Vault {
+        &self.vault
     }
 
     pub fn layout(&self) -> &Layout {
@@ -170,14 +213,14 @@ impl Cluster {
     pub async fn record(&self) -> Result<Option<ClusterRecord>, RepoError> {
         let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
         let Some(newest) = page.objects.last() else { return Ok(None) };
-        let raw = object::get_document(self.storage(), &newest.key).await?;
+        let raw = object::get_document(&self.vault, &newest.key).await?;
         Ok(Some(object::from_json(&newest.key, &raw)?))
     }
 
     /// Adds a record; `false` when somebody else was quicker, and the newest must be read again.
     pub async fn put_record(&self, record: &ClusterRecord) -> Result<bool, RepoError> {
         let key = self.layout.record(record.number);
-        match object::put_document(self.storage(), &key, &object::to_json(record)).await {
+        match object::put_document(&self.vault, &key, &object::to_json(record)).await {
             Ok(_) => Ok(true),
             Err(RepoError::Conflict { .. }) => Ok(false),
             Err(error) => Err(error),

@@ -1,6 +1,6 @@
 //! Archived WAL files: segments, and the history, `.partial` and `.backup` files beside them.
 //!
-//! Content: one zstd frame with exactly the file's bytes. Trailer body: JSON with name, system identifier, length, SHA-256,
+//! Content: one zstd frame with exactly the file's bytes, sealed in chunks where the repository is. Trailer body: JSON with name, system identifier, length, SHA-256,
 //! and for a segment the summary that `postgres::wal::transaction` made of it.
 
 use std::io::{self, Read, Write};
@@ -12,6 +12,8 @@ use sha2::{Digest, Sha256};
 use super::RepoError;
 use super::object::{self, ObjectKind, Sha};
 use super::repository::Cluster;
+use super::seal::stream::{OpeningWriter, SealingWriter};
+use super::seal::{Sealer, TrailerSealer};
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::WalFile;
 use crate::storage::{Body, Created, ObjectKey, Part};
@@ -28,17 +30,31 @@ pub struct WalFileTrailer {
     pub system_identifier: SystemId,
     pub raw_bytes: u64,
     pub sha256: Sha,
+    /// SHA-256 of the sealed content, so that a writer, who cannot open it, can prove that it is sound. Absent where nothing is
+    /// sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_sha256: Option<Sha>,
     /// Absent for what is no segment, and where the segment could not be understood.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<serde_json::Value>,
 }
 
-/// A file compressed and ready to be stored.
+/// A file compressed, sealed where the repository is, and ready to be stored.
 #[derive(Debug)]
 pub struct Encoded {
     content: Content,
     pub raw_bytes: u64,
     pub sha256: Sha,
+    /// Length of the content as it is stored.
+    stored_bytes: u64,
+    sealed: Option<Sealed>,
+}
+
+/// What the trailer of a sealed file is made with.
+#[derive(Debug)]
+struct Sealed {
+    trailer: TrailerSealer,
+    stored_sha256: Sha,
 }
 
 #[derive(Debug)]
@@ -62,6 +78,9 @@ struct Sink {
     memory: Vec<u8>,
     file: Option<(std::fs::File, TemporaryFile)>,
     temporary: PathBuf,
+    bytes: u64,
+    /// Of what is stored, where that is wanted.
+    hasher: Option<Sha256>,
 }
 
 impl Write for Sink {
@@ -77,6 +96,10 @@ impl Write for Sink {
             Some((file, _)) => file.write_all(bytes)?,
             None => self.memory.extend_from_slice(bytes),
         }
+        self.bytes += bytes.len() as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
         Ok(bytes.len())
     }
 
@@ -85,10 +108,18 @@ impl Write for Sink {
     }
 }
 
-/// Compresses and hashes a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
-pub fn encode(mut source: impl Read, level: i32, temporary: &Path, observe: &mut dyn FnMut(&[u8])) -> io::Result<Encoded> {
-    let sink = Sink { memory: Vec::new(), file: None, temporary: temporary.into() };
-    let mut encoder = zstd::stream::write::Encoder::new(sink, level)?;
+/// Compresses, hashes and seals a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
+pub fn encode(
+    mut source: impl Read,
+    level: i32,
+    sealer: Option<Sealer>,
+    temporary: &Path,
+    observe: &mut dyn FnMut(&[u8]),
+) -> io::Result<Encoded> {
+    let hasher = sealer.is_some().then(Sha256::new);
+    let sink = Sink { memory: Vec::new(), file: None, temporary: temporary.into(), bytes: 0, hasher };
+    let (content, trailer) = sealer.map(|s| (s.content, s.trailer)).unzip();
+    let mut encoder = zstd::stream::write::Encoder::new(SealingWriter::new(content, sink), level)?;
     encoder.include_checksum(true)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0u8; 256 << 10];
@@ -105,12 +136,15 @@ pub fn encode(mut source: impl Read, level: i32, temporary: &Path, observe: &mut
         encoder.write_all(&buffer[..count])?;
         raw_bytes += count as u64;
     }
-    let sink = encoder.finish()?;
+    let sink = encoder.finish()?.finish()?;
+    let stored_bytes = sink.bytes;
+    let sealed = trailer.zip(sink.hasher);
+    let sealed = sealed.map(|(trailer, hasher)| Sealed { trailer, stored_sha256: Sha(hasher.finalize().into()) });
     let content = match sink.file {
         Some((_, guard)) => Content::File(guard),
         None => Content::Memory(sink.memory),
     };
-    Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()) })
+    Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()), stored_bytes, sealed })
 }
 
 /// What storing a file found.
@@ -135,8 +169,10 @@ pub async fn store(
 ) -> Result<Stored, RepoError> {
     let key = cluster.layout().wal(system, file);
     let (raw_bytes, sha256) = (encoded.raw_bytes, encoded.sha256);
-    let body = WalFileTrailer { name: file.to_string(), system_identifier: system, raw_bytes, sha256, summary };
-    let trailer = object::trailer(ObjectKind::WalFile, &object::to_json(&body));
+    let stored_sha256 = encoded.sealed.as_ref().map(|sealed| sealed.stored_sha256);
+    let body = WalFileTrailer { name: file.to_string(), system_identifier: system, raw_bytes, sha256, stored_sha256, summary };
+    let sealer = encoded.sealed.as_ref().map(|sealed| &sealed.trailer);
+    let trailer = object::trailer(ObjectKind::WalFile, &object::to_json(&body), encoded.stored_bytes, sealer);
     // Kept until the object is written.
     let mut _temporary = None;
     let body = match encoded.content {
@@ -159,15 +195,42 @@ pub async fn store(
         return Ok(Stored::Different { there: there.sha256 });
     }
     // After "success" the server recycles its copy, so what is stored must be sound, not only say that it is the same.
-    fetch(cluster, system, file, &mut io::sink()).await?;
+    if cluster.vault().can_open(&key) {
+        fetch(cluster, system, file, &mut io::sink()).await?;
+    } else {
+        prove_stored(cluster, &key, &there).await?;
+    }
     Ok(Stored::Same)
+}
+
+/// Proves that the sealed content is what was written, without opening it.
+async fn prove_stored(cluster: &Cluster, key: &ObjectKey, there: &WalFileTrailer) -> Result<(), RepoError> {
+    let trailer = object::read_trailer(cluster.vault(), key, ObjectKind::WalFile).await?;
+    let (mut hasher, mut at) = (Sha256::new(), 0);
+    while at < trailer.content_bytes {
+        let bytes = PIECE_BYTES.min(trailer.content_bytes - at);
+        hasher.update(&cluster.storage().read(key, Part::Range { start: at, bytes }).await?.bytes);
+        at += bytes;
+    }
+    if there.stored_sha256 != Some(Sha(hasher.finalize().into())) {
+        return Err(RepoError::damaged(key, "the SHA-256 of its sealed content does not hold"));
+    }
+    Ok(())
 }
 
 /// What is stored under a name, from its trailer alone.
 pub async fn read_trailer(cluster: &Cluster, system: SystemId, file: &WalFile) -> Result<WalFileTrailer, RepoError> {
     let key = cluster.layout().wal(system, file);
-    let trailer = object::read_trailer(cluster.storage(), &key, ObjectKind::WalFile).await?;
+    let trailer = object::read_trailer(cluster.vault(), &key, ObjectKind::WalFile).await?;
     checked(&key, system, file, &trailer.body)
+}
+
+/// Why a writer gets no content: it is not there, or it is not for writers.
+async fn absent_or_writer(cluster: &Cluster, key: ObjectKey) -> RepoError {
+    match object::read_trailer(cluster.vault(), &key, ObjectKind::WalFile).await {
+        Ok(_) => RepoError::WriterKey { key },
+        Err(error) => error,
+    }
 }
 
 fn checked(key: &ObjectKey, system: SystemId, file: &WalFile, body: &[u8]) -> Result<WalFileTrailer, RepoError> {
@@ -186,25 +249,34 @@ pub async fn fetch(
     sink: &mut (dyn Write + Send),
 ) -> Result<WalFileTrailer, RepoError> {
     let key = cluster.layout().wal(system, file);
+    let vault = cluster.vault();
+    if !vault.can_open(&key) {
+        return Err(absent_or_writer(cluster, key).await);
+    }
     // The tail of a short object is the whole object: one request for nearly all.
     let tail = cluster.storage().read(&key, Part::Tail { bytes: 2 * PIECE_BYTES }).await?;
-    let trailer = object::parse_trailer(&key, ObjectKind::WalFile, &tail.bytes, tail.object_bytes)?;
+    let trailer = object::parse_trailer(vault, &key, ObjectKind::WalFile, &tail.bytes, tail.object_bytes)?;
     let expected = checked(&key, system, file, &trailer.body)?;
+    let content_key = match (vault.seal(), &trailer.head) {
+        (Some(seal), Some(head)) => Some(seal.content_key(&key, head)?),
+        _ => None,
+    };
     let mut counted = Counted { sink, hasher: Sha256::new(), bytes: 0, limit: expected.raw_bytes };
     let tail_begins = tail.object_bytes - tail.bytes.len() as u64;
     let mut at = 0;
     {
         let failed = |error: io::Error| explain(&key, &error);
-        let mut decoder = zstd::stream::write::Decoder::new(&mut counted).map_err(failed)?;
+        let decoder = zstd::stream::write::Decoder::new(&mut counted).map_err(failed)?;
+        let mut opening = OpeningWriter::new(content_key, decoder);
         while at < tail_begins {
             let bytes = PIECE_BYTES.min(tail_begins - at);
             let piece = cluster.storage().read(&key, Part::Range { start: at, bytes }).await?;
-            decoder.write_all(&piece.bytes).map_err(failed)?;
+            opening.write_all(&piece.bytes).map_err(failed)?;
             at += bytes;
         }
         let rest = (trailer.content_bytes - at) as usize;
-        decoder.write_all(&tail.bytes[..rest]).map_err(failed)?;
-        decoder.flush().map_err(failed)?;
+        opening.write_all(&tail.bytes[..rest]).map_err(failed)?;
+        opening.finish().map_err(failed)?.flush().map_err(failed)?;
     }
     if counted.bytes != expected.raw_bytes || Sha(counted.hasher.finalize().into()) != expected.sha256 {
         return Err(RepoError::damaged(&key, "its SHA-256 does not hold"));
@@ -216,7 +288,7 @@ pub async fn fetch(
 fn explain(key: &ObjectKey, error: &io::Error) -> RepoError {
     match error.raw_os_error() {
         Some(errno) => RepoError::File { path: key.name().into(), source: io::Error::from_raw_os_error(errno) },
-        None => RepoError::damaged(key, "it cannot be decompressed"),
+        None => RepoError::damaged(key, "it cannot be opened or decompressed"),
     }
 }
 

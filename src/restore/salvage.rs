@@ -93,7 +93,8 @@ async fn store(cluster: &Cluster, archive: &Archive, file: WalFile, path: PathBu
         _ => None,
     };
     let temporary = std::env::temp_dir().join(format!("lastgood-{file}-{}", clock::random_hex(6)));
-    let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, &temporary, &mut |_| {});
+    let sealer = cluster.vault().sealer(&cluster.layout().wal(archive.system, &file));
+    let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, sealer, &temporary, &mut |_| {});
     let encoded = tokio::task::spawn_blocking(encode).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let summary = summary.and_then(|summary| serde_json::to_value(summary).ok());
     match segment::store(cluster, archive.system, &file, encoded, summary).await {

@@ -57,8 +57,8 @@ impl Copy<'_> {
             compression_level: self.request.compression_level,
         });
         let (finished, packs) = pack::channel();
-        let data = Arc::new(Packer::new(self.id, 'd', finished.clone()));
-        let maps = Arc::new(Packer::new(self.id, 'm', finished));
+        let data = Arc::new(Packer::new(self.cluster, self.id, 'd', finished.clone()));
+        let maps = Arc::new(Packer::new(self.cluster, self.id, 'm', finished));
         let storing = tokio::spawn(pack::store_all(self.cluster.clone(), packs));
         let collected = self.collect(parent, terms, &data, &maps).await;
         if collected.is_ok() {
@@ -74,20 +74,20 @@ impl Copy<'_> {
         // When the store failed, the readers only saw that nobody takes their packs.
         let stored = stored?;
         let mut collected = collected?;
-        collected.copied.totals.stored_bytes = stored.values().sum();
-        let mut lengths: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        collected.copied.totals.stored_bytes = stored.values().map(|pack| pack.bytes).sum();
+        let mut packs: BTreeMap<Arc<str>, PackLine> = BTreeMap::new();
         let before = match parent {
             Some(parent) => parent.packs(self.cluster).await?,
             None => Vec::new(),
         };
-        for PackLine(name, bytes) in before {
-            let name: Arc<str> = name.into();
+        for pack in before {
+            let name: Arc<str> = pack.name.as_str().into();
             if collected.packs.contains(&name) {
-                lengths.insert(name, bytes);
+                packs.insert(name, pack);
             }
         }
-        lengths.extend(stored);
-        collected.copied.packs = pack::table(lengths);
+        packs.extend(stored);
+        collected.copied.packs = packs.into_values().collect();
         Ok(collected.copied)
     }
 

@@ -26,6 +26,7 @@ pub struct Cancelled;
 /// Where frames of one kind go (`d`: data, `m`: maps).
 #[derive(Debug)]
 pub struct Packer {
+    cluster: Cluster,
     snapshot: String,
     kind: char,
     open: Mutex<Open>,
@@ -39,9 +40,15 @@ struct Open {
 }
 
 impl Packer {
-    pub fn new(snapshot: &str, kind: char, finished: mpsc::Sender<FinishedPack>) -> Packer {
-        let builder = PackBuilder::new(&name(snapshot, kind, 1));
-        Packer { snapshot: snapshot.into(), kind, open: Mutex::new(Open { builder, number: 1 }), finished }
+    pub fn new(cluster: &Cluster, snapshot: &str, kind: char, finished: mpsc::Sender<FinishedPack>) -> Packer {
+        let builder = builder(cluster, &name(snapshot, kind, 1));
+        Packer {
+            cluster: cluster.clone(),
+            snapshot: snapshot.into(),
+            kind,
+            open: Mutex::new(Open { builder, number: 1 }),
+            finished,
+        }
     }
 
     /// Adds a frame; waits when too many packs are on their way. Not for async code.
@@ -56,7 +63,7 @@ impl Packer {
 
     fn send(&self, open: &mut Open) -> Result<(), Cancelled> {
         open.number += 1;
-        let next = PackBuilder::new(&name(&self.snapshot, self.kind, open.number));
+        let next = builder(&self.cluster, &name(&self.snapshot, self.kind, open.number));
         let full = std::mem::replace(&mut open.builder, next);
         self.finished.blocking_send(full.finish()).map_err(|_| Cancelled)
     }
@@ -68,6 +75,10 @@ impl Packer {
     }
 }
 
+fn builder(cluster: &Cluster, name: &str) -> PackBuilder {
+    PackBuilder::new(name, cluster.vault().sealer(&cluster.layout().pack(name)))
+}
+
 fn name(snapshot: &str, kind: char, number: u32) -> String {
     format!("{snapshot}/{kind}{number:06}")
 }
@@ -77,15 +88,18 @@ pub fn channel() -> (mpsc::Sender<FinishedPack>, mpsc::Receiver<FinishedPack>) {
     mpsc::channel(1)
 }
 
-/// Stores packs as they come, [`IN_FLIGHT`] at a time; answers their lengths by name.
-pub async fn store_all(cluster: Cluster, mut packs: mpsc::Receiver<FinishedPack>) -> Result<BTreeMap<Arc<str>, u64>, RepoError> {
+/// Stores packs as they come, [`IN_FLIGHT`] at a time; answers their lines of the pack table by name.
+pub async fn store_all(
+    cluster: Cluster,
+    mut packs: mpsc::Receiver<FinishedPack>,
+) -> Result<BTreeMap<Arc<str>, PackLine>, RepoError> {
     let mut stored = BTreeMap::new();
     let mut running = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             done = running.join_next(), if !running.is_empty() => {
-                let (name, bytes) = flatten(done)?;
-                stored.insert(name, bytes);
+                let (name, line) = flatten(done)?;
+                stored.insert(name, line);
             }
             pack = packs.recv(), if running.len() < IN_FLIGHT => match pack {
                 Some(pack) => { running.spawn(store(cluster.clone(), pack)); }
@@ -94,13 +108,13 @@ pub async fn store_all(cluster: Cluster, mut packs: mpsc::Receiver<FinishedPack>
         }
     }
     while let Some(done) = running.join_next().await {
-        let (name, bytes) = flatten(Some(done))?;
-        stored.insert(name, bytes);
+        let (name, line) = flatten(Some(done))?;
+        stored.insert(name, line);
     }
     Ok(stored)
 }
 
-type Stored = Result<(Arc<str>, u64), RepoError>;
+type Stored = Result<(Arc<str>, PackLine), RepoError>;
 
 fn flatten(done: Option<Result<Stored, tokio::task::JoinError>>) -> Stored {
     match done {
@@ -112,15 +126,10 @@ fn flatten(done: Option<Result<Stored, tokio::task::JoinError>>) -> Stored {
 
 async fn store(cluster: Cluster, pack: FinishedPack) -> Stored {
     let key = cluster.layout().pack(&pack.name);
-    let bytes = pack.body.len();
+    let line = PackLine { name: pack.name.to_string(), bytes: pack.body.len(), head: pack.head };
     match cluster.storage().create(&key, pack.body).await? {
-        Created::New => Ok((pack.name, bytes)),
+        Created::New => Ok((pack.name, line)),
         // Snapshot ids are unique, so nobody else can have written this pack.
         Created::AlreadyThere => Err(RepoError::Conflict { key }),
     }
-}
-
-/// The table of all packs that a snapshot's maps point to.
-pub fn table(lengths: BTreeMap<Arc<str>, u64>) -> Vec<PackLine> {
-    lengths.into_iter().map(|(name, bytes)| PackLine(name.to_string(), bytes)).collect()
 }

@@ -15,6 +15,7 @@ use crate::postgres::data_directory;
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session};
 use crate::repo::repository::{Cluster, Repository};
+use crate::repo::seal::rotation;
 use crate::repo::{RepoError, lease};
 use crate::snapshot::wait;
 use crate::storage::{Created, ObjectKey, Part, Storage};
@@ -217,6 +218,24 @@ pub async fn repository(findings: &mut Findings, storage: &dyn Storage, cluster:
         ),
     }
     room(findings, storage, cluster).await;
+}
+
+/// Which key is at hand, and whether it is the newest.
+pub async fn encryption(findings: &mut Findings, config: &Config, repository: &Repository) -> Result<(), RepoError> {
+    let Some(seal) = repository.vault().seal() else {
+        findings.ok("encryption", "the repository is not encrypted by lastgood");
+        return Ok(());
+    };
+    let what = format!("sealed; key id {}, {} key of epoch {}", seal.key_id(), seal.role(), seal.newest().0);
+    match rotation::outdated(repository.vault()).await? {
+        Some(old) => findings.warn("encryption", old, "on a host with a reader key: lastgood key export --writer --to FILE"),
+        None => findings.ok("encryption", what),
+    }
+    if config.encryption.key_file.as_ref().is_none_or(|path| !path.exists()) {
+        let mend = "lastgood key export --writer --to FILE, and set [encryption] key_file to it";
+        findings.warn("encryption", "there is no key_file: every archive-push opens the keyring anew, which is slow", mend);
+    }
+    Ok(())
 }
 
 async fn room(findings: &mut Findings, storage: &dyn Storage, cluster: &Cluster) {

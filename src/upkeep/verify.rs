@@ -13,11 +13,13 @@ use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
-use crate::repo::manifest::{FileLine, Manifest, MapPlace, SegmentLine, What};
+use crate::repo::manifest::{FileLine, Manifest, MapPlace, PackLine, SegmentLine, What};
 use crate::repo::map::FileMap;
-use crate::repo::object::Sha;
+use crate::repo::object::{self, ObjectKind, Sha};
+use crate::repo::pack;
 use crate::repo::presence;
 use crate::repo::repository::Cluster;
+use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
 use crate::timeline::archive::Archive;
 use crate::timeline::windows::{self, Window};
@@ -69,7 +71,9 @@ pub async fn verify(
         problems: BTreeMap::new(),
         proven: Arc::new(Mutex::new(HashSet::new())),
         bad: BTreeMap::new(),
+        packs: BTreeSet::new(),
     };
+    verifier.keyring().await?;
     let mut readable = Vec::new();
     for (id, manifest) in manifests {
         verifier.report.snapshots += 1;
@@ -99,6 +103,8 @@ struct Verifier<'a> {
     proven: Arc<Mutex<HashSet<u64>>>,
     /// Frames found bad, for the snapshots that share them: too few to count in memory, or the repository is lost.
     bad: BTreeMap<u64, (String, String)>,
+    /// Packs whose tables were proven.
+    packs: BTreeSet<String>,
 }
 
 impl Verifier<'_> {
@@ -136,6 +142,9 @@ impl Verifier<'_> {
         for (key, what) in presence::missing_packs(self.cluster, &packs).await? {
             self.costs(key.to_string(), what, &manifest.id);
         }
+        if !self.request.quick {
+            self.pack_tables(manifest, packs).await?;
+        }
         self.wal_table(manifest).await?;
         for index in 0..manifest.file_lists.len() {
             let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
@@ -148,6 +157,54 @@ impl Verifier<'_> {
             let lines = manifest.files(self.cluster, index).await;
             if let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? {
                 self.files(manifest, &lines).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever has only a passphrase or an identity needs the keyring first.
+    async fn keyring(&mut self) -> Result<(), RepoError> {
+        if self.cluster.vault().seal().is_none() {
+            return Ok(());
+        }
+        if keyring::list(self.cluster.storage()).await?.is_empty() {
+            let what =
+                "there is no keyring under keys/: no passphrase and no identity opens this repository, only exported keys do";
+            self.report.warnings.push(what.into());
+            return Ok(());
+        }
+        match rotation::current(self.cluster.vault()).await {
+            Err(RepoError::Damaged { key, what }) => {
+                self.problem(key.to_string(), what);
+                Ok(())
+            }
+            Err(error) if error.is_damage() => {
+                self.problem(crate::repo::layout::KEYRINGS.into(), error.to_string());
+                Ok(())
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// Each pack's own table of its frames: a restore does without, and whoever has lost the file lists does not.
+    async fn pack_tables(&mut self, manifest: &Manifest, packs: Vec<PackLine>) -> Result<(), RepoError> {
+        use futures::StreamExt;
+        let unseen: Vec<PackLine> = packs.into_iter().filter(|pack| self.packs.insert(pack.name.clone())).collect();
+        let cluster = self.cluster;
+        let read = |pack: PackLine| async move {
+            let key = cluster.layout().pack(&pack.name);
+            let trailer = object::read_trailer(cluster.vault(), &key, ObjectKind::Pack).await;
+            let checked = trailer.and_then(|trailer| match trailer.head == pack.head {
+                true => pack::frames(&key, &pack.name, &trailer).map(drop),
+                false => Err(RepoError::damaged(&key, "its seed is not the one in the pack table")),
+            });
+            (key.to_string(), checked)
+        };
+        let mut reads = futures::stream::iter(unseen).map(read).buffered(self.request.at_once.max(1));
+        while let Some((key, checked)) = reads.next().await {
+            // One that is missing was told before.
+            if !checked.as_ref().is_err_and(RepoError::is_not_found) {
+                self.damage(checked, &manifest.id, key)?;
             }
         }
         Ok(())

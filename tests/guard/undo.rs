@@ -86,7 +86,16 @@ async fn tablespaces_go_with_their_cluster() {
     let data = world.server.data().to_path_buf();
     let into = data.to_str().unwrap().to_string();
 
-    world.confirmed(&["restore", "--to", &format!("xid:{}", xid.parse::<u32>().unwrap() + 1), "--exclusive", "--target-action", "promote", "--into", &into]);
+    world.confirmed(&[
+        "restore",
+        "--to",
+        &format!("xid:{}", xid.parse::<u32>().unwrap() + 1),
+        "--exclusive",
+        "--target-action",
+        "promote",
+        "--into",
+        &into,
+    ]);
     assert_eq!(std::fs::read_link(data.join("pg_tblspc").join(oid(&data, &spaces[0]))).unwrap(), spaces[0], "the same place");
     let (mut new, session) = world.recovered("data").await;
     assert_eq!(session.value("SELECT (SELECT count(*) FROM fast) || ' ' || (SELECT count(*) FROM slow)").await.unwrap(), "2 2");
@@ -201,7 +210,7 @@ async fn the_audit_cannot_be_edited() {
     // Changed, with a trailer that fits: as somebody would who knows the format.
     let raw = zstd::decode_all(&keep[2][..]).unwrap();
     let edited = String::from_utf8(raw).unwrap().replace("refused", "done");
-    std::fs::write(path(3), lastgood::repo::object::document(edited.as_bytes())).unwrap();
+    std::fs::write(path(3), lastgood::repo::object::document(edited.as_bytes(), None)).unwrap();
     world.refused(&["audit"], 7, &["DAMAGED entry 3 was changed"]);
     tamper(&path(3), |bytes| bytes[20] ^= 1);
     world.refused(&["audit"], 7, &["cannot be read"]);

@@ -9,6 +9,7 @@ use lastgood::monitor::Silent;
 use lastgood::postgres::session::Session;
 use lastgood::repo::RepoError;
 use lastgood::repo::repository::Repository;
+use lastgood::repo::seal::keys::Keys;
 use lastgood::snapshot::SnapshotError;
 use lastgood::snapshot::take::{self, Request};
 use lastgood::storage::fs::DirectoryStorage;
@@ -92,7 +93,7 @@ pub(super) fn request() -> Request {
 
 pub(super) async fn backup(world: &World, store: Arc<dyn Storage>, lease_s: u64) -> Result<String, SnapshotError> {
     let session = Session::open(&world.server.connection()).await.unwrap();
-    let (cluster, record) = Repository::open(store).await?.with_lease_s(lease_s).registered("shop").await?;
+    let (cluster, record) = Repository::open(store, &Keys::default()).await?.with_lease_s(lease_s).registered("shop").await?;
     take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.map(|manifest| manifest.id)
 }
 

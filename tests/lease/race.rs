@@ -7,6 +7,7 @@ use std::time::Duration;
 use lastgood::repo::RepoError;
 use lastgood::repo::lease::{BACKUP, Exclusive, at_work};
 use lastgood::repo::repository::{Cluster, Repository};
+use lastgood::repo::seal::keys::Keys;
 use lastgood::storage::Storage;
 use lastgood::storage::fs::DirectoryStorage;
 use lastgood::storage::limit::Limit;
@@ -19,7 +20,7 @@ use crate::support::s3::S3Server;
 const TAKERS: usize = 12;
 
 async fn cluster(store: Arc<dyn Storage>) -> Cluster {
-    Repository::open_or_create(store).await.unwrap().0.cluster("shop")
+    Repository::open_or_create(store, &Keys::default(), None).await.unwrap().0.cluster("shop")
 }
 
 /// Rounds of takers that begin together; answers how many rounds had a holder.
@@ -117,7 +118,7 @@ async fn takers_with_and_without_conditional_create_exclude_each_other() {
 /// A stale lease for which many come: one gets it.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_many_takers_takes_a_stale_lease_over() {
-    let (repository, _) = Repository::open_or_create(Arc::new(MemoryStorage::new())).await.unwrap();
+    let (repository, _) = Repository::open_or_create(Arc::new(MemoryStorage::new()), &Keys::default(), None).await.unwrap();
     let cluster = repository.with_lease_s(1).cluster("shop");
     let lease = Exclusive::take(&cluster, BACKUP, "backup", "first").await.unwrap();
     let other = super::store::beats_of_another_host(&cluster, 1).await;

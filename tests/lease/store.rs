@@ -6,6 +6,7 @@ use std::time::Duration;
 use lastgood::repo::lease::{BACKUP, Beat, Exclusive, Lease, at_work};
 use lastgood::repo::object;
 use lastgood::repo::repository::{Cluster, Repository};
+use lastgood::repo::seal::keys::Keys;
 use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
 use lastgood::storage::fs::DirectoryStorage;
 use lastgood::storage::memory::MemoryStorage;
@@ -19,18 +20,18 @@ use crate::support::world::World;
 pub async fn beats_of_another_host(cluster: &Cluster, epoch: u32) -> ObjectKey {
     let prefix = format!("{}{epoch:08}/", cluster.layout().lease(BACKUP));
     let last = list_all(cluster.storage(), &prefix, Depth::All).await.unwrap().objects.pop().unwrap().key;
-    let raw = object::get_document(cluster.storage(), &last).await.unwrap();
+    let raw = object::get_document(cluster.vault(), &last).await.unwrap();
     let beat: Beat = object::from_json(&last, &raw).unwrap();
     let other = Beat { host: "elsewhere".into(), beat: 99_999_999, ..beat };
     let key = cluster.layout().lease_epoch(BACKUP, epoch, "99999999");
-    object::put_document(cluster.storage(), &key, &object::to_json(&other)).await.unwrap();
+    object::put_document(cluster.vault(), &key, &object::to_json(&other)).await.unwrap();
     key
 }
 
 async fn with_faults(lease_s: u64) -> (Cluster, Script) {
     let script = Script::new();
     let store = FaultInjection::new(MemoryStorage::new(), &script);
-    let (repository, _) = Repository::open_or_create(Arc::new(store)).await.unwrap();
+    let (repository, _) = Repository::open_or_create(Arc::new(store), &Keys::default(), None).await.unwrap();
     (repository.with_lease_s(lease_s).cluster("shop"), script)
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use lastgood::config::S3;
 use lastgood::repo::RepoError;
 use lastgood::repo::repository::{Cluster, Repository};
+use lastgood::repo::seal::keys::Keys;
 use lastgood::storage::{Depth, Fault, ObjectKey, Part, Storage, StorageError, list_all};
 use lastgood::upkeep::sweep;
 
@@ -87,7 +88,7 @@ impl Stage {
     }
 
     async fn cluster(&self, host: &str) -> Result<Cluster, RepoError> {
-        Ok(Repository::open(self.store(host, PREFIX).await).await?.cluster("shop"))
+        Ok(Repository::open(self.store(host, PREFIX).await, &Keys::default()).await?.cluster("shop"))
     }
 
     /// All keys, past every policy.

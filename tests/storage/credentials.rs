@@ -29,7 +29,7 @@ impl Stage {
     async fn new() -> Stage {
         let server = S3Server::start().await;
         let store = S3Storage::connect(s3::BUCKET, "pg/", &server.config()).await.unwrap();
-        let (repository, _) = Repository::open_or_create(Arc::new(store)).await.unwrap();
+        let (repository, _) = Repository::open_or_create(Arc::new(store), &Default::default(), None).await.unwrap();
         let (name, written) = ("shop".to_string(), clock::now());
         let record = ClusterRecord {
             format: 1,

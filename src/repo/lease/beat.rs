@@ -82,7 +82,7 @@ impl Beat {
     }
 
     pub(super) async fn put(&self, cluster: &Cluster, key: &ObjectKey) -> Result<(), RepoError> {
-        object::put_document(cluster.storage(), key, &object::to_json(self)).await.map(|_| ())
+        object::put_document(cluster.vault(), key, &object::to_json(self)).await.map(|_| ())
     }
 
     /// Whether the holder was a process of this host that no longer runs, or a lease of this process that it gave up without

@@ -101,7 +101,7 @@ impl Exclusive {
 
     /// The cluster as its holder writes to it: through the [fence](super::fence).
     pub fn cluster(&self) -> Cluster {
-        let storage: Arc<dyn Storage> = Arc::new(Fenced::new(self.held.cluster.shared_storage(), self.held.clone()));
+        let storage: Arc<dyn Storage> = Arc::new(Fenced::new(self.held.cluster.vault().storage().clone(), self.held.clone()));
         self.held.cluster.through(storage)
     }
 
@@ -316,7 +316,7 @@ impl Held {
         let claims = look::claims(&self.cluster.layout().leases(), objects);
         let last = claims.iter().rfind(|c| c.epoch > own.epoch && !c.is_withdrawn())?;
         for key in last.keys.iter().rev() {
-            if let Ok(raw) = crate::repo::object::get_document(self.cluster.storage(), key).await {
+            if let Ok(raw) = crate::repo::object::get_document(self.cluster.vault(), key).await {
                 return crate::repo::object::from_json(key, &raw).ok().map(Box::new);
             }
         }
@@ -393,6 +393,7 @@ async fn keep_beating(held: Arc<Held>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repo::seal::keys::Keys;
     use crate::storage::memory::MemoryStorage;
     use crate::storage::record::{Counts, Record};
 
@@ -400,7 +401,8 @@ mod tests {
     async fn alone(lease_s: u64) -> (Exclusive, crate::storage::record::Log, Cluster) {
         let store = Record::new(MemoryStorage::new());
         let log = store.log();
-        let (repository, _) = crate::repo::repository::Repository::open_or_create(Arc::new(store)).await.unwrap();
+        let (repository, _) =
+            crate::repo::repository::Repository::open_or_create(Arc::new(store), &Keys::default(), None).await.unwrap();
         let cluster = repository.with_lease_s(lease_s).cluster("shop");
         let lease = Exclusive::take(&cluster, "backup", "backup", "first").await.unwrap();
         lease.keeper.abort();

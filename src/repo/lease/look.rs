@@ -125,7 +125,7 @@ async fn living(cluster: &Cluster, claims: &[Claim], now: Now, newest: Timestamp
     let mut living = Vec::new();
     for claim in claims {
         let Some(last) = claim.newest() else { continue };
-        let beat = match object::get_document(cluster.storage(), &last.key).await {
+        let beat = match object::get_document(cluster.vault(), &last.key).await {
             Ok(raw) => object::from_json(&last.key, &raw).unwrap_or_else(|_| Beat::unreadable(claim.epoch)),
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) if error.is_damage() => Beat::unreadable(claim.epoch),
