@@ -1,6 +1,7 @@
 //! Encryption: who can read what, and who notices what was changed.
 
 mod damage;
+mod guarded;
 mod keyrings;
 mod objects;
 mod python;

@@ -33,10 +33,12 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         }
     }
     if global.json {
-        output::json(&serde_json::json!({ "event": "result", "entries": chain.entries.len(), "problems": chain.problems }));
+        output::json(
+            &serde_json::json!({ "event": "result", "entries": chain.entries.len(), "problems": chain.problems.iter().map(|(entry, what)| serde_json::json!({ "entry": entry, "what": what })).collect::<Vec<_>>() }),
+        );
     } else {
-        for problem in &chain.problems {
-            output::line(format!("DAMAGED {problem}"));
+        for (entry, problem) in &chain.problems {
+            output::line(format!("DAMAGED entry {entry}: {problem}"));
         }
         if chain.problems.is_empty() {
             output::line(format!("{} entries, each vouched for by the next", chain.entries.len()));

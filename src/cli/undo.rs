@@ -61,7 +61,7 @@ fn show(plan: &Plan) {
     output::line(format!("  undo       the {}, done {}", plan.switched.what, output::time(plan.switched.at)));
     output::line(format!("  put back   {} into {}", plan.old_at.display(), plan.into.display()));
     restore::show_occupant(&plan.old);
-    if plan.interrupted {
+    if plan.never_started {
         output::line("  aside      what an interrupted exchange left, which was never started");
         return;
     }

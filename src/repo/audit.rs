@@ -154,7 +154,8 @@ pub async fn head(cluster: &Cluster) -> Result<Head, RepoError> {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Chain {
     pub entries: Vec<Entry>,
-    pub problems: Vec<String>,
+    /// Number of the entry that it is about, and what.
+    pub problems: Vec<(u64, String)>,
 }
 
 /// Reads the whole chain, and compares it with what manifests remember of it.
@@ -168,7 +169,7 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
             let raw = match object::get_document(cluster.vault(), &found.key).await {
                 Ok(raw) => raw,
                 Err(error) if error.is_damage() => {
-                    chain.problems.push(format!("{} cannot be read: {error}", found.key));
+                    chain.problems.push((number, format!("it cannot be read: {error}")));
                     heads.push(Head { number, sha256: Sha([0; 32]) });
                     continue;
                 }
@@ -177,7 +178,7 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
             let entry: Entry = object::from_json(&found.key, &raw)?;
             check_link(&mut chain.problems, &mut heads, &entry);
             if found.key != layout::audit_entry(entry.number) {
-                chain.problems.push(format!("{} says that it is entry {}", found.key, entry.number));
+                chain.problems.push((number, format!("{} says that it is entry {}", found.key, entry.number)));
             }
             heads.push(Head { number: entry.number, sha256: Sha::of(&raw) });
             chain.entries.push(entry);
@@ -186,10 +187,10 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
     for (snapshot, head) in remembered {
         match heads.get(head.number as usize) {
             Some(found) if found.sha256 == head.sha256 => {}
-            Some(_) => chain.problems.push(format!("entry {} is not the one that snapshot {snapshot} saw", head.number)),
+            Some(_) => chain.problems.push((head.number, format!("it is not the entry that snapshot {snapshot} saw"))),
             None => {
                 let what = format!("snapshot {snapshot} saw {} entries, and there are {}", head.number, heads.len() - 1);
-                chain.problems.push(format!("the end of the audit was removed: {what}"));
+                chain.problems.push((head.number, format!("the end of the audit was removed: {what}")));
             }
         }
     }
@@ -197,14 +198,14 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
 }
 
 /// Entries that are missing stand in `heads` as zeros, so that later numbers keep their place.
-fn check_link(problems: &mut Vec<String>, heads: &mut Vec<Head>, entry: &Entry) {
+fn check_link(problems: &mut Vec<(u64, String)>, heads: &mut Vec<Head>, entry: &Entry) {
     while (heads.len() as u64) < entry.number {
-        problems.push(format!("entry {} is missing", heads.len()));
+        problems.push((heads.len() as u64, "it is missing".into()));
         heads.push(Head { number: heads.len() as u64, sha256: Sha([0; 32]) });
     }
     let before = heads[heads.len() - 1].sha256;
     let is_known = entry.number == 1 || before != Sha([0; 32]);
     if is_known && before != entry.previous {
-        problems.push(format!("entry {} was changed: entry {} holds another hash of it", entry.number - 1, entry.number));
+        problems.push((entry.number - 1, format!("it was changed: entry {} holds another hash of it", entry.number)));
     }
 }

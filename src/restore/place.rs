@@ -3,10 +3,11 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::RestoreError;
 use super::standing::{self, Occupant};
+use super::switch::WITHHELD_CONTROL;
 use crate::durable;
 use crate::postgres::data_directory::{RESTORING_MARK, SWITCHED_MARK};
 
@@ -47,8 +48,8 @@ impl Standing {
 /// Refuses every place that a restore must not touch.
 pub fn look(path: &Path) -> Result<Standing, RestoreError> {
     let refuse = |problem: &str, mend| Err(RestoreError::Place { path: path.into(), problem: problem.into(), mend });
-    if !path.is_absolute() {
-        return refuse("this is not an absolute path", "name the whole path");
+    if !path.is_absolute() || path.file_name().is_none() || path.components().any(|part| part == Component::ParentDir) {
+        return refuse("this is not an absolute path to a directory", "name the whole path, without `..`");
     }
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -77,7 +78,8 @@ pub fn look(path: &Path) -> Result<Standing, RestoreError> {
         };
     };
     let has_control = path.join("global/pg_control").exists();
-    if path.join(SWITCHED_MARK).exists() && !has_control {
+    // A cluster that was restored long ago and lost its pg_control since has the mark too, and nothing withheld.
+    if path.join(SWITCHED_MARK).exists() && !has_control && path.join(WITHHELD_CONTROL).exists() {
         return refuse(
             "a restore was interrupted here while it exchanged the old cluster for the new one",
             "put the old one back with `lastgood undo --into` this directory, then restore again",

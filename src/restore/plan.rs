@@ -15,6 +15,7 @@ use super::switch;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
 use crate::postgres::wal::name::SegmentName;
+use crate::repo::RepoError;
 use crate::repo::manifest::Manifest;
 use crate::repo::presence;
 use crate::timeline::archive::Archive;
@@ -147,6 +148,10 @@ pub async fn plan(
     check_apart(&request.into, &tablespaces)?;
     check_created(&archive, &found, &tablespaces).await?;
     let packs = manifest.packs(cluster).await?;
+    let sealed = packs.iter().map(|pack| cluster.layout().pack(&pack.name)).find(|key| !cluster.vault().can_open(key));
+    if let Some(key) = sealed {
+        return Err(RepoError::WriterKey { key }.into());
+    }
     let missing = presence::missing_packs(cluster, &packs).await?;
     if !missing.is_empty() {
         let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();

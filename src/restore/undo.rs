@@ -33,8 +33,8 @@ pub struct Plan {
     pub switched: Switched,
     /// What stands in the place now and will be moved aside.
     pub present: Occupant,
-    /// The exchange was interrupted: what stands there can never be started.
-    pub interrupted: bool,
+    /// The restore was interrupted before what stands there could ever be started.
+    pub never_started: bool,
     pub replaced: Replaced,
     /// Transactions of the present cluster since it left its original's timeline.
     pub loss: Option<Loss>,
@@ -46,7 +46,7 @@ pub struct Plan {
 impl Plan {
     pub fn care(&self) -> &Care {
         // What was never finished holds nothing that anybody wrote.
-        if self.interrupted { &Care::Free } else { &self.replaced.care }
+        if self.never_started { &Care::Free } else { &self.replaced.care }
     }
 }
 
@@ -71,7 +71,7 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Res
     let loss = since_it_left(archive, into, &present).await?;
     Ok(Plan {
         into: into.into(),
-        interrupted: !into.join(switch::CONTROL).exists(),
+        never_started: !into.join(switch::CONTROL).exists() && into.join(RESTORING_MARK).exists(),
         present,
         replaced,
         loss,
@@ -97,7 +97,7 @@ async fn since_it_left(mut archive: Archive, into: &Path, present: &Occupant) ->
 pub async fn execute(plan: &Plan, _approval: &Approval, monitor: &dyn Monitor) -> Result<Undone, RestoreError> {
     check_unchanged(plan)?;
     let saved = match &plan.replaced {
-        Replaced { archive: Some(archive), unarchived, .. } if !unarchived.is_empty() && !plan.interrupted => {
+        Replaced { archive: Some(archive), unarchived, .. } if !unarchived.is_empty() && !plan.never_started => {
             monitor.phase("save unarchived WAL", 0);
             salvage::save(archive.cluster(), archive, &plan.into.join("pg_wal"), unarchived, monitor).await
         }
@@ -162,7 +162,7 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
         return Err(Exchange::Refused(Box::new(RestoreError::Living { path: into.clone(), living })));
     }
     // From here on the present cluster cannot be started, and a second undo finds what to do.
-    if !plan.interrupted {
+    if into.join(switch::CONTROL).exists() {
         switch::rename(&into.join(switch::CONTROL), &into.join(switch::WITHHELD_CONTROL))?;
     }
     for (pair, new) in plan.switched.tablespaces.iter().zip(&back.tablespaces) {
@@ -185,7 +185,7 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     }
     // The present one stands aside now, whole again.
     remove_if_there(&old_at.join(SWITCHED_MARK))?;
-    if !plan.interrupted {
+    if !plan.never_started && old_at.join(switch::WITHHELD_CONTROL).exists() {
         switch::rename(&old_at.join(switch::WITHHELD_CONTROL), &old_at.join(switch::CONTROL))?;
     }
     back.leave_note(old_at)?;

@@ -11,8 +11,10 @@ use serde::Serialize;
 use crate::monitor::Monitor;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
+use crate::repo::audit;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
+use crate::repo::layout;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, PackLine, SegmentLine, What};
 use crate::repo::map::FileMap;
 use crate::repo::object::{self, ObjectKind, Sha};
@@ -90,6 +92,7 @@ pub async fn verify(
     for archive in archives {
         verifier.wal(archive, &readable).await?;
     }
+    verifier.audit(&readable).await?;
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
 }
@@ -108,6 +111,15 @@ struct Verifier<'a> {
 }
 
 impl Verifier<'_> {
+    /// No restore needs it, but whoever changed it had a reason.
+    async fn audit(&mut self, manifests: &[Manifest]) -> Result<(), RepoError> {
+        let remembered: Vec<_> = manifests.iter().filter_map(|m| Some((m.id.clone(), m.audit?))).collect();
+        for (entry, what) in audit::read(self.cluster, &remembered).await?.problems {
+            self.problem(layout::audit_entry(entry).to_string(), what);
+        }
+        Ok(())
+    }
+
     fn problem(&mut self, object: String, what: String) -> &mut Problem {
         // Errors name their object; a problem has it beside.
         let what = what.strip_prefix(&format!("{object} is damaged: ")).map_or(what.clone(), str::to_string);

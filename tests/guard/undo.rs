@@ -152,6 +152,20 @@ async fn an_interrupted_exchange_is_taken_back() {
     assert!(world.restored("data").start().await.is_err(), "it cannot be started");
     world.ok(&["undo", "--into", into]);
     assert_eq!(content(&data), old);
+    // Interrupted in an undo, what stands there may hold somebody's work: it is asked for.
+    std::fs::remove_dir_all(&beside(&data, "undone")[0]).unwrap();
+    let _ = std::fs::remove_file(data.join("lastgood.switched"));
+    world.confirmed(&restore);
+    std::fs::rename(data.join("global/pg_control"), data.join("global/pg_control.lastgood")).unwrap();
+    world.refused(&["undo", "--into", into], 5, &["nobody has confirmed"]);
+    world.confirmed(&["undo", "--into", into]);
+    assert_eq!(content(&data), old);
+    assert!(beside(&data, "undone")[0].join("global/pg_control").exists());
+    // Restored long ago, and damaged since: no exchange was interrupted, and it can be restored over.
+    world.confirmed(&["undo", "--into", into]);
+    std::fs::remove_file(data.join("global/pg_control")).unwrap();
+    world.refused(&restore, 5, &["PRODUCTION its pg_control cannot be read"]);
+    world.confirmed(&restore);
     assert_eq!(rows(&world, "data").await, "3");
 }
 
@@ -211,12 +225,13 @@ async fn the_audit_cannot_be_edited() {
     let raw = zstd::decode_all(&keep[2][..]).unwrap();
     let edited = String::from_utf8(raw).unwrap().replace("refused", "done");
     std::fs::write(path(3), lastgood::repo::object::document(edited.as_bytes(), None)).unwrap();
-    world.refused(&["audit"], 7, &["DAMAGED entry 3 was changed"]);
+    world.refused(&["audit"], 7, &["DAMAGED entry 3: it was changed"]);
+    world.refused(&["verify", "--quick"], 7, &["audit/0000000/0000000003: it was changed"]);
     tamper(&path(3), |bytes| bytes[20] ^= 1);
     world.refused(&["audit"], 7, &["cannot be read"]);
     std::fs::write(path(3), &keep[2]).unwrap();
     std::fs::remove_file(path(2)).unwrap();
-    world.refused(&["audit"], 7, &["DAMAGED entry 2 is missing"]);
+    world.refused(&["audit"], 7, &["DAMAGED entry 2: it is missing"]);
     std::fs::write(path(2), &keep[1]).unwrap();
     std::fs::rename(path(5), path(5).with_file_name("0000000009")).unwrap();
     world.refused(&["audit"], 7, &["says that it is entry 5"]);

@@ -17,8 +17,15 @@ use super::world::PATIENCE;
 
 pub const BUCKET: &str = "backups";
 
-/// `moto_server` without the check of signatures.
+/// `moto_server` without the check of signatures, and one request after the other: its own check of `If-None-Match` is not atomic.
 const SERVER: &str = "import sys, moto.iam.access_control as control, moto.server\n\
+    import threading\n\
+    lock, run = threading.Lock(), moto.server.run_simple\n\
+    def one_by_one(app):\n\
+    \x20   def call(environment, start):\n\
+    \x20       with lock: return app(environment, start)\n\
+    \x20   return call\n\
+    moto.server.run_simple = lambda host, port, app, **more: run(host, port, one_by_one(app), **more)\n\
     control.IAMRequestBase.check_signature = lambda self: None\n\
     moto.server.main(sys.argv[1:])";
 
