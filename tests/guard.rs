@@ -2,6 +2,7 @@
 
 mod attacks;
 mod matrix;
+mod rescue;
 mod rivals;
 mod undo;
 

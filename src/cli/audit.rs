@@ -2,7 +2,7 @@
 
 use super::context::{Global, Place};
 use super::{error, output};
-use crate::repo::audit::{self, Entry};
+use crate::repo::audit::{self, Entry, Outcome};
 
 /// List what was done and attempted that could cost data, and prove that the list is whole
 ///
@@ -29,7 +29,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         if global.json {
             output::json(&serde_json::json!({ "event": "entry", "entry": entry }));
         } else {
-            show(entry, args.plans);
+            let ended = |other: &Entry| other.event.attempt == Some(entry.number);
+            show(entry, args.plans, entry.event.outcome != Outcome::Attempted || chain.entries.iter().any(ended));
         }
     }
     if global.json {
@@ -47,7 +48,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(if chain.problems.is_empty() { 0 } else { error::DAMAGE })
 }
 
-fn show(entry: &Entry, plans: bool) {
+fn show(entry: &Entry, plans: bool, has_ended: bool) {
     let (event, who) = (&entry.event, &entry.who);
     let behind = who.on_behalf_of.as_ref().map(|user| format!(" for {user}")).unwrap_or_default();
     let of = event.attempt.map(|number| format!(" (of {number})")).unwrap_or_default();
@@ -63,6 +64,9 @@ fn show(entry: &Entry, plans: bool) {
         who.user,
         who.host
     ));
+    if !has_ended {
+        output::line("       no outcome was recorded: it was interrupted, or is still at work");
+    }
     if !event.detail.is_empty() {
         output::line(format!("       {}", event.detail));
     }

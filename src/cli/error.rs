@@ -96,7 +96,9 @@ fn snapshot(error: &SnapshotError) -> u8 {
     use SnapshotError::*;
     match error {
         Repo(error) => repo(error),
-        Unregistered { .. } | OtherDirectory { .. } | OtherDisk { .. } | Clock { .. } | DataDirectory(_) => REFUSED,
+        NotReleased { .. } | Unregistered { .. } | OtherDirectory { .. } | OtherDisk { .. } | Clock { .. } | DataDirectory(_) => {
+            REFUSED
+        }
         Session(_) | Archiving { .. } | Promoted | TimelineChanged { .. } | WalMissing { .. } | Control(_) | BlockSize { .. } => {
             POSTGRES
         }

@@ -62,7 +62,8 @@ impl<'a> Desk<'a> {
         if brought.code.is_none() && *care != Care::Free && !confirm.yes {
             brought.typed = self.ask(care);
         }
-        match guard::pass(path, care, seal, &brought) {
+        let verb = if self.operation == "release" { "released" } else { "moved aside" };
+        match guard::pass(path, verb, care, seal, &brought) {
             Ok(approval) => Ok(approval),
             Err(error) => Err(self.refused(error, brought.code).await),
         }
@@ -77,13 +78,23 @@ impl<'a> Desk<'a> {
             Care::Free => return None,
             Care::Code => eprint!("Type the code of this plan to go on, anything else to stop: "),
             Care::Production { name, .. } => {
-                eprintln!("This is production. Type the name of the cluster ({name}) to move it aside, anything else to stop.");
+                let verb = match self.operation {
+                    "release" => "release it",
+                    "undo" => "put the old one in its place",
+                    _ => "move it aside",
+                };
+                eprintln!("This is production. Type the name of the cluster ({name}) to {verb}, anything else to stop.");
                 eprint!("name: ");
             }
         }
         let mut line = String::new();
         std::io::stdin().lock().read_line(&mut line).ok()?;
         Some(line.trim_end_matches(['\n', '\r']).to_string())
+    }
+
+    /// Tells a person where things stand.
+    pub fn note(&self, text: &str) {
+        self.monitor.note(text);
     }
 
     /// Notes a refusal and hands the error on.
@@ -170,19 +181,18 @@ pub fn around(place: &Place) -> Around<'_> {
     Around { repository, cluster, record, label: place.config.cluster.label.as_deref() }
 }
 
-/// Shows how a plan passes the guard.
+/// Shows how a plan passes the guard; the code on a short line, so that no terminal breaks it.
 pub fn show(care: &Care, code: &str) {
     match care {
-        Care::Free => {}
-        Care::Code => {
-            output::line(format!("  confirm    --confirm {code} (good for 15 minutes, and only while nothing changes)"))
-        }
+        Care::Free => return,
+        Care::Code => output::line(format!("  confirm    --confirm {code}")),
         Care::Production { name, why } => {
             output::line(format!("  PRODUCTION {why}"));
-            output::line(format!("  confirm    type the name {name:?} at a terminal, or pass --confirm {code}"));
-            output::line("             (good for 15 minutes, and only while nothing changes)");
+            output::line(format!("  confirm    type the name {name:?} at a terminal, or pass"));
+            output::line(format!("             --confirm {code}"));
         }
     }
+    output::line("             (good for 15 minutes, and only while nothing changes)");
 }
 
 /// Who runs this program.

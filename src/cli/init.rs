@@ -5,6 +5,7 @@ use super::keys::{self, Need};
 use super::{error, output};
 use crate::clock;
 use crate::config::Config;
+use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::session::{Facts, Session};
 use crate::repo::FORMAT_VERSION;
 use crate::repo::record::{ClusterRecord, History};
@@ -13,6 +14,7 @@ use crate::repo::seal::CIPHER;
 use crate::repo::seal::create::{self, Sealing};
 use crate::repo::seal::keys::Keys;
 use crate::repo::seal::slot::{MEMORY_KIB, To};
+use crate::snapshot::SnapshotError;
 use crate::storage::Created;
 use crate::storage::fs::DirectoryStorage;
 use crate::storage::open::Place;
@@ -58,6 +60,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             return Ok(error::REFUSED);
         }
     };
+    let directory = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
+    if directory.join(RESTORED_MARK).exists() {
+        // Its settings keep it from archiving on purpose.
+        return Err(SnapshotError::NotReleased { dir: directory }.into());
+    }
     let settings = settings(global, &config, &facts)?;
     if args.apply {
         apply(&session, &settings).await?;

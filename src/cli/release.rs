@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::context::{Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::{output, progress};
-use crate::restore::release::{self, Plan};
+use crate::restore::release::{self, Left, Plan};
 use crate::timeline::archive::Archive;
 
 /// Declare a restored cluster the successor: it may archive from now on
@@ -70,18 +70,26 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+fn show_left(left: &Left) {
+    let least = if left.loss.at_least { "at least " } else { "" };
+    let last = left.loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
+    output::line(format!("             with {least}{} behind that{last};", output::count(left.loss.transactions, "transaction")));
+    output::line(
+        "             they stay in the archive, no restore follows them by itself, and its server is refused from now on",
+    );
+}
+
 fn show(plan: &Plan) {
     output::line("plan");
     output::line(format!("  release    {} as cluster {:?}, timeline {}", plan.directory.display(), plan.cluster, plan.timeline));
-    if let Some((timeline, lsn)) = plan.overtakes {
-        output::line(format!(
-            "  overtakes  timeline {timeline}, which it left at {lsn}: what was archived behind that stays, and is not followed any more"
-        ));
+    if let Some(left) = &plan.overtakes {
+        output::line(format!("  overtakes  timeline {}, which it left at {}", left.timeline, left.at));
+        show_left(left);
     }
-    for (timeline, lsn) in &plan.leaves_behind {
-        output::line(format!(
-            "  abandons   timeline {timeline}, which parted at {lsn}: a server that goes on with it is refused by the archive"
-        ));
+    for left in &plan.leaves_behind {
+        let released = if left.was_released { ", WHICH WAS RELEASED AS THE SUCCESSOR" } else { "" };
+        output::line(format!("  abandons   timeline {}, which parted at {}{released}", left.timeline, left.at));
+        show_left(left);
     }
     if plan.is_needed() && !plan.unarchived.is_empty() {
         let count = output::count(plan.unarchived.count() as u64, "WAL segment");

@@ -102,7 +102,10 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));
     } else {
         show_plan(&plan);
-        guard::show(plan.care(), &code);
+        // While a server runs there, no code helps.
+        if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
+            guard::show(plan.care(), &code);
+        }
     }
     if args.confirm.dry_run {
         return Ok(0);
@@ -127,6 +130,13 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         Some(aside) => format!("what stood there is now {}", aside.display()),
         None => String::new(),
     };
+    if done.is_err() && plan.standing.occupant().is_some() && plan.root().exists() {
+        let (into, root) = (plan.into.display(), plan.root());
+        desk.note(&format!(
+            "{into} stands there as before; what was built of the new one is in {}, and the next try clears it",
+            root.display()
+        ));
+    }
     let restored = desk.ended(attempt, done, detail).await?;
     let seconds = began.elapsed().as_secs_f64();
     if global.json {
@@ -287,5 +297,9 @@ fn show_result(plan: &Plan, restored: &execute::Restored, seconds: f64) {
             plan.into.display()
         ));
     }
+    output::line(
+        "  it replays WAL when it starts: before you count anything, SELECT pg_is_in_recovery() must say f, or it must be paused",
+    );
+    output::line("  archiving is off in it; when it takes over: lastgood release --data-directory, then lastgood backup");
     output::line(format!("  start it with: pg_ctl -D {} start", output::shell_words(&[plan.into.display().to_string()])));
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::context::{Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::{output, progress, restore};
+use crate::restore::RestoreError;
 use crate::restore::undo::{self, Plan};
 use crate::timeline::archive::Archive;
 
@@ -35,10 +36,15 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));
     } else {
         show(&plan);
-        guard::show(plan.care(), &code);
+        if plan.living().is_none() {
+            guard::show(plan.care(), &code);
+        }
     }
     if args.confirm.dry_run {
         return Ok(0);
+    }
+    if let Some((path, living)) = plan.living() {
+        return Err(desk.refused(RestoreError::Living { path, living }, None).await);
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
     let attempt = desk.attempted(&plan, &approval, &code).await;

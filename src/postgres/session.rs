@@ -133,6 +133,14 @@ pub struct Session {
 /// Longest time to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// See [`Session::failing_archive`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailingArchive {
+    pub segment: String,
+    /// When it failed last.
+    pub since: Timestamp,
+}
+
 impl Session {
     /// Connects and makes the session safe for long work (rule 2).
     pub async fn open(connection: &Connection) -> Result<Session, SessionError> {
@@ -258,6 +266,15 @@ impl Session {
         let doing = "ask the WAL position";
         let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text";
         lsn(&self.one(doing, sql).await?, doing)
+    }
+
+    /// The segment that could not be archived, where that is the newest that is known of archiving.
+    pub async fn failing_archive(&self) -> Result<Option<FailingArchive>, SessionError> {
+        let sql = "SELECT last_failed_wal, (extract(epoch FROM last_failed_time) * 1000000)::int8 FROM pg_stat_archiver \
+                   WHERE last_failed_time > coalesce(last_archived_time, '-infinity')";
+        let doing = "ask about archiving";
+        let row = self.client.query_opt(sql, &[]).await.map_err(|e| self.error(doing, e))?;
+        Ok(row.map(|row| FailingArchive { segment: row.get(0), since: timestamp(row.get(1)) }))
     }
 
     pub async fn archiver(&self) -> Result<ArchiverState, SessionError> {

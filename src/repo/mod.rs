@@ -120,6 +120,11 @@ impl RepoError {
         matches!(self, RepoError::Storage(error) if error.is_not_found())
     }
 
+    /// Whether a newer key is needed: what was written before the keys were rotated opens all the same.
+    pub fn is_newer_epoch(&self) -> bool {
+        matches!(self, RepoError::UnknownEpoch { .. })
+    }
+
     /// Whether the object was reached, and is missing or not what it should be.
     pub fn is_damage(&self) -> bool {
         use crate::storage::Fault;

@@ -209,12 +209,18 @@ impl Cluster {
         self.lease_s
     }
 
-    /// The newest record.
+    /// The newest record that can be opened: an old key may not open one that was written after a rotation.
     pub async fn record(&self) -> Result<Option<ClusterRecord>, RepoError> {
         let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
-        let Some(newest) = page.objects.last() else { return Ok(None) };
-        let raw = object::get_document(&self.vault, &newest.key).await?;
-        Ok(Some(object::from_json(&newest.key, &raw)?))
+        let mut newer = None;
+        for object in page.objects.iter().rev() {
+            match object::get_document(&self.vault, &object.key).await {
+                Ok(raw) => return Ok(Some(object::from_json(&object.key, &raw)?)),
+                Err(error) if error.is_newer_epoch() => newer = newer.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        newer.map_or(Ok(None), Err)
     }
 
     /// Adds a record; `false` when somebody else was quicker, and the newest must be read again.
@@ -245,7 +251,8 @@ impl Cluster {
         let mut reads = futures::stream::iter(ids).map(read).buffered(16);
         while let Some((id, manifest)) = reads.next().await {
             match manifest {
-                Err(error) if !error.is_damage() => return Err(error),
+                // A page from the safe opens what was written before it: what is newer stands as its error.
+                Err(error) if !error.is_damage() && !error.is_newer_epoch() => return Err(error),
                 manifest => manifests.push((id, manifest)),
             }
         }

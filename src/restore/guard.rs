@@ -150,11 +150,12 @@ impl Approval {
 }
 
 /// Whether a plan for `path` may go ahead.
-pub fn pass(path: &Path, care: &Care, seal: &Seal, brought: &Brought) -> Result<Approval, RestoreError> {
-    passed(path, care, seal, brought).map(|how| Approval { how })
+/// `verb` says what would be done to the cluster in `path`: "moved aside", "released".
+pub fn pass(path: &Path, verb: &'static str, care: &Care, seal: &Seal, brought: &Brought) -> Result<Approval, RestoreError> {
+    passed(path, verb, care, seal, brought).map(|how| Approval { how })
 }
 
-fn passed(path: &Path, care: &Care, seal: &Seal, brought: &Brought) -> Result<Passed, RestoreError> {
+fn passed(path: &Path, verb: &'static str, care: &Care, seal: &Seal, brought: &Brought) -> Result<Passed, RestoreError> {
     let now = clock::now();
     match (care, &brought.code, &brought.typed) {
         (Care::Free, _, _) => Ok(Passed::NotNeeded),
@@ -162,7 +163,7 @@ fn passed(path: &Path, care: &Care, seal: &Seal, brought: &Brought) -> Result<Pa
         (Care::Code, None, Some(typed)) => seal.check(typed, now).map(|()| Passed::Typed),
         (Care::Production { name, .. }, None, Some(typed)) if typed == name => Ok(Passed::Typed),
         (Care::Production { name, .. }, None, Some(_)) => Err(RestoreError::Typed { name: name.clone() }),
-        (_, None, None) => Err(RestoreError::Unconfirmed { path: path.into() }),
+        (_, None, None) => Err(RestoreError::Unconfirmed { path: path.into(), verb }),
     }
 }
 
@@ -206,32 +207,41 @@ mod tests {
         let production = Care::Production { name: "shop".into(), why: "its label".into() };
         let code = || Some(seal.code(clock::now()));
         let brought = |code: Option<String>, typed: Option<&str>| Brought { code, typed: typed.map(String::from) };
-        assert_eq!(passed(Path::new("/x"), &Care::Free, &seal, &brought(None, None)).unwrap(), Passed::NotNeeded);
-        assert_eq!(passed(Path::new("/x"), &Care::Code, &seal, &brought(code(), None)).unwrap(), Passed::Code);
-        assert_eq!(passed(Path::new("/x"), &production, &seal, &brought(code(), None)).unwrap(), Passed::Code);
-        assert_eq!(passed(Path::new("/x"), &production, &seal, &brought(None, Some("shop"))).unwrap(), Passed::Typed);
-        assert_eq!(passed(Path::new("/x"), &Care::Code, &seal, &brought(None, code().as_deref())).unwrap(), Passed::Typed);
+        assert_eq!(passed(Path::new("/x"), "moved aside", &Care::Free, &seal, &brought(None, None)).unwrap(), Passed::NotNeeded);
+        assert_eq!(passed(Path::new("/x"), "moved aside", &Care::Code, &seal, &brought(code(), None)).unwrap(), Passed::Code);
+        assert_eq!(passed(Path::new("/x"), "moved aside", &production, &seal, &brought(code(), None)).unwrap(), Passed::Code);
+        assert_eq!(
+            passed(Path::new("/x"), "moved aside", &production, &seal, &brought(None, Some("shop"))).unwrap(),
+            Passed::Typed
+        );
+        assert_eq!(
+            passed(Path::new("/x"), "moved aside", &Care::Code, &seal, &brought(None, code().as_deref())).unwrap(),
+            Passed::Typed
+        );
         for typed in ["y", "yes", "SHOP", "shop ", "", "shop2"] {
             assert!(
                 matches!(
-                    passed(Path::new("/x"), &production, &seal, &brought(None, Some(typed))),
+                    passed(Path::new("/x"), "moved aside", &production, &seal, &brought(None, Some(typed))),
                     Err(RestoreError::Typed { .. })
                 ),
                 "{typed:?}"
             );
             assert!(
                 matches!(
-                    passed(Path::new("/x"), &Care::Code, &seal, &brought(None, Some(typed))),
+                    passed(Path::new("/x"), "moved aside", &Care::Code, &seal, &brought(None, Some(typed))),
                     Err(RestoreError::Code { .. })
                 ),
                 "{typed:?}"
             );
         }
         for care in [Care::Code, production] {
-            assert!(matches!(passed(Path::new("/x"), &care, &seal, &brought(None, None)), Err(RestoreError::Unconfirmed { .. })));
+            assert!(matches!(
+                passed(Path::new("/x"), "moved aside", &care, &seal, &brought(None, None)),
+                Err(RestoreError::Unconfirmed { .. })
+            ));
             // A wrong code is not mended by a name.
             assert!(matches!(
-                passed(Path::new("/x"), &care, &seal, &brought(Some("x".into()), Some("shop"))),
+                passed(Path::new("/x"), "moved aside", &care, &seal, &brought(Some("x".into()), Some("shop"))),
                 Err(RestoreError::Code { .. })
             ));
         }

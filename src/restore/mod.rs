@@ -49,9 +49,9 @@ pub enum RestoreError {
     #[error("{} of the objects that this restore needs are missing or cut short; the first is {}: {}; `lastgood verify` says what it costs", found.len(), found[0].0, found[0].1)]
     Missing { found: Vec<(String, String)> },
     #[error(
-        "{path} holds a cluster, and nobody has confirmed that it shall be moved aside; read the plan, then type what is asked for at a terminal, or pass --confirm with the plan's code; --yes, piped input and environment variables never count"
+        "{path} holds a cluster, and nobody has confirmed that it shall be {verb}; read the plan, then type what is asked for at a terminal (not through a pipe), or pass --confirm with the plan's code; --yes, piped input and environment variables never count"
     )]
-    Unconfirmed { path: PathBuf },
+    Unconfirmed { path: PathBuf, verb: &'static str },
     #[error("--confirm: {problem}; make the plan again (--dry-run shows it with its code), read it, and use the new code")]
     Code { problem: &'static str },
     #[error("what was typed is not the name {name:?}; nothing was changed")]

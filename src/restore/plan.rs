@@ -20,6 +20,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::presence;
 use crate::timeline::archive::Archive;
 use crate::timeline::find::{self, Found, Neighbour, Question};
+use crate::timeline::tail::Tail;
 use crate::timeline::target::Target;
 
 /// What is asked.
@@ -165,6 +166,9 @@ pub async fn plan(
     needs.extend(tablespaces.iter().map(|t| (t.into.clone(), 0)));
     place::check_room(&needs)?;
     let (stop_lsn, inclusive, recovery) = match found.recovery {
+        RecoveryTarget::End if provided.iter().any(|name| matches!(archive.tail(*name), Some(Tail::File(_)))) => {
+            (None, true, "to the end of the WAL of what stands there: nothing that was committed is taken back")
+        }
         RecoveryTarget::End => (None, true, "to the end of the archived WAL"),
         RecoveryTarget::Immediate => (None, true, "to where the snapshot is consistent"),
         RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::RestoreError;
 use super::guard::{Approval, Care};
+use super::loss::{self, Loss};
 use super::replaced::{self, Around, Replaced};
 use super::salvage::{self, Saved, Unarchived};
 use super::standing::{self, Occupant};
@@ -37,14 +38,26 @@ pub struct Plan {
     /// It carries the mark of a restore.
     pub restored: bool,
     /// The timeline it came from goes on in the archive behind where it was left: it must be declared the successor.
-    pub overtakes: Option<(Timeline, Lsn)>,
+    pub overtakes: Option<Left>,
     /// Timelines in the archive that parted from this one's path, with where: they are abandoned.
-    pub leaves_behind: Vec<(Timeline, Lsn)>,
+    pub leaves_behind: Vec<Left>,
     pub replaced: Replaced,
     /// What it wrote while it was not allowed to archive.
     pub unarchived: Unarchived,
     #[serde(skip)]
     pub archive: Archive,
+}
+
+/// A timeline that goes on in the archive without this cluster.
+#[derive(Debug, Clone, Serialize)]
+pub struct Left {
+    pub timeline: Timeline,
+    /// Where the two parted.
+    pub at: Lsn,
+    /// What it holds since then.
+    pub loss: Loss,
+    /// It had been declared the successor.
+    pub was_released: bool,
 }
 
 impl Plan {
@@ -94,15 +107,30 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
         return refuse("its history file cannot be read", "look into its pg_wal");
     };
     let others = archive.followed().into_iter().filter(|other| path.left(*other).is_none());
-    let left = others.filter_map(|other| Some((other, archive.path(other)?.fork(&path)?))).collect();
+    let forks: Vec<_> = others.filter_map(|other| Some((other, archive.path(other)?.fork(&path)?))).collect();
+    let mut left = Vec::new();
+    for (other, fork) in forks {
+        left.push(parted(&archive, around.record, other, fork).await?);
+    }
     let overtakes = path.stretches().iter().rev().skip(1).find_map(|parent| {
         let fork = parent.end?;
         let next = fork.last_segment_before(archive.segment_bytes) + 1;
         archive.is_archived(SegmentName::new(parent.timeline, next, archive.segment_bytes)).then_some((parent.timeline, fork))
     });
-    let overtakes = overtakes.filter(|_| !around.record.is_successor(archive.system, timeline));
+    let overtakes = match overtakes.filter(|_| !around.record.is_successor(archive.system, timeline)) {
+        Some((parent, fork)) => Some(parted(&archive, around.record, parent, fork).await?),
+        None => None,
+    };
     let (cluster, directory, system) = (around.cluster.name().into(), directory.into(), archive.system);
     Ok(Plan { directory, cluster, system, timeline, restored, overtakes, leaves_behind: left, replaced, unarchived, archive })
+}
+
+async fn parted(archive: &Archive, record: &ClusterRecord, timeline: Timeline, at: Lsn) -> Result<Left, RestoreError> {
+    let loss = match archive.path(timeline) {
+        Some(path) => loss::after(archive, &path, at, false).await?,
+        None => Loss::default(),
+    };
+    Ok(Left { timeline, at, loss, was_released: record.is_successor(archive.system, timeline) })
 }
 
 /// What the cluster has written on its own timeline and is not archived. The segment that a living server is filling is its own to
@@ -160,7 +188,7 @@ async fn declare(cluster: &Cluster, plan: &Plan) -> Result<(), RestoreError> {
         // What is taken up again is abandoned no more.
         let of_plan = |a: &Abandoned| a.system_identifier == system_identifier && a.timeline == plan.timeline;
         let mut abandoned: Vec<Abandoned> = before.abandoned.iter().filter(|a| !of_plan(a)).cloned().collect();
-        for (timeline, _) in &plan.leaves_behind {
+        for Left { timeline, .. } in &plan.leaves_behind {
             if !before.abandoned(system_identifier).contains(timeline) {
                 abandoned.push(Abandoned { system_identifier, timeline: *timeline, at, by: plan.timeline });
             }

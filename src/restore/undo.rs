@@ -22,7 +22,7 @@ use crate::clock;
 use crate::durable;
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{REPLACED_NOTE, RESTORING_MARK, SWITCHED_MARK};
-use crate::postgres::postmaster;
+use crate::postgres::postmaster::{self, Living};
 use crate::timeline::archive::Archive;
 use crate::timeline::tail;
 
@@ -44,6 +44,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A server that runs in either of the two.
+    pub fn living(&self) -> Option<(PathBuf, Living)> {
+        let of = |path: &PathBuf, occupant: &Occupant| Some((path.clone(), occupant.living.clone()?));
+        of(&self.into, &self.present).or_else(|| of(&self.old_at, &self.old))
+    }
+
     pub fn care(&self) -> &Care {
         // What was never finished holds nothing that anybody wrote.
         if self.never_started { &Care::Free } else { &self.replaced.care }

@@ -53,6 +53,10 @@ pub enum SnapshotError {
     OtherDirectory { dir: PathBuf, found: SystemId, target: String, expected: SystemId },
     #[error("the cluster {name:?} in the repository is system {}, but this server is system {found}; run `lastgood init` to register it as the successor under that name, or choose another name", known.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and "))]
     Unregistered { name: String, known: Vec<SystemId>, found: SystemId },
+    #[error(
+        "{dir} was restored by lastgood and is not released, so it does not archive; when it takes over, promote it and run `lastgood release --data-directory {dir}`"
+    )]
+    NotReleased { dir: PathBuf },
     #[error("this server has blocks of {bytes} bytes; lastgood reads clusters with the usual 8192")]
     BlockSize { bytes: u32 },
     #[error("archiving does not work: {reason}")]

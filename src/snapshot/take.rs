@@ -112,6 +112,9 @@ fn check(
     if control.block_bytes as usize != PAGE_BYTES {
         return Err(SnapshotError::BlockSize { bytes: control.block_bytes });
     }
+    if directory.join(data_directory::RESTORED_MARK).exists() {
+        return Err(SnapshotError::NotReleased { dir: directory.into() });
+    }
     if facts.archive_mode == "off" {
         let reason = "archive_mode is off; `lastgood init` prints the settings, and this one needs a restart".into();
         return Err(SnapshotError::Archiving { reason });

@@ -102,7 +102,7 @@ impl Archive {
             let read = segment::fetch(&self.cluster, self.system, &WalFile::History(timeline), &mut text).await;
             let parsed = match read {
                 Ok(_) => History::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string()),
-                Err(error) if error.is_damage() => Err(error.to_string()),
+                Err(error) if error.is_damage() || error.is_newer_epoch() => Err(error.to_string()),
                 Err(error) => return Err(error),
             };
             match parsed {
@@ -219,7 +219,7 @@ impl Archive {
             match segment::read_trailer(&self.cluster, self.system, &file).await {
                 Ok(trailer) => Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok()))),
                 // Who needs the segment itself will be told; a listing must not fail for it.
-                Err(error) if error.is_damage() => Ok((number, None)),
+                Err(error) if error.is_damage() || error.is_newer_epoch() => Ok((number, None)),
                 Err(error) => Err(error),
             }
         };

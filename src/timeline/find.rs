@@ -36,8 +36,8 @@ pub enum FindError {
     AfterLast { target: String, last: String },
     #[error("{target} cannot be reached: WAL is missing from {first_missing} on{}; the last moment before the gap is {last}", resumes.as_ref().map(|r| format!(" (it goes on at {r})")).unwrap_or_default())]
     Gap { target: String, first_missing: String, resumes: Option<String>, last: String },
-    #[error("no transaction {xid} ended in the WAL of any window; `lastgood list` shows the windows")]
-    UnknownXid { xid: u32 },
+    #[error("no transaction {xid} ended in the WAL of any window that leads to timeline {timeline}; `lastgood list` shows the windows{}", if others.is_empty() { String::new() } else { format!("; the archive has timelines {} too: --timeline follows another", others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")) })]
+    UnknownXid { xid: u32, timeline: Timeline, others: Vec<Timeline> },
     #[error("transaction {xid} is a part (subtransaction) of transaction {parent}; use --to {parent}")]
     Subtransaction { xid: u32, parent: u32 },
     #[error("there is no restore point {name:?} in the WAL of any window")]
@@ -291,7 +291,15 @@ impl<'a> Search<'a> {
             if inclusive {
                 found.before = neighbour
             } else {
-                found.after = neighbour
+                found.after = neighbour;
+                // The one before it, where it ended in the same segment.
+                self.scan(last, last, |other| {
+                    if other.lsn < event.lsn && other.xid().is_some() {
+                        found.before = Some(Neighbour::from(&other));
+                    }
+                    other.lsn < event.lsn
+                })
+                .await?;
             }
             return Ok(found);
         }
@@ -311,7 +319,10 @@ impl<'a> Search<'a> {
             )
             .await?;
         }
-        Err(parent.map_or(FindError::UnknownXid { xid }, |parent| FindError::Subtransaction { xid, parent }))
+        let timeline = self.path.timeline();
+        let others = self.archive.timelines().into_iter().filter(|other| *other != timeline).collect();
+        let unknown = FindError::UnknownXid { xid, timeline, others };
+        Err(parent.map_or(unknown, |parent| FindError::Subtransaction { xid, parent }))
     }
 
     async fn name(&self, name: &str) -> Result<Found, FindError> {

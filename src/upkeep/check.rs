@@ -90,10 +90,31 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
         Err(error) => findings.fail("role", error.to_string(), "see the message"),
     }
     super::exposure::server(findings, &session).await;
-    settings(findings, &facts);
+    let dir = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
+    if dir.join(data_directory::RESTORED_MARK).exists() {
+        let mend =
+            format!("`lastgood release --data-directory {0}` when it takes over, or `lastgood undo --into {0}`", dir.display());
+        findings.fail("registration", "this cluster was restored and is not released: it does not archive", mend);
+    } else {
+        settings(findings, &facts);
+    }
+    archiver(findings, &session).await;
     data_directory(findings, config, &facts);
     clock_skew(findings, "clock", "the server's", facts.clock_skew_s);
     Some(Server { session, facts })
+}
+
+/// What the server itself says of archiving; asked also where no segment is switched.
+async fn archiver(findings: &mut Findings, session: &Session) {
+    match session.failing_archive().await {
+        Ok(None) => {}
+        Ok(Some(failing)) => findings.fail(
+            "archiving",
+            format!("archive_command fails since {} ({})", clock::seconds(failing.since), failing.segment),
+            "the server's log has what archive-push says; WAL piles up in pg_wal until then",
+        ),
+        Err(error) => findings.warn("archiving", error.to_string(), "see the message"),
+    }
 }
 
 fn settings(findings: &mut Findings, facts: &Facts) {

@@ -81,6 +81,7 @@ pub async fn verify(
         verifier.report.snapshots += 1;
         match manifest {
             Ok(manifest) => readable.push(manifest),
+            Err(error) if error.is_newer_epoch() => verifier.report.warnings.push(format!("{id} is left out: {error}")),
             Err(error) => verifier.costs(cluster.layout().manifest(&id).to_string(), error.to_string(), &id),
         }
     }
@@ -362,6 +363,10 @@ impl Verifier<'_> {
                 continue;
             }
             if let Err(error) = archive.fetch(name, &mut std::io::sink()).await {
+                if error.is_newer_epoch() {
+                    self.report.warnings.push(format!("WAL from {name} on is left out: {error}"));
+                    break;
+                }
                 if !error.is_damage() {
                     return Err(error);
                 }

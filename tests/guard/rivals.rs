@@ -47,6 +47,12 @@ async fn a_copy_cannot_write_into_the_archive_of_its_original() {
     let before = world.objects("clusters/shop/wal");
     let said = push(&world, &copy, "00000002.history");
     assert!(said.code == 5 && said.err.contains("lastgood release"), "{}", said.all());
+    // Whoever looks at the copy is told the same, and not how to turn archiving on.
+    let host = copy.sockets().display().to_string();
+    for (command, code) in [(&["backup"][..], 5), (&["init"], 5), (&["check", "--no-switch"], 9)] {
+        let said = world.refused(&[&["--pg-host", &host], command].concat(), code, &["not released", "lastgood release"]);
+        assert!(!said.all().contains("archive_mode = "), "{}", said.all());
+    }
     // Somebody takes the mark away and turns archiving on: the fork lies in the past of a cluster that lives on.
     std::fs::remove_file(copy.data().join("lastgood.restored")).unwrap();
     let said = push(&world, &copy, "00000002.history");
@@ -97,6 +103,7 @@ async fn a_released_copy_takes_over_and_can_be_taken_back() {
     ] {
         assert!(log.contains(words), "{words}: {log}");
     }
+    world.refused(&["check", "--no-switch"], 9, &["archive_command fails since"]);
     let (mut latest, rows) = world.restore("latest", &["--to", "latest"]).await;
     assert_eq!(rows.value("SELECT string_agg(x::text, ' ' ORDER BY x) FROM t").await.unwrap(), "1 2 30 31");
     drop(rows);
@@ -108,6 +115,9 @@ async fn a_released_copy_takes_over_and_can_be_taken_back() {
     let data = world.server.data().to_str().unwrap().to_string();
     let said = world.confirmed(&["release", "--data-directory", &data]);
     assert!(said.out.contains("abandons   timeline 00000002"), "{}", said.out);
+    for words in ["WHICH WAS RELEASED AS THE SUCCESSOR", "transactions behind that"] {
+        assert!(said.out.contains(words), "{words}: {}", said.out);
+    }
     world.archive().await;
     copy.start().await.unwrap();
     let session = Session::open(&copy.connection()).await.unwrap();

@@ -65,7 +65,11 @@ async fn keys_come_and_go_and_every_snapshot_stays() {
     // The page in the safe is of before.
     let page = put(&world, "page", &paper);
     configure(&world, "");
-    world.refused(&["--key-file", &page, "verify"], 3, &["was sealed with key epoch 2", "key export"]);
+    // It opens what it always opened, and names what it does not.
+    let said = world.ok(&["--key-file", &page, "list"]);
+    assert!(said.out.contains(&first) && said.out.contains("was sealed with key epoch 2"), "{}", said.all());
+    restores(&world, "by-old-page", &["--key-file", &page, "--to", &format!("snapshot:{first}")], "20000").await;
+    world.refused(&["--key-file", &page, "restore", "--to", "latest", "--into", "/nowhere/x"], 5, &["does not exist"]);
 }
 
 /// Nothing but the page: no keyring, no passphrase, typed in by hand.

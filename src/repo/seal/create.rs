@@ -79,7 +79,13 @@ pub fn write_writer_file(path: &Path, seal: &Seal) -> Result<(), RepoError> {
 /// Writes a secret where only its owner can read it. Never replaces: the file there may be the only copy of a key.
 pub fn write_key_file(path: &Path, text: &str) -> Result<(), RepoError> {
     let failed = |source| RepoError::KeyFile { path: path.into(), source };
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    let taken = |error: std::io::Error| match error.kind() {
+        // What it opened may be needed until every host has the new one.
+        std::io::ErrorKind::AlreadyExists => std::io::Error::other("the file exists; move it away first, nothing is overwritten"),
+        _ => error,
+    };
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(taken).map_err(failed)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::File::open(directory).and_then(|dir| dir.sync_all()).map_err(failed)
