@@ -142,13 +142,13 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
             return Ok(Pushed::Acknowledged);
         }
     }
-    let cluster = repository.cluster(&job, &data_directory, spool.as_ref()).await?;
+    let (cluster, limit) = repository.cluster(&job, &data_directory, spool.as_ref()).await?;
     let stored = job.run(&cluster).await?;
     let (WalFile::Segment(segment), Some(spool)) = (file, spool) else {
         return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
     };
     let identity = repository.identity()?;
-    let ahead = push_ahead(&cluster, &job, segment, &data_directory, (&spool, &identity), request.push_ahead).await;
+    let ahead = push_ahead(&cluster, &job, segment, &data_directory, (&spool, &identity), (request.push_ahead, limit)).await;
     Ok(if stored == Stored::Same && ahead == 0 { Pushed::Already } else { Pushed::Stored { ahead } })
 }
 
@@ -172,17 +172,27 @@ impl Source {
     }
 
     /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
-    async fn cluster(&self, job: &Job, data_directory: &Path, spool: Option<&Spool>) -> Result<Cluster, PushError> {
+    /// And the last segment that may be pushed.
+    async fn cluster(
+        &self,
+        job: &Job,
+        data_directory: &Path,
+        spool: Option<&Spool>,
+    ) -> Result<(Cluster, Option<SegmentName>), PushError> {
         let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
         let may_vanish = place.starts_with("file://");
         let identity = self.identity()?;
-        if !may_vanish && spool.is_some_and(|spool| spool.is_known(&identity, timeline)) {
+        let known = spool.and_then(|spool| spool.known(&identity, timeline));
+        // What lies behind a fork is looked at anew, to be refused with its reason.
+        if let (false, Some(limit)) = (may_vanish, known)
+            && !matches!((job.file, limit), (WalFile::Segment(segment), Some(limit)) if segment > limit)
+        {
             let seal = self.keys.offline()?;
             // A passphrase or an identity opens the keyring, which must be read.
             if seal.is_some() || self.keys.is_empty() {
-                return Ok(Cluster::unchecked(Vault::new(self.storage.clone(), seal), &self.cluster_name));
+                return Ok((Cluster::unchecked(Vault::new(self.storage.clone(), seal), &self.cluster_name), limit));
             }
         }
         let repository = Repository::open(self.storage.clone(), &self.keys).await?;
@@ -199,13 +209,15 @@ impl Source {
         let segment_bytes = u64::from(history.wal_segment_bytes);
         let candidate = Candidate { system, timeline, segment, segment_bytes, data_directory };
         // Torn ends and labels of backups lead nowhere; everything else must be of the archive's own history.
+        let mut limit = None;
         if matches!(job.file, WalFile::Segment(_) | WalFile::History(_)) {
-            rival::check(&cluster, &record, &candidate).await?;
+            limit = rival::check(&cluster, &record, &candidate).await?;
         }
+        let limit = limit.map(|number| SegmentName::new(timeline, number, segment_bytes));
         if let Some(spool) = spool {
-            spool.set_known(&identity, timeline);
+            spool.set_known(&identity, timeline, limit);
         }
-        Ok(cluster)
+        Ok((cluster, limit))
     }
 }
 
@@ -245,7 +257,9 @@ fn metadata(path: &Path) -> Result<fs::Metadata, PushError> {
 /// Whose file it is: a segment says so itself; for the small files the data directory's pg_control does.
 fn system_of(path: &Path, file: &WalFile, data_directory: &Path) -> Result<SystemId, PushError> {
     match file {
-        WalFile::Segment(name) | WalFile::Partial(name) => Ok(checked_header(path, *name)?.system_identifier),
+        WalFile::Segment(name) | WalFile::Partial(name) | WalFile::Torn(name, _) => {
+            Ok(checked_header(path, *name)?.system_identifier)
+        }
         WalFile::History(_) | WalFile::Backup(..) => match ControlFile::read_bytes_stable(data_directory) {
             Ok((control, _)) => Ok(control.system_identifier),
             Err(error) => Err(PushError::NoSystem { path: path.into(), detail: error.to_string() }),
@@ -339,12 +353,13 @@ async fn push_ahead(
     segment: SegmentName,
     data_directory: &Path,
     (spool, identity): (&Spool, &str),
-    limit: usize,
+    (count, limit): (usize, Option<SegmentName>),
 ) -> usize {
     let waiting = ready(data_directory);
     let next = waiting.into_iter().filter(|s| *s > segment && s.timeline == segment.timeline && !spool.is_acknowledged(*s));
     let mut running = tokio::task::JoinSet::new();
-    for name in next.take(limit) {
+    let next = next.filter(|name| limit.is_none_or(|limit| *name <= limit));
+    for name in next.take(count) {
         let path = data_directory.join("pg_wal").join(name.to_string());
         let (cluster, spool, identity) = (cluster.clone(), spool.clone(), identity.to_string());
         let (system, level) = (first.system, first.level);

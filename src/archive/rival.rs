@@ -13,9 +13,10 @@ use std::path::Path;
 
 use super::push::PushError;
 use crate::postgres::history::History;
-use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
+use crate::repo::object::Sha;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::segment;
@@ -32,32 +33,32 @@ pub struct Candidate<'a> {
     pub data_directory: &'a Path,
 }
 
-/// Refuses WAL of a history that is not the archive's.
-pub async fn check(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<(), PushError> {
+/// Refuses WAL of a history that is not the archive's. Answers the last segment that its timeline may have, where another left it.
+pub async fn check(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<Option<u64>, PushError> {
     let (system, timeline) = (candidate.system, candidate.timeline);
     let abandoned = record.abandoned(system);
     if let Some(given_up) = record.abandoned.iter().find(|a| (a.system_identifier, a.timeline) == (system, timeline)) {
         return Err(PushError::Abandoned { cluster: cluster.name().into(), timeline, by: given_up.by, at: given_up.at });
     }
-    if let Some(segment) = candidate.segment {
-        for history in later_histories(cluster, system, timeline).await? {
-            let other = history.timeline();
-            if let Some(Some(fork)) = history.left(timeline)
-                && !abandoned.contains(&other)
-                && is_behind(segment, fork, candidate.segment_bytes)
-            {
-                let here = format!("this server goes on with timeline {timeline}, up to segment {segment}");
-                let there = format!("the archive's timeline {other} left timeline {timeline} at {fork}");
-                return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
-            }
+    let mut limit: Option<u64> = None;
+    for history in later_histories(cluster, system, timeline).await? {
+        let other = history.timeline();
+        let Some(Some(fork)) = history.left(timeline) else { continue };
+        if abandoned.contains(&other) {
+            continue;
+        }
+        // Behind this segment nothing was written before the fork.
+        let last = fork.last_segment_before(candidate.segment_bytes);
+        limit = Some(limit.map_or(last, |limit| limit.min(last)));
+        let number = candidate.segment.and_then(|segment| segment.number(candidate.segment_bytes));
+        if let (Some(segment), true) = (candidate.segment, number.is_some_and(|number| number > last)) {
+            let here = format!("this server goes on with timeline {timeline}, up to segment {segment}");
+            let there = format!("the archive's timeline {other} left timeline {timeline} at {fork}");
+            return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
         }
     }
-    came_from_the_past(cluster, record, candidate).await
-}
-
-/// Whether a segment holds nothing that was written before the fork.
-fn is_behind(segment: SegmentName, fork: Lsn, segment_bytes: u64) -> bool {
-    segment.number(segment_bytes).is_some_and(|number| number > fork.last_segment_before(segment_bytes))
+    came_from_the_past(cluster, record, candidate).await?;
+    Ok(limit)
 }
 
 /// Histories of timelines after `timeline`: only they can have left it.
@@ -70,7 +71,12 @@ async fn later_histories(cluster: &Cluster, system: SystemId, timeline: Timeline
             continue;
         }
         let mut text = Vec::new();
-        segment::fetch(cluster, system, &WalFile::History(other), &mut text).await?;
+        match segment::fetch(cluster, system, &WalFile::History(other), &mut text).await {
+            Ok(_) => {}
+            // Archiving must not stop for a damaged file of another timeline, nor for one that a newer key sealed.
+            Err(error) if error.is_damage() || error.is_newer_epoch() => continue,
+            Err(error) => return Err(error),
+        }
         // One that cannot be understood was no server's; `verify` names it.
         histories.extend(History::parse(other, &String::from_utf8_lossy(&text)).ok());
     }
@@ -87,18 +93,33 @@ async fn came_from_the_past(cluster: &Cluster, record: &ClusterRecord, candidate
     let path = candidate.data_directory.join(format!("pg_wal/{timeline}.history"));
     let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
     let Ok(history) = History::parse(timeline, &text) else { return Ok(()) };
+    if is_archived(cluster, candidate, text.as_bytes()).await? {
+        // Judged when it came; what its parent wrote since, or got in meanwhile, does not make it wrong.
+        return Ok(());
+    }
     let abandoned = record.abandoned(candidate.system);
-    for stretch in history.stretches() {
-        let Some(fork) = stretch.end else { continue };
+    for pair in history.stretches().windows(2) {
+        let [parent, child] = pair else { continue };
+        let Some(fork) = parent.end else { continue };
         let bytes = candidate.segment_bytes;
-        let next = SegmentName::new(stretch.timeline, fork.last_segment_before(bytes) + 1, bytes);
+        let next = SegmentName::new(parent.timeline, fork.last_segment_before(bytes) + 1, bytes);
         let key = cluster.layout().wal(candidate.system, &WalFile::Segment(next));
-        let parent_is_dead = abandoned.contains(&stretch.timeline) || record.is_successor(candidate.system, stretch.timeline);
-        if !parent_is_dead && cluster.storage().stat(&key).await.map_err(RepoError::from)?.is_some() {
-            let here = format!("this server's timeline {timeline} left timeline {} at {fork}", stretch.timeline);
-            let there = format!("the archive's timeline {} goes on behind that, with segment {next}", stretch.timeline);
+        let decided = abandoned.contains(&parent.timeline) || record.is_successor(candidate.system, child.timeline);
+        if !decided && cluster.storage().stat(&key).await.map_err(RepoError::from)?.is_some() {
+            let here = format!("this server's timeline {} left timeline {} at {fork}", child.timeline, parent.timeline);
+            let there = format!("the archive's timeline {} goes on behind that, with segment {next}", parent.timeline);
             return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
         }
     }
     Ok(())
+}
+
+/// Whether the archive has this very history file.
+async fn is_archived(cluster: &Cluster, candidate: &Candidate<'_>, text: &[u8]) -> Result<bool, RepoError> {
+    let file = WalFile::History(candidate.timeline);
+    match segment::read_trailer(cluster, candidate.system, &file).await {
+        Ok(trailer) => Ok(trailer.sha256 == Sha::of(text)),
+        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(false),
+        Err(error) => Err(error),
+    }
 }

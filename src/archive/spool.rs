@@ -97,18 +97,21 @@ impl Spool {
         }
     }
 
-    /// Whether a recent call proved that the repository at `place` knows this system, and no rival of its timeline.
-    pub fn is_known(&self, place: &str, timeline: Timeline) -> bool {
+    /// What a recent call proved: that the repository at `place` knows this system, and up to which segment this timeline may write
+    /// (`Some(None)`: without limit).
+    pub fn known(&self, place: &str, timeline: Timeline) -> Option<Option<SegmentName>> {
         let path = self.dir.join("known");
         let written = fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|at| jiff::Timestamp::try_from(at).ok());
-        let age_s = written.map(|at| clock::now().duration_since(at).as_secs());
-        age_s.is_some_and(|age| (0..KNOWN_S).contains(&age))
-            && fs::read_to_string(path).is_ok_and(|known| known == format!("{place} {timeline}"))
+        let age_s = clock::now().duration_since(written?).as_secs();
+        let text = fs::read_to_string(path).ok()?;
+        let limit = text.strip_prefix(&format!("{place} {timeline} ")).filter(|_| (0..KNOWN_S).contains(&age_s))?;
+        if limit == "-" { Some(None) } else { limit.parse().ok().map(Some) }
     }
 
-    pub fn set_known(&self, place: &str, timeline: Timeline) {
+    pub fn set_known(&self, place: &str, timeline: Timeline, limit: Option<SegmentName>) {
+        let limit = limit.map_or("-".to_string(), |limit| limit.to_string());
         // Only saves requests next time.
-        let _ = write_private(&self.dir.join("known"), format!("{place} {timeline}").as_bytes());
+        let _ = write_private(&self.dir.join("known"), format!("{place} {timeline} {limit}").as_bytes());
     }
 
     /// Whether a refusal is another than the last one that was noted: PostgreSQL tries again each second.

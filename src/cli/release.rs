@@ -29,7 +29,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let directory: PathBuf = std::path::absolute(directory)?;
     let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
-    let archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+    let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+    archive.abandon(&place.record.abandoned(history.system_identifier));
     let desk = Desk::new("release", &place, global);
     let plan = match release::plan(&guard::around(&place), archive, &directory).await {
         Ok(plan) => plan,
@@ -37,7 +38,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         Err(error) => return Err(error.into()),
     };
     // What changes while a server runs is no part of what is confirmed.
-    let seal = desk.seal(&(&plan.directory, &plan.cluster, plan.timeline, plan.restored), &place);
+    let seal = desk.seal(&(&plan.directory, &plan.cluster, plan.timeline, plan.restored, plan.gives_up()), &place);
     let code = seal.code(crate::clock::now());
     if global.json {
         output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));

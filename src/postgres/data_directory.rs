@@ -21,7 +21,7 @@ const EMPTY_DIRECTORIES: [&str; 8] =
 
 /// Files of the data directory itself that never belong to a snapshot. `backup_label` and `tablespace_map` come from the
 /// server's answer instead (rule 6).
-const EXCLUDED_FILES: [&str; 18] = [
+const EXCLUDED_FILES: [&str; 19] = [
     "postmaster.pid",
     "postmaster.opts",
     "backup_label",
@@ -40,6 +40,7 @@ const EXCLUDED_FILES: [&str; 18] = [
     RESTORING_MARK,
     SWITCHED_MARK,
     REPLACED_NOTE,
+    UNDOING_MARK,
 ];
 
 /// Lies in every data directory that lastgood restored and that was not declared the successor (rules 29, 41).
@@ -50,6 +51,9 @@ pub const RESTORING_MARK: &str = "lastgood.restoring";
 
 /// Lies in a cluster that took the place of another: what it replaced, and where that is now.
 pub const SWITCHED_MARK: &str = "lastgood.switched";
+
+/// Lies in a cluster while an undo moves it aside: the names that everything gets.
+pub const UNDOING_MARK: &str = "lastgood.undoing";
 
 /// Lies in a cluster that was moved aside, and says so.
 pub const REPLACED_NOTE: &str = "lastgood.replaced";

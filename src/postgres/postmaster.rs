@@ -55,6 +55,9 @@ pub fn living(dir: &Path) -> io::Result<Option<Living>> {
     if let Some(pid) = process_in(&here) {
         return Ok(Some(Living { pid: Some(pid), sign: Sign::Process }));
     }
+    if may_be_in_container(&text) {
+        return Ok(Some(Living { pid: None, sign: Sign::PidFile }));
+    }
     Ok(socket(&text).filter(|socket| answers(socket, &text)).map(|_| Living { pid: None, sign: Sign::Socket }))
 }
 
@@ -64,18 +67,29 @@ fn named_pid(text: &str) -> Option<i32> {
     (pid > 1 && Path::new("/proc").join(pid.to_string()).exists()).then_some(pid)
 }
 
-/// Whether a process works in `dir`; `None` when we may not know.
+/// Whether a process works in `dir`; `None` when we may not know. By device and inode: in a container the same directory has
+/// another name, but the link leads there all the same.
 fn works_in(pid: i32, dir: &Path) -> Option<bool> {
-    let cwd = fs::read_link(Path::new("/proc").join(pid.to_string()).join("cwd")).ok()?;
-    Some(cwd == dir)
+    use std::os::unix::fs::MetadataExt;
+    let cwd = fs::metadata(Path::new("/proc").join(pid.to_string()).join("cwd")).ok()?;
+    let dir = fs::metadata(dir).ok()?;
+    Some((cwd.dev(), cwd.ino()) == (dir.dev(), dir.ino()))
+}
+
+/// The first process of a container wrote the pid file, and there is a server whose place we may not see.
+fn may_be_in_container(text: &str) -> bool {
+    let is_first = text.lines().next().is_some_and(|line| line.trim() == "1");
+    is_first && processes().any(|pid| is_server(pid) && works_in(pid, Path::new("/")).is_none())
+}
+
+fn processes() -> impl Iterator<Item = i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
 }
 
 /// A `postgres` process that works in `dir`, whatever the pid file says. Others may: a shell, or an administrator's `ls`.
 fn process_in(dir: &Path) -> Option<i32> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let mut found = pids.filter(|pid| works_in(*pid, dir) == Some(true) && is_server(*pid));
-    found.next()
+    processes().find(|pid| works_in(*pid, dir) == Some(true) && is_server(*pid))
 }
 
 fn is_server(pid: i32) -> bool {

@@ -50,7 +50,8 @@ pub struct Recovery {
 }
 
 /// Settings that an earlier recovery left behind; each would change this one (rule 40).
-const RECOVERY_SETTINGS: [&str; 12] = [
+const RECOVERY_SETTINGS: [&str; 13] = [
+    "recovery_min_apply_delay",
     "restore_command",
     "archive_cleanup_command",
     "recovery_end_command",
@@ -122,6 +123,8 @@ fn recovery_text(before: &str, recovery: &Recovery) -> String {
         set(name, "");
     }
     set("recovery_end_command", "");
+    // A delayed standby's setting would make a restore wait for hours.
+    set("recovery_min_apply_delay", "0");
     set("archive_cleanup_command", "");
     set("recovery_target_timeline", &recovery.timeline.0.to_string());
     match recovery.target {
@@ -162,6 +165,7 @@ mod tests {
             "recovery_target_xid = ''",
             "recovery_target_lsn = ''",
             "recovery_end_command = ''",
+            "recovery_min_apply_delay = '0'",
             "archive_cleanup_command = ''",
             "recovery_target_timeline = '11'",
             "recovery_target_lsn = '1/28'",

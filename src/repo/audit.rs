@@ -9,6 +9,8 @@
 //! # Consistency
 //! A number is taken by creating its object; who comes second reads the new end and tries the next number.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -161,51 +163,46 @@ pub struct Chain {
 /// Reads the whole chain, and compares it with what manifests remember of it.
 pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Chain, RepoError> {
     let mut chain = Chain::default();
-    let mut heads = vec![NOTHING];
+    let mut heads: BTreeMap<u64, Option<Sha>> = BTreeMap::from([(0, Some(NOTHING.sha256))]);
     let blocks = list_all(cluster.storage(), layout::AUDIT, Depth::Folder).await?;
     for block in &blocks.folders {
         for found in list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?.objects {
-            let number = heads.len() as u64;
-            let raw = match object::get_document(cluster.vault(), &found.key).await {
-                Ok(raw) => raw,
-                Err(error) if error.is_damage() => {
+            let Ok(number) = found.key.name().parse::<u64>() else { continue };
+            let (last, before) = heads.last_key_value().map_or((0, None), |(last, before)| (*last, *before));
+            if last + 1 < number {
+                let until = if last + 2 == number { String::new() } else { format!(", and all up to {}", number - 1) };
+                chain.problems.push((last + 1, format!("it is missing{until}")));
+            }
+            match object::get_document(cluster.vault(), &found.key).await {
+                Ok(raw) => {
+                    let entry: Entry = object::from_json(&found.key, &raw)?;
+                    if entry.number != number {
+                        chain.problems.push((number, format!("{} says that it is entry {}", found.key, entry.number)));
+                    }
+                    if last + 1 == number && before.is_some_and(|before| before != entry.previous) {
+                        chain.problems.push((last, format!("it was changed: entry {number} holds another hash of it")));
+                    }
+                    heads.insert(number, Some(Sha::of(&raw)));
+                    chain.entries.push(entry);
+                }
+                Err(error) if error.is_damage() || error.is_newer_epoch() => {
                     chain.problems.push((number, format!("it cannot be read: {error}")));
-                    heads.push(Head { number, sha256: Sha([0; 32]) });
-                    continue;
+                    heads.insert(number, None);
                 }
                 Err(error) => return Err(error),
-            };
-            let entry: Entry = object::from_json(&found.key, &raw)?;
-            check_link(&mut chain.problems, &mut heads, &entry);
-            if found.key != layout::audit_entry(entry.number) {
-                chain.problems.push((number, format!("{} says that it is entry {}", found.key, entry.number)));
             }
-            heads.push(Head { number: entry.number, sha256: Sha::of(&raw) });
-            chain.entries.push(entry);
         }
     }
+    let last = heads.last_key_value().map_or(0, |(last, _)| *last);
     for (snapshot, head) in remembered {
-        match heads.get(head.number as usize) {
-            Some(found) if found.sha256 == head.sha256 => {}
-            Some(_) => chain.problems.push((head.number, format!("it is not the entry that snapshot {snapshot} saw"))),
-            None => {
-                let what = format!("snapshot {snapshot} saw {} entries, and there are {}", head.number, heads.len() - 1);
+        match heads.get(&head.number) {
+            Some(Some(found)) if *found == head.sha256 => {}
+            _ if head.number > last => {
+                let what = format!("snapshot {snapshot} saw {} entries, and there are {last}", head.number);
                 chain.problems.push((head.number, format!("the end of the audit was removed: {what}")));
             }
+            _ => chain.problems.push((head.number, format!("it is not the entry that snapshot {snapshot} saw"))),
         }
     }
     Ok(chain)
-}
-
-/// Entries that are missing stand in `heads` as zeros, so that later numbers keep their place.
-fn check_link(problems: &mut Vec<(u64, String)>, heads: &mut Vec<Head>, entry: &Entry) {
-    while (heads.len() as u64) < entry.number {
-        problems.push((heads.len() as u64, "it is missing".into()));
-        heads.push(Head { number: heads.len() as u64, sha256: Sha([0; 32]) });
-    }
-    let before = heads[heads.len() - 1].sha256;
-    let is_known = entry.number == 1 || before != Sha([0; 32]);
-    if is_known && before != entry.previous {
-        problems.push((entry.number - 1, format!("it was changed: entry {} holds another hash of it", entry.number)));
-    }
 }

@@ -122,6 +122,10 @@ impl Layout {
         format!("{}wal/{system}/history/", self.root)
     }
 
+    pub fn torn(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/torn/", self.root)
+    }
+
     pub fn partials(&self, system: SystemId) -> String {
         format!("{}wal/{system}/partial/", self.root)
     }
@@ -132,6 +136,7 @@ impl Layout {
         ObjectKey::new(match file {
             WalFile::Segment(segment) => format!("{}{segment}", self.block(system, *segment)),
             WalFile::History(_) => format!("{}{file}", self.histories(system)),
+            WalFile::Torn(..) => format!("{}{file}", self.torn(system)),
             WalFile::Partial(_) => format!("{}{file}", self.partials(system)),
             WalFile::Backup(..) => format!("{root}wal/{system}/backup/{file}"),
         })

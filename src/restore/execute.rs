@@ -271,10 +271,6 @@ impl Work<'_> {
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
         let target = Target { path: temporary, bytes, mode: control.mode, map };
         write::batch(self.cluster, vec![target], &self.terms).await?;
-        // Before pg_control: a mark in a tablespace of a finished cluster would let a later restore clear it.
-        for tablespace in &self.plan.tablespaces {
-            fs::remove_file(tablespace.root().join(RESTORING_MARK)).map_err(io("finish"))?;
-        }
         let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });
         fs::set_permissions(into, mode).map_err(io("set the mode of"))?;
         durable::sync_directory(into).map_err(io("sync"))
@@ -289,6 +285,9 @@ impl Work<'_> {
             Standing::Cluster(_) => Some(self.exchange()?),
             _ => None,
         };
+        for tablespace in &self.plan.tablespaces {
+            fs::remove_file(tablespace.root().join(RESTORING_MARK)).map_err(io("finish"))?;
+        }
         durable::publish(&into.join(switch::WITHHELD_CONTROL), &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
         fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;
         durable::sync_directory(into).map_err(io("sync"))?;
@@ -300,7 +299,6 @@ impl Work<'_> {
             switch::rename(from, to).map_err(io("move aside a tablespace of"))?;
         }
         switched.leave_note(&data.aside).map_err(io("write a note about"))?;
-        self.own(&data.aside.join(crate::postgres::data_directory::REPLACED_NOTE))?;
         Ok(Some(data.aside.clone()))
     }
 
@@ -308,8 +306,6 @@ impl Work<'_> {
         let (into, root) = (&self.plan.into, &self.root);
         let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
         let switched = self.pairs().map_err(io("look at"))?;
-        switched.write(root).map_err(io("write beside"))?;
-        self.own(&root.join(crate::postgres::data_directory::SWITCHED_MARK))?;
         for tablespace in self.plan.tablespaces.iter().filter(|t| t.standing == Standing::Tablespace) {
             let link = root.join("pg_tblspc").join(&tablespace.oid);
             fs::remove_file(&link).and_then(|()| symlink(&tablespace.into, &link)).map_err(io("link the tablespaces of"))?;
@@ -323,6 +319,8 @@ impl Work<'_> {
         if let Some(living) = living.filter(|living| living.pid != Some(ours)) {
             return Err(RestoreError::Living { path: into.clone(), living });
         }
+        // Only now: a mark without an exchange would be a trap for whoever comes next.
+        switched.write(root).map_err(io("write beside"))?;
         switch::exchange(into, root).map_err(io("exchange"))?;
         if let Some(hold) = hold {
             hold.release(root);

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::RestoreError;
 use super::standing::{self, Occupant};
-use super::switch::WITHHELD_CONTROL;
+use super::switch::{Switched, WITHHELD_CONTROL};
 use crate::durable;
 use crate::postgres::data_directory::{RESTORING_MARK, SWITCHED_MARK};
 
@@ -80,6 +80,10 @@ pub fn look(path: &Path) -> Result<Standing, RestoreError> {
     let has_control = path.join("global/pg_control").exists();
     // A cluster that was restored long ago and lost its pg_control since has the mark too, and nothing withheld.
     if path.join(SWITCHED_MARK).exists() && !has_control && path.join(WITHHELD_CONTROL).exists() {
+        // Interrupted just before: the old cluster still stands in its place, and what is here can be built anew.
+        if Switched::read(path).is_ok_and(|switched| switched.data.stands_in_place()) && path.join(RESTORING_MARK).exists() {
+            return Ok(Standing::Interrupted);
+        }
         return refuse(
             "a restore was interrupted here while it exchanged the old cluster for the new one",
             "put the old one back with `lastgood undo --into` this directory, then restore again",

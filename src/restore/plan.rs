@@ -1,5 +1,6 @@
 //! What a restore is about to do, as a value.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -16,8 +17,9 @@ use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::RepoError;
-use crate::repo::manifest::Manifest;
+use crate::repo::manifest::{Manifest, What};
 use crate::repo::presence;
+use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
 use crate::timeline::find::{self, Found, Neighbour, Question};
 use crate::timeline::tail::Tail;
@@ -162,8 +164,10 @@ pub async fn plan(
     let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
     let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();
     let wal_bytes = provided.len() as u64 * archive.segment_bytes;
-    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes + wal_bytes)];
-    needs.extend(tablespaces.iter().map(|t| (t.into.clone(), 0)));
+    let sizes = sizes(cluster, manifest).await?;
+    let in_tablespaces: u64 = sizes.values().sum();
+    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes.saturating_sub(in_tablespaces) + wal_bytes)];
+    needs.extend(tablespaces.iter().map(|t| (t.into.clone(), sizes.get(&t.oid).copied().unwrap_or(0))));
     place::check_room(&needs)?;
     let (stop_lsn, inclusive, recovery) = match found.recovery {
         RecoveryTarget::End if provided.iter().any(|name| matches!(archive.tail(*name), Some(Tail::File(_)))) => {
@@ -235,6 +239,23 @@ async fn check_created(archive: &Archive, found: &Found, mapped: &[TablespacePla
         }
     }
     Ok(())
+}
+
+/// Bytes in each tablespace, from the file lists; they are read only where there are tablespaces.
+async fn sizes(cluster: &Cluster, manifest: &Manifest) -> Result<BTreeMap<String, u64>, RestoreError> {
+    let mut sizes = BTreeMap::new();
+    if manifest.tablespaces.is_empty() {
+        return Ok(sizes);
+    }
+    for index in 0..manifest.file_lists.len() {
+        for line in manifest.files(cluster, index).await? {
+            let oid = line.path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').next());
+            if let (Some(oid), What::File { bytes, .. }) = (oid, &line.what) {
+                *sizes.entry(oid.to_string()).or_default() += bytes;
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 /// The mapping of tablespaces, with each place looked at.

@@ -23,6 +23,7 @@ use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings;
 use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::object::Sha;
 use crate::repo::record::{Abandoned, ClusterRecord, Successor};
 use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
@@ -66,6 +67,11 @@ impl Plan {
         &self.replaced.care
     }
 
+    /// The timelines that nobody follows after it, and where each parted.
+    pub fn gives_up(&self) -> Vec<(Timeline, Lsn)> {
+        self.overtakes.iter().chain(&self.leaves_behind).map(|left| (left.timeline, left.at)).collect()
+    }
+
     pub fn is_needed(&self) -> bool {
         self.restored || self.overtakes.is_some() || !self.leaves_behind.is_empty()
     }
@@ -94,6 +100,12 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
         Err(source) => return Err(RestoreError::Io { doing: "look into", path: directory.into(), source }),
     };
     let unarchived = own_wal(&archive, directory, timeline, occupant.living.is_some()).await?;
+    if !is_the_archives(&archive, directory, timeline).await? {
+        return refuse(
+            "the archive has another timeline of the same number, which a server that took over began",
+            "restart it with recovery.signal and restore_command, so that it is promoted to a timeline that is free, then release it",
+        );
+    }
     let mut replaced = replaced::look(around, &mut archive, directory, &occupant).await?;
     // A server that runs is the usual case here, and none will be touched.
     if occupant.living.is_some()
@@ -123,6 +135,17 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
     };
     let (cluster, directory, system) = (around.cluster.name().into(), directory.into(), archive.system);
     Ok(Plan { directory, cluster, system, timeline, restored, overtakes, leaves_behind: left, replaced, unarchived, archive })
+}
+
+/// Whether the archive knows nothing else under the number of this timeline.
+async fn is_the_archives(archive: &Archive, directory: &Path, timeline: Timeline) -> Result<bool, RestoreError> {
+    if !archive.has_history(timeline) {
+        return Ok(true);
+    }
+    let own = fs::read(directory.join(format!("pg_wal/{timeline}.history"))).unwrap_or_default();
+    let file = WalFile::History(timeline);
+    let there = crate::repo::segment::read_trailer(archive.cluster(), archive.system, &file).await?;
+    Ok(there.sha256 == Sha::of(&own))
 }
 
 async fn parted(archive: &Archive, record: &ClusterRecord, timeline: Timeline, at: Lsn) -> Result<Left, RestoreError> {

@@ -1,6 +1,6 @@
 //! Saving the WAL that a broken server did not archive, before its directory is moved aside.
 //!
-//! Whole segments are archived under their names, the torn last one as `.partial` (see `timeline::tail`). What cannot be archived
+//! Whole segments are archived under their names, the torn last one as `.torn-CRC` (see `timeline::tail`). What cannot be archived
 //! stays with the directory, and the segments that the restore needs are copied into the new `pg_wal`, where recovery looks after
 //! it has asked the archive: so the last committed transaction can be reached without the repository too.
 
@@ -73,7 +73,10 @@ pub struct Saved {
 pub async fn save(cluster: &Cluster, archive: &Archive, pg_wal: &Path, unarchived: &Unarchived, monitor: &dyn Monitor) -> Saved {
     let mut saved = Saved::default();
     let whole = unarchived.segments.iter().map(|name| (WalFile::Segment(*name), name.to_string()));
-    let torn = unarchived.torn.iter().map(|name| (WalFile::Partial(*name), name.to_string()));
+    let torn = unarchived.torn.iter().filter_map(|name| {
+        let bytes = fs::read(pg_wal.join(name.to_string())).ok()?;
+        Some((WalFile::Torn(*name, crc32c::crc32c(&bytes)), name.to_string()))
+    });
     let histories = unarchived.histories.iter().filter_map(|name| Some((name.parse().ok()?, name.clone())));
     for (file, name) in histories.chain(whole).chain(torn) {
         match store(cluster, archive, file, pg_wal.join(&name)).await {
@@ -89,7 +92,7 @@ pub async fn save(cluster: &Cluster, archive: &Archive, pg_wal: &Path, unarchive
 
 async fn store(cluster: &Cluster, archive: &Archive, file: WalFile, path: PathBuf) -> Result<(), String> {
     let summary = match file {
-        WalFile::Segment(name) | WalFile::Partial(name) => tail::summary(path.clone(), name, archive.segment_bytes).await,
+        WalFile::Segment(name) | WalFile::Torn(name, _) => tail::summary(path.clone(), name, archive.segment_bytes).await,
         _ => None,
     };
     let temporary = std::env::temp_dir().join(format!("lastgood-{file}-{}", clock::random_hex(6)));

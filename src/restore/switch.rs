@@ -49,6 +49,11 @@ impl Pair {
         fs::symlink_metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode))
     }
 
+    /// Nothing was exchanged yet.
+    pub fn stands_in_place(&self) -> bool {
+        self.is_at(&self.place)
+    }
+
     /// Where the replaced directory is.
     pub fn now_at(&self) -> Option<&Path> {
         [&self.place, &self.aside, &self.staging].into_iter().find(|path| self.is_at(path)).map(PathBuf::as_path)
@@ -68,12 +73,22 @@ pub struct Switched {
 impl Switched {
     pub fn read(cluster: &Path) -> Result<Switched, RestoreError> {
         let path = cluster.join(SWITCHED_MARK);
-        let text = fs::read(&path).map_err(|_| RestoreError::NothingToUndo { path: cluster.into() })?;
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RestoreError::NothingToUndo { path: cluster.into() });
+            }
+            Err(source) => return Err(RestoreError::Io { doing: "read", path, source }),
+        };
         serde_json::from_slice(&text).map_err(|error| RestoreError::Io { doing: "read", path, source: error.into() })
     }
 
     pub fn write(&self, cluster: &Path) -> io::Result<()> {
-        durable::replace(&cluster.join(SWITCHED_MARK), &serde_json::to_vec_pretty(self)?, 0o600)
+        self.write_as(cluster, SWITCHED_MARK)
+    }
+
+    pub fn write_as(&self, cluster: &Path, name: &str) -> io::Result<()> {
+        put(cluster, name, &serde_json::to_vec_pretty(self)?)
     }
 
     /// Says in the cluster that was moved aside what it is.
@@ -85,8 +100,23 @@ impl Switched {
             stood_in: &self.data.place,
             put_it_back_with: format!("lastgood undo --into {}", self.data.place.display()),
         };
-        durable::replace(&aside.join(REPLACED_NOTE), &serde_json::to_vec_pretty(&note)?, 0o600)
+        put(aside, REPLACED_NOTE, &serde_json::to_vec_pretty(&note)?)
     }
+}
+
+/// Writes a file of ours into a cluster; root gives it to the cluster's owner, who must be able to read his own directory.
+fn put(cluster: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let path = cluster.join(name);
+    durable::replace(&path, bytes, 0o600)?;
+    give_to_owner(cluster, &path)
+}
+
+fn give_to_owner(cluster: &Path, path: &Path) -> io::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        let owner = fs::metadata(cluster)?;
+        std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -159,6 +189,7 @@ impl Hold {
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Ok(mut file) => {
                 writeln!(file, "{}\n{}", std::process::id(), cluster.display())?;
+                give_to_owner(cluster, &path)?;
                 Ok(Some(Hold { path }))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),

@@ -21,7 +21,7 @@ use super::switch::{self, Hold, Pair, Switched};
 use crate::clock;
 use crate::durable;
 use crate::monitor::Monitor;
-use crate::postgres::data_directory::{REPLACED_NOTE, RESTORING_MARK, SWITCHED_MARK};
+use crate::postgres::data_directory::{REPLACED_NOTE, RESTORING_MARK, SWITCHED_MARK, UNDOING_MARK};
 use crate::postgres::postmaster::{self, Living};
 use crate::timeline::archive::Archive;
 use crate::timeline::tail;
@@ -69,6 +69,10 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Res
         return Err(RestoreError::NothingToUndo { path: into.into() });
     }
     let switched = Switched::read(into)?;
+    if switched.data.place != into {
+        // Moved by hand, or built for another place: what it replaced never stood here.
+        return Err(RestoreError::NothingToUndo { path: into.into() });
+    }
     let old_at = switched.data.now_at().filter(|at| *at != into).map(Path::to_path_buf);
     let vanished = || RestoreError::Vanished { path: into.into(), aside: switched.data.aside.clone() };
     let old_at = old_at.ok_or_else(vanished)?;
@@ -147,26 +151,18 @@ impl From<io::Error> for Exchange {
 
 fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     let (into, old_at) = (&plan.into, &plan.old_at);
-    let at = clock::now();
-    let aside = switch::aside(into, "undone", at);
-    let mut pairs = Vec::new();
-    for pair in &plan.switched.tablespaces {
-        let tablespace = durable::parent(&pair.place);
-        let to = switch::aside(&tablespace.join("lastgood"), "undone", at).join(pair.place.file_name().unwrap_or_default());
-        let present = if pair.now_at() == Some(&pair.place) { &pair.staging } else { &pair.place };
-        pairs.push(Pair { place: pair.place.clone(), ..Pair::new(present.clone(), present.clone(), to)? });
-    }
-    let back = Switched {
-        at,
-        what: format!("undo of the {}", plan.switched.what),
-        data: Pair::new(into.clone(), old_at.clone(), aside.clone())?,
-        tablespaces: pairs,
+    let back = match fs::read(into.join(UNDOING_MARK)) {
+        // A first try was interrupted: its names hold.
+        Ok(journal) => serde_json::from_slice(&journal).map_err(io::Error::from)?,
+        Err(_) => way_back(plan)?,
     };
+    let aside = back.data.aside.clone();
     check_unchanged(plan).map_err(|error| Exchange::Refused(Box::new(error)))?;
     let hold = Hold::take(into)?;
     if let Some(living) = postmaster::living(into)?.filter(|living| living.pid != Some(std::process::id() as i32)) {
         return Err(Exchange::Refused(Box::new(RestoreError::Living { path: into.clone(), living })));
     }
+    back.write_as(into, UNDOING_MARK)?;
     // From here on the present cluster cannot be started, and a second undo finds what to do.
     if into.join(switch::CONTROL).exists() {
         switch::rename(&into.join(switch::CONTROL), &into.join(switch::WITHHELD_CONTROL))?;
@@ -189,8 +185,15 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     if let Some(hold) = hold {
         hold.release(old_at);
     }
+    // One that an interrupted undo had put aside comes back whole.
+    let unfinished = into.join(RESTORING_MARK).exists() || into.join(switch::CONTROL).exists();
+    if !unfinished && into.join(switch::WITHHELD_CONTROL).exists() {
+        switch::rename(&into.join(switch::WITHHELD_CONTROL), &into.join(switch::CONTROL))?;
+    }
     // The present one stands aside now, whole again.
     remove_if_there(&old_at.join(SWITCHED_MARK))?;
+    remove_if_there(&old_at.join(UNDOING_MARK))?;
+    remove_if_there(&into.join(UNDOING_MARK))?;
     if !plan.never_started && old_at.join(switch::WITHHELD_CONTROL).exists() {
         switch::rename(&old_at.join(switch::WITHHELD_CONTROL), &old_at.join(switch::CONTROL))?;
     }
@@ -201,12 +204,30 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     Ok(aside)
 }
 
+/// Everything that will be moved, with the names it gets.
+fn way_back(plan: &Plan) -> io::Result<Switched> {
+    let (into, at) = (&plan.into, clock::now());
+    let mut tablespaces = Vec::new();
+    for pair in &plan.switched.tablespaces {
+        let tablespace = durable::parent(&pair.place);
+        let aside = switch::aside(&tablespace.join("lastgood"), "undone", at).join(pair.place.file_name().unwrap_or_default());
+        // The present one stands in the place, or, when the exchange never came to it, where it was built.
+        let present = if pair.now_at() == Some(&pair.place) { &pair.staging } else { &pair.place };
+        tablespaces.push(Pair { place: pair.place.clone(), ..Pair::new(present.clone(), present.clone(), aside)? });
+    }
+    let data = Pair::new(into.clone(), plan.old_at.clone(), switch::aside(into, "undone", at))?;
+    Ok(Switched { at, what: format!("undo of the {}", plan.switched.what), data, tablespaces })
+}
+
 /// Makes the links of a cluster that lead to one directory lead to another.
 pub fn point_links(cluster: &Path, from: &Path, to: &Path) -> io::Result<()> {
     let links = cluster.join("pg_tblspc");
     for link in fs::read_dir(&links)? {
         let link = link?.path();
-        if fs::read_link(&link).is_ok_and(|target| target == from) {
+        let leads = |target: PathBuf| {
+            target == from || fs::canonicalize(&target).is_ok_and(|real| Ok(real) == fs::canonicalize(from).map_err(|_| ()))
+        };
+        if fs::read_link(&link).is_ok_and(leads) {
             let new = durable::temporary_beside(&link);
             symlink(to, &new)?;
             fs::rename(&new, &link)?;

@@ -20,6 +20,7 @@ use crate::postgres::wal::name::SegmentName;
 use crate::repo::audit;
 use crate::repo::lease::{BACKUP, Exclusive};
 use crate::repo::manifest::{self, Manifest, SegmentLine};
+use crate::repo::object::Sha;
 use crate::repo::presence;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
@@ -300,6 +301,15 @@ impl Snapshot<'_> {
         Ok(())
     }
 
+    /// An old key does not open an entry that was written after a rotation; the snapshot is worth more than remembering it.
+    async fn audit_head(&self) -> Result<Option<audit::Head>, RepoError> {
+        match audit::head(self.cluster).await {
+            Ok(head) => Ok(Some(head).filter(|head| head.number > 0 && head.sha256 != Sha([0; 32]))),
+            Err(error) if error.is_newer_epoch() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn wait_for_wal(&self, history: &History, start: Lsn, stopped: &Stopped) -> Result<Vec<SegmentLine>, SnapshotError> {
         let bytes = u64::from(self.control.wal_segment_bytes);
         let numbers = start.segment(bytes)..=stopped.lsn.last_segment_before(bytes).max(start.segment(bytes));
@@ -365,7 +375,7 @@ impl Snapshot<'_> {
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
             damaged_pages: copied.damaged,
-            audit: Some(audit::head(self.cluster).await?).filter(|head| head.number > 0),
+            audit: self.audit_head().await?,
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         })

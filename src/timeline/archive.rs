@@ -183,12 +183,24 @@ impl Archive {
         names.find(|name| self.has(*name)).filter(|name| !went_on(name))
     }
 
+    /// Where a segment that stands in for a later timeline's first one must not be read any further: its own timeline was left
+    /// there. `None` for a segment of the right timeline.
+    pub fn ends_at_fork(&self, path: &History, number: u64) -> Option<Lsn> {
+        let name = self.on_path(path, number)?;
+        let end = path.left(name.timeline)??;
+        // The next timeline begins in this segment, and has no copy of it here.
+        (end.segment(self.segment_bytes) == number && path.timeline() != name.timeline).then_some(end)
+    }
+
     /// The last segment that is reached from `first` on a path without a gap; `None` when `first` is missing.
     pub fn contiguous_end(&self, path: &History, first: u64) -> Option<u64> {
         let mut last = None;
         let mut number = first;
         while self.on_path(path, number).is_some() {
             last = Some(number);
+            if self.ends_at_fork(path, number).is_some() {
+                break;
+            }
             number += 1;
         }
         last
@@ -213,7 +225,7 @@ impl Archive {
         let read = |(number, name): (u64, SegmentName)| async move {
             let file = match self.tails.get(&name) {
                 Some(Tail::File(path)) => return Ok((number, tail::summary(path.clone(), name, self.segment_bytes).await)),
-                Some(Tail::Partial) => WalFile::Partial(name),
+                Some(Tail::Stored(file)) => *file,
                 None => WalFile::Segment(name),
             };
             match segment::read_trailer(&self.cluster, self.system, &file).await {
@@ -231,7 +243,7 @@ impl Archive {
     pub async fn fetch(&self, name: SegmentName, sink: &mut (dyn std::io::Write + Send)) -> Result<(), RepoError> {
         let file = match self.tails.get(&name) {
             Some(Tail::File(path)) => return tail::read(path, sink),
-            Some(Tail::Partial) => WalFile::Partial(name),
+            Some(Tail::Stored(file)) => *file,
             None => WalFile::Segment(name),
         };
         segment::fetch(&self.cluster, self.system, &file, sink).await.map(|_| ())

@@ -166,12 +166,23 @@ impl<'a> Search<'a> {
         let recovery = if stop_at_end {
             let lsn = self.last_record(snapshot, end).await?;
             RecoveryTarget::Lsn { lsn, inclusive: true }
+        } else if let Some(fork) = self.goes_on_behind_fork(end).await? {
+            // What another timeline's segment holds behind the fork never happened here; the server would replay it.
+            RecoveryTarget::Lsn { lsn: fork, inclusive: false }
         } else {
             RecoveryTarget::End
         };
         let mut found = self.found(snapshot, recovery, end);
         found.before = self.last_event(snapshot, end).await?;
         Ok(found)
+    }
+
+    /// The fork before the end of the last segment, when that is the left timeline's and goes on behind it.
+    async fn goes_on_behind_fork(&self, end: u64) -> Result<Option<Lsn>, FindError> {
+        let Some(fork) = self.archive.ends_at_fork(&self.path, end) else { return Ok(None) };
+        let summaries = self.archive.summaries(&self.path, [end]).await?;
+        let last = summaries.into_iter().find_map(|(_, summary)| summary?.last_record);
+        Ok((last >= Some(fork)).then_some(fork))
     }
 
     fn snapshot(&self, id: &str) -> Result<Found, FindError> {
@@ -184,7 +195,8 @@ impl<'a> Search<'a> {
     async fn lsn(&self, lsn: Lsn, inclusive: bool) -> Result<Found, FindError> {
         let (snapshot, end) = self.before_lsn(lsn)?;
         let wanted = lsn.segment(self.archive.segment_bytes);
-        if wanted > end {
+        let behind_fork = self.archive.ends_at_fork(&self.path, end).is_some_and(|fork| lsn > fork);
+        if wanted > end || behind_fork {
             return Err(self.unreachable(snapshot, end).await?);
         }
         // In the last segment a record at or after the target must really be there.
@@ -400,7 +412,7 @@ impl<'a> Search<'a> {
         for number in (first..=end).rev() {
             let summaries = self.archive.summaries(&self.path, [number]).await?;
             if let Some((_, Some(SegmentSummary { last_record: Some(lsn), .. }))) = summaries.first() {
-                return Ok(*lsn);
+                return Ok(self.archive.ends_at_fork(&self.path, number).map_or(*lsn, |fork| fork.min(*lsn)));
             }
         }
         Ok(snapshot.stop_lsn)

@@ -16,7 +16,7 @@ pub async fn segment(
     end: u64,
     mut visit: impl FnMut(Event) -> bool,
 ) -> Result<(), RepoError> {
-    let limit = archive.segment_start(number + 1);
+    let limit = archive.ends_at_fork(path, number).unwrap_or(archive.segment_start(number + 1));
     let mut scanner = Scanner::new(archive.segment_bytes);
     for number in number..=end {
         let Some(name) = archive.on_path(path, number) else { break };

@@ -1,9 +1,9 @@
 //! Ends of WAL: what a server wrote last and did not archive.
 //!
 //! The last segment of a server that broke is torn: its beginning is WAL, the rest is not. It must not be archived under the
-//! segment's name, because the server, when it comes back, fills it and archives it whole. It is kept as PostgreSQL keeps the last
-//! segment of a timeline that was left: as `NAME.partial`. A restore puts it into the new `pg_wal`, where recovery looks after
-//! it has asked the archive.
+//! segment's name, because the server, when it comes back, fills it and archives it whole. It is kept as `NAME.torn-CRC`; PostgreSQL
+//! keeps the last segment of a timeline that was left in the same way, as `NAME.partial`. A restore puts it into the new `pg_wal`,
+//! where recovery looks after it has asked the archive.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,12 +11,13 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::postgres::history::History;
-use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
 use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
+use crate::repo::segment;
 use crate::storage::{Depth, list_all};
 
 /// Where a segment lies that is not archived whole.
@@ -24,8 +25,8 @@ use crate::storage::{Depth, list_all};
 pub enum Tail {
     /// In a data directory's `pg_wal`.
     File(PathBuf),
-    /// In the archive, as `.partial`.
-    Partial,
+    /// In the archive, under a name that says so.
+    Stored(WalFile),
 }
 
 /// What a `pg_wal` holds.
@@ -35,14 +36,26 @@ pub struct Found {
     pub histories: BTreeMap<Timeline, History>,
 }
 
-/// The `.partial` segments of the archive.
+/// The torn ends in the archive; of several of one segment, the one that reaches furthest.
 pub async fn stored(cluster: &Cluster, system: SystemId) -> Result<BTreeMap<SegmentName, Tail>, RepoError> {
-    let page = list_all(cluster.storage(), &cluster.layout().partials(system), Depth::All).await?;
-    let names = page.objects.iter().filter_map(|object| match object.key.name().parse() {
-        Ok(WalFile::Partial(name)) => Some((name, Tail::Partial)),
-        _ => None,
-    });
-    Ok(names.collect())
+    let mut best: BTreeMap<SegmentName, (Option<Lsn>, Tail)> = BTreeMap::new();
+    for prefix in [cluster.layout().partials(system), cluster.layout().torn(system)] {
+        for object in list_all(cluster.storage(), &prefix, Depth::All).await?.objects {
+            let (file, name) = match object.key.name().parse() {
+                Ok(file @ (WalFile::Partial(name) | WalFile::Torn(name, _))) => (file, name),
+                _ => continue,
+            };
+            let reach = match segment::read_trailer(cluster, system, &file).await {
+                Ok(trailer) => trailer.summary.and_then(|s| serde_json::from_value::<SegmentSummary>(s).ok()?.last_record),
+                Err(error) if error.is_damage() || error.is_newer_epoch() => None,
+                Err(error) => return Err(error),
+            };
+            if best.get(&name).is_none_or(|(before, _)| *before < reach) {
+                best.insert(name, (reach, Tail::Stored(file)));
+            }
+        }
+    }
+    Ok(best.into_iter().map(|(name, (_, tail))| (name, tail)).collect())
 }
 
 /// Everything in a `pg_wal` that carries the right system and its own name. Recycled files carry an older one.

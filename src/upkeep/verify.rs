@@ -24,6 +24,7 @@ use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
 use crate::timeline::archive::Archive;
+use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window};
 
 /// Frames proven together.
@@ -370,7 +371,10 @@ impl Verifier<'_> {
                 if !error.is_damage() {
                     return Err(error);
                 }
-                let file = if archive.is_archived(name) { WalFile::Segment(name) } else { WalFile::Partial(name) };
+                let file = match archive.tail(name) {
+                    Some(Tail::Stored(file)) => *file,
+                    _ => WalFile::Segment(name),
+                };
                 let key = self.cluster.layout().wal(archive.system, &file).to_string();
                 let needing = needing(manifests, archive, name, window);
                 let problem = self.problem(key, error.to_string());

@@ -269,3 +269,34 @@ async fn a_server_in_another_container_is_seen_by_its_socket() {
     let said = world.run(&words(&args(&elsewhere)));
     assert!(said.code == 5 && said.err.contains("nobody has confirmed"), "{}", said.all());
 }
+
+/// A server in a container: its directory has another name there, its pid is 1 there, and its socket lies where we cannot look.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_in_a_container_is_seen_by_where_it_works() {
+    let (world, target) = scene().await;
+    let user = world.user().unwrap();
+    let inside = "/mnt/lastgood-container-test";
+    std::fs::create_dir_all(inside).unwrap();
+    let script = "mount --bind $1 $2; mount -t tmpfs none $3; chmod 777 $3; \
+                  exec setpriv --reuid $4 --regid $5 --clear-groups $6 -D $2 -k $3 -h '' -c logging_collector=off";
+    let sockets = world.path("inside-sockets");
+    std::fs::create_dir(&sockets).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh"]);
+    command.arg(&target).arg(inside).arg(&sockets).args([user.uid.to_string(), user.gid.to_string()]);
+    command.arg("/usr/lib/postgresql/15/bin/postgres").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut server = command.spawn().unwrap();
+    let began = lastgood::clock::monotonic();
+    while std::fs::read_to_string(target.join("postmaster.pid")).is_ok_and(|text| text.lines().count() < 8)
+        || !target.join("postmaster.pid").exists()
+    {
+        assert!(began.elapsed() < crate::support::world::PATIENCE && server.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = std::fs::read_to_string(target.join("postmaster.pid")).unwrap();
+    let said = world.run(&words(&args(&target)));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(pid.starts_with("1\n"), "it believes to be the first process: {pid}");
+    assert!(said.code == 5 && said.err.contains("living server"), "{}", said.all());
+}

@@ -22,7 +22,7 @@ async fn without_a_repository_to_write_to_the_last_transaction_comes_back() {
     for words in ["could not be archived and stays in the directory", "without a lease", "the audit could not be written"] {
         assert!(said.err.contains(words), "{words}: {}", said.err);
     }
-    assert!(world.objects("clusters/shop/wal").iter().all(|key| !key.ends_with(".partial")));
+    assert!(world.objects("clusters/shop/wal").iter().all(|key| !key.contains(".torn-")));
     let (mut server, session) = world.recovered("data").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "3");
     drop(session);

@@ -151,3 +151,110 @@ async fn what_is_not_ready_is_not_released() {
     world.refused(&["release", "--data-directory", world.path("spool").to_str().unwrap()], 5, &["holds no cluster"]);
     world.refused(&["release"], 3, &["--data-directory"]);
 }
+
+/// Turns a stopped server into one that recovers and is promoted, as after a failover; it gets the next timeline.
+async fn fail_over(world: &World, server: &mut Scratch) -> Session {
+    server.stop(Stop::Fast);
+    std::fs::write(server.data().join("recovery.signal"), "").unwrap();
+    let get = format!("{} --config {} archive-get %f \"%p\"", world.program().display(), world.config().display());
+    server.configure(&format!("restore_command = '{get}'")).unwrap();
+    server.start().await.unwrap();
+    let session = Session::open(&server.connection()).await.unwrap();
+    let began = lastgood::clock::monotonic();
+    while session.in_recovery().await.unwrap() {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    session.run("SET search_path = public").await.unwrap();
+    session
+}
+
+/// A released cluster fails over in good health, twice: nobody has to say anything, although its first timeline left one that went on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_after_a_release_is_no_rival() {
+    let (world, mut copy, session) = forked().await;
+    world.release("copy");
+    drop(session);
+    copy.stop(Stop::Fast);
+    copy.start().await.unwrap();
+    for timeline in 3..=4 {
+        let session = fail_over(&world, &mut copy).await;
+        session.run(&format!("INSERT INTO t VALUES ({timeline}00)")).await.unwrap();
+        let last = session.switch_segment("after the failover").await.unwrap();
+        archiver(&session, |state| state.last_archived.as_deref() >= Some(&last)).await;
+        assert!(last.starts_with(&format!("{timeline:08X}")), "{last}");
+    }
+    let (_latest, rows) = world.restore("latest", &["--to", "latest"]).await;
+    assert_eq!(rows.value("SELECT string_agg(x::text, ' ' ORDER BY x) FROM t").await.unwrap(), "1 2 300 400");
+    // A stray copy of the released one is a rival all the same.
+    world.ok(&["check", "--no-switch", "--pg-host", copy.sockets().to_str().unwrap()]);
+}
+
+/// Look-ahead takes nothing along that lies behind a fork; and what got in before does not shut out the new primary.
+#[tokio::test(flavor = "multi_thread")]
+async fn look_ahead_ends_at_the_fork() {
+    let (world, copy, _session) = forked().await;
+    // The history of the other server is there, as after a failover; the old primary has a backlog.
+    world.session().alter_system("archive_command", "false").await.unwrap();
+    world.session().reload().await.unwrap();
+    let mut names = Vec::new();
+    for _ in 0..4 {
+        world.sql("INSERT INTO t VALUES (9)").await;
+        names.push(world.session().switch_segment("backlog").await.unwrap());
+    }
+    let fork = world.value("SELECT pg_current_wal_lsn()").await;
+    let last: u64 = u64::from_str_radix(&names[1][16..], 16).unwrap();
+    let history = format!("1\t0/{:X}\tno recovery target specified\n", (last << 24) + 0x100);
+    std::fs::write(world.server.data().join("pg_wal/00000002.history"), &history).unwrap();
+    let said = push(&world, &world.server, "00000002.history");
+    assert_eq!(said.code, 0, "{fork}: {}", said.all());
+    assert_eq!(push(&world, &world.server, &names[0]).code, 0);
+    let stored = |name: &str| world.objects("clusters/shop/wal").iter().any(|key| key.ends_with(name));
+    let there: Vec<bool> = names.iter().map(|name| stored(name)).collect();
+    assert_eq!(there, [true, true, false, false], "{names:?}");
+    let said = push(&world, &world.server, &names[2]);
+    assert!(said.code == 5 && said.err.contains("two servers"), "{}", said.all());
+    // The archive knows this very history file, so its timeline was judged.
+    assert_eq!(push(&world, &world.server, "00000002.history").code, 0);
+    drop(copy);
+}
+
+/// The first segment of the new timeline is not archived yet: the old timeline's one holds the mistake, and must not be replayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn latest_after_a_release_does_not_replay_the_mistake() {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT 1 AS x").await;
+    world.backup(&[]);
+    world.sql("INSERT INTO t VALUES (2)").await;
+    world.sql("BEGIN; DROP TABLE t").await;
+    let xid = world.value("SELECT txid_current()").await;
+    world.sql("COMMIT; CREATE TABLE after_it (x int)").await;
+    world.archive().await;
+    let (mut copy, session) = world.restore("copy", &["--to", &xid, "--exclusive", "--target-action", "promote"]).await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "2");
+    world.release("copy");
+    assert!(world.objects("clusters/shop/wal").iter().any(|key| key.ends_with("00000002.history")));
+    drop(session);
+    copy.stop(Stop::Immediate);
+    let (_latest, rows) = world.restore("latest", &["--to", "latest"]).await;
+    assert_eq!(rows.value("SELECT coalesce(to_regclass('t')::text, 'gone')").await.unwrap(), "t");
+    assert_eq!(rows.value("SELECT coalesce(to_regclass('after_it')::text, 'gone')").await.unwrap(), "gone");
+}
+
+/// A copy promoted itself to a timeline whose number another server has taken since: it is not mixed into that one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_of_the_same_number_is_not_mixed_in() {
+    let (world, copy, _session) = forked().await;
+    let history = "1\t0/9000000\tno recovery target specified\n";
+    let own = world.server.data().join("pg_wal/00000002.history");
+    std::fs::write(&own, history).unwrap();
+    assert_eq!(push(&world, &world.server, "00000002.history").code, 0);
+    std::fs::remove_file(own).unwrap();
+    let before = world.objects("clusters/shop/wal");
+    let said = world.refused(
+        &["release", "--data-directory", copy.data().to_str().unwrap()],
+        5,
+        &["another timeline of the same number"],
+    );
+    assert_eq!(world.objects("clusters/shop/wal"), before, "{}", said.all());
+}

@@ -101,6 +101,8 @@ async fn tablespaces_go_with_their_cluster() {
     assert_eq!(session.value("SELECT (SELECT count(*) FROM fast) || ' ' || (SELECT count(*) FROM slow)").await.unwrap(), "2 2");
     // Both at once: the old one beside the new one, each with its own files.
     let aside = beside(&data, "replaced")[0].clone();
+    let link = std::fs::read_link(aside.join("pg_tblspc").join(oid(&data, &spaces[1]))).unwrap();
+    assert!(link.starts_with(&spaces[1]) && link != spaces[1] && link.is_dir(), "the old one's links follow its files: {link:?}");
     let name = aside.file_name().unwrap().to_str().unwrap().to_string();
     let auto = std::fs::read_to_string(aside.join("postgresql.auto.conf")).unwrap();
     std::fs::write(aside.join("postgresql.auto.conf"), format!("{auto}archive_mode = 'off'\n")).unwrap();
@@ -242,4 +244,44 @@ async fn the_audit_cannot_be_edited() {
     std::fs::write(path(6), &keep[5]).unwrap();
     world.ok(&["audit"]);
     world.server.stop(Stop::Fast);
+}
+
+/// Interrupted after the mark and before the exchange: the old one stands where it always stood, nobody is told to undo anything, and
+/// the same restore can be run again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_without_an_exchange_is_no_trap() {
+    let world = stopped("").await;
+    let data = world.server.data().to_path_buf();
+    let into = data.to_str().unwrap();
+    let restore = ["restore", "--to", "latest", "--into", into];
+    world.confirmed(&restore);
+    // As it would have been: back in its place, the new one beside it with the mark, its pg_control withheld.
+    let staging = data.with_extension("lastgood-new");
+    std::fs::rename(&data, &staging).unwrap();
+    let aside = beside(&data, "replaced")[0].clone();
+    std::fs::remove_file(aside.join("lastgood.replaced")).unwrap();
+    std::fs::rename(&aside, &data).unwrap();
+    std::fs::rename(staging.join("global/pg_control"), staging.join("global/pg_control.lastgood")).unwrap();
+    std::fs::write(staging.join("lastgood.restoring"), "").unwrap();
+    let before = content(&data);
+    world.refused(&["undo", "--into", staging.to_str().unwrap()], 5, &["nothing to undo"]);
+    assert_eq!(content(&data), before);
+    world.confirmed(&restore);
+    assert_eq!(rows(&world, "data").await, "3");
+}
+
+/// Interrupted in the middle of an undo, after the exchange: the next one gives back a cluster that starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_undo_gives_back_a_whole_cluster() {
+    let world = stopped("").await;
+    let data = world.server.data().to_path_buf();
+    let into = data.to_str().unwrap();
+    world.confirmed(&["restore", "--to", "latest", "--into", into]);
+    world.confirmed(&["undo", "--into", into]);
+    // The one aside did not get its pg_control back.
+    let aside = beside(&data, "undone")[0].clone();
+    std::fs::rename(aside.join("global/pg_control"), aside.join("global/pg_control.lastgood")).unwrap();
+    world.confirmed(&["undo", "--into", into]);
+    assert!(data.join("global/pg_control").exists());
+    assert_eq!(rows(&world, "data").await, "3");
 }

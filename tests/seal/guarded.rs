@@ -19,7 +19,7 @@ async fn what_is_saved_before_a_restore_is_sealed() {
     let lines = with_passphrase(&world);
     configure(&world, &lines);
     world.confirmed(&restore);
-    let partial = world.objects("clusters/shop/wal").into_iter().find(|key| key.ends_with(".partial")).unwrap();
+    let partial = world.objects("clusters/shop/wal").into_iter().find(|key| key.contains(".torn-")).unwrap();
     for key in [partial].into_iter().chain(world.objects("audit")) {
         let bytes = std::fs::read(world.repository().join(&key)).unwrap();
         assert!(
@@ -60,4 +60,17 @@ async fn changes_of_keys_are_audited() {
         .collect();
     assert_eq!(story, expected, "{audit}");
     assert!(!audit.contains("passphrase\""), "{audit}");
+}
+
+/// After a rotation the host with the old writer key goes on: the audit and other hosts' new objects do not stop it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_writer_key_goes_on_after_a_rotation() {
+    let world = encrypted(with_passphrase).await;
+    filled(&world).await;
+    world.ok(&["key", "rotate"]);
+    world.ok(&["key", "export", "--paper"]);
+    configure(&world, &format!("key_file = \"{}\"", world.path("writer").display()));
+    let said = world.ok(&["backup"]);
+    assert!(said.all().contains("rotated to epoch 2"), "{}", said.all());
+    world.archive().await;
 }

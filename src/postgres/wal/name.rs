@@ -95,6 +95,9 @@ pub enum WalFile {
     /// The last, unfinished segment of a timeline that was left by a promotion.
     Partial(SegmentName),
     History(Timeline),
+    /// The beginning of a segment that a broken server was writing, saved by lastgood; the number is the CRC32C of the file. PostgreSQL's
+    /// own `.partial` of the same segment may come later, with other bytes behind the end of the WAL.
+    Torn(SegmentName, u32),
     /// A backup history file; the number is the offset of the start in its segment.
     Backup(SegmentName, u32),
 }
@@ -102,7 +105,8 @@ pub enum WalFile {
 impl WalFile {
     pub fn timeline(&self) -> Timeline {
         match self {
-            WalFile::Segment(segment) | WalFile::Partial(segment) | WalFile::Backup(segment, _) => segment.timeline,
+            WalFile::Segment(segment) | WalFile::Partial(segment) => segment.timeline,
+            WalFile::Torn(segment, _) | WalFile::Backup(segment, _) => segment.timeline,
             WalFile::History(timeline) => *timeline,
         }
     }
@@ -113,6 +117,7 @@ impl fmt::Display for WalFile {
         match self {
             WalFile::Segment(segment) => write!(f, "{segment}"),
             WalFile::Partial(segment) => write!(f, "{segment}.partial"),
+            WalFile::Torn(segment, crc) => write!(f, "{segment}.torn-{crc:08X}"),
             WalFile::History(timeline) => write!(f, "{timeline}.history"),
             WalFile::Backup(segment, offset) => write!(f, "{segment}.{offset:08X}.backup"),
         }
@@ -130,6 +135,10 @@ impl FromStr for WalFile {
         }
         if let Some(segment) = text.strip_suffix(".partial") {
             return segment.parse().map(WalFile::Partial).map_err(|_| bad());
+        }
+        if let Some((segment, crc)) = text.split_once(".torn-") {
+            let crc = parse_hex8(crc).ok_or_else(bad)?;
+            return segment.parse().map(|s| WalFile::Torn(s, crc)).map_err(|_| bad());
         }
         if let Some(rest) = text.strip_suffix(".backup") {
             let (segment, offset) = rest.split_once('.').ok_or_else(bad)?;
@@ -157,6 +166,7 @@ mod tests {
         for text in [
             "0000000A00000001000000FF",
             "0000000A00000001000000FF.partial",
+            "0000000A00000001000000FF.torn-00C0FFEE",
             "0000000A.history",
             "0000000A00000001000000FF.00000028.backup",
         ] {
