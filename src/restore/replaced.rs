@@ -71,7 +71,7 @@ pub async fn look(
         return Ok(replaced);
     };
     let pg_wal = into.join("pg_wal");
-    let found = match tail::in_directory(&pg_wal, system) {
+    let mut found = match tail::in_directory(&pg_wal, system) {
         Ok(found) => found,
         Err(error) => {
             replaced.not_archived_because = Some(format!("{} cannot be read: {error}", pg_wal.display()));
@@ -86,7 +86,7 @@ pub async fn look(
         true => archive.clone(),
         false => Archive::load(&owner.cluster, system, owner.segment_bytes).await?,
     };
-    replaced.unarchived = salvage::find(&own, &found).await;
+    replaced.unarchived = salvage::find(&own, &mut found).await;
     if occupant.unreleased {
         // Its future is not the original's (rule 29).
         replaced.not_archived_because = Some("the cluster was restored by lastgood and never released".into());

@@ -41,21 +41,29 @@ impl Unarchived {
     }
 }
 
-/// Finds what is not archived, reading the segments; `archive` is of the same system.
-pub async fn find(archive: &Archive, found: &Found) -> Unarchived {
+/// Finds what is not archived, reading the segments; `archive` is of the same system. What turns out to be no WAL (made in advance, or
+/// behind the torn end of its timeline) is taken out of `found`.
+pub async fn find(archive: &Archive, found: &mut Found) -> Unarchived {
     let mut unarchived = Unarchived::default();
-    for (name, place) in &found.segments {
-        let Tail::File(path) = place else { continue };
-        if archive.is_archived(*name) {
+    let mut ended = None;
+    for (name, place) in std::mem::take(&mut found.segments) {
+        let Tail::File(path) = &place else { continue };
+        if ended == Some(name.timeline) {
             continue;
         }
-        match tail::summary(path.clone(), *name, archive.segment_bytes).await {
-            // Nothing of it is WAL: made in advance.
-            None => {}
-            Some(summary) if summary.last_record.is_none() && summary.ends_at.is_some() => {}
-            Some(summary) if summary.ends_at.is_some() => unarchived.torn = Some(*name),
-            Some(_) => unarchived.segments.push(*name),
+        if !archive.is_archived(name) {
+            let summary = tail::summary(path.clone(), name, archive.segment_bytes).await;
+            let torn = summary.as_ref().is_none_or(|summary| summary.ends_at.is_some());
+            if torn {
+                ended = Some(name.timeline);
+            }
+            match summary {
+                Some(summary) if torn && summary.last_record.is_some() => unarchived.torn = Some(name),
+                Some(_) if !torn => unarchived.segments.push(name),
+                _ => continue,
+            }
         }
+        found.segments.insert(name, place);
     }
     let known = |timeline| archive.has_history(timeline);
     unarchived.histories = found.histories.keys().filter(|t| !known(**t)).map(|t| WalFile::History(*t).to_string()).collect();

@@ -94,7 +94,8 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Res
 /// Transactions on the present cluster's own timeline, from the archive and its `pg_wal`.
 async fn since_it_left(mut archive: Archive, into: &Path, present: &Occupant) -> Result<Option<Loss>, RestoreError> {
     let Some(control) = present.control.as_ref().filter(|c| c.system_identifier == archive.system) else { return Ok(None) };
-    if let Ok(found) = tail::in_directory(&into.join("pg_wal"), control.system_identifier) {
+    if let Ok(mut found) = tail::in_directory(&into.join("pg_wal"), control.system_identifier) {
+        salvage::find(&archive, &mut found).await;
         archive.add_tails(found);
     }
     let Some(path) = archive.path(control.timeline) else { return Ok(None) };

@@ -58,16 +58,16 @@ pub async fn stored(cluster: &Cluster, system: SystemId) -> Result<BTreeMap<Segm
     Ok(best.into_iter().map(|(name, (_, tail))| (name, tail)).collect())
 }
 
-/// Everything in a `pg_wal` that carries the right system and its own name. Recycled files carry an older one.
+/// Everything in a `pg_wal` that carries the right system, its own name, and its own timeline. Recycled files do not: their pages have
+/// another address, or, recycled under the same number at a promotion, the timeline that was left.
 pub fn in_directory(pg_wal: &Path, system: SystemId) -> io::Result<Found> {
     let mut found = Found::default();
+    let mut headers = Vec::new();
     for entry in fs::read_dir(pg_wal)? {
         let entry = entry?;
         let Some(file) = entry.file_name().to_str().and_then(|name| name.parse::<WalFile>().ok()) else { continue };
         match file {
-            WalFile::Segment(name) if is_segment(&entry.path(), name, system) => {
-                found.segments.insert(name, Tail::File(entry.path()));
-            }
+            WalFile::Segment(name) => headers.extend(header(&entry.path(), name, system).map(|h| (name, h, entry.path()))),
             WalFile::History(timeline) => {
                 let text = fs::read_to_string(entry.path())?;
                 // One that cannot be read leads nowhere; the segments beside it are found all the same.
@@ -78,17 +78,23 @@ pub fn in_directory(pg_wal: &Path, system: SystemId) -> io::Result<Found> {
             _ => {}
         }
     }
+    for (name, header, path) in headers {
+        let begins = found.histories.get(&name.timeline).and_then(|history| Some(history.stretches().last()?.begin));
+        // The first segment of a timeline begins as a copy of the one that was left.
+        let is_first = begins.is_some_and(|begin| Some(begin.segment(header.segment_bytes)) == name.number(header.segment_bytes));
+        if header.timeline == name.timeline || is_first {
+            found.segments.insert(name, Tail::File(path));
+        }
+    }
     Ok(found)
 }
 
-fn is_segment(path: &Path, name: SegmentName, system: SystemId) -> bool {
+fn header(path: &Path, name: SegmentName, system: SystemId) -> Option<SegmentHeader> {
     let mut head = Vec::with_capacity(LONG_HEADER_BYTES);
-    let Ok(file) = fs::File::open(path) else { return false };
-    let Ok(bytes) = file.metadata().map(|m| m.len()) else { return false };
-    if file.take(LONG_HEADER_BYTES as u64).read_to_end(&mut head).is_err() {
-        return false;
-    }
-    SegmentHeader::parse(&head).is_ok_and(|h| h.system_identifier == system && h.check(name, bytes).is_ok())
+    let file = fs::File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    file.take(LONG_HEADER_BYTES as u64).read_to_end(&mut head).ok()?;
+    SegmentHeader::parse(&head).ok().filter(|h| h.system_identifier == system && h.check(name, bytes).is_ok())
 }
 
 /// What a file in `pg_wal` means; `None` when it cannot be read.

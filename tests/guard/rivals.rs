@@ -41,6 +41,15 @@ async fn archiver(session: &Session, wanted: impl Fn(&lastgood::postgres::sessio
     }
 }
 
+/// Waits until a segment is archived; a refusal of the archive ends it.
+async fn archived(server: &Scratch, session: &Session, last: &str) {
+    archiver(session, |state| {
+        assert!(!server.log().contains("is refused"), "{}", server.log());
+        state.last_archived.as_deref() >= Some(last)
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_cannot_write_into_the_archive_of_its_original() {
     let (world, mut copy, session) = forked().await;
@@ -181,7 +190,7 @@ async fn a_failover_after_a_release_is_no_rival() {
         let session = fail_over(&world, &mut copy).await;
         session.run(&format!("INSERT INTO t VALUES ({timeline}00)")).await.unwrap();
         let last = session.switch_segment("after the failover").await.unwrap();
-        archiver(&session, |state| state.last_archived.as_deref() >= Some(&last)).await;
+        archived(&copy, &session, &last).await;
         assert!(last.starts_with(&format!("{timeline:08X}")), "{last}");
     }
     let (_latest, rows) = world.restore("latest", &["--to", "latest"]).await;

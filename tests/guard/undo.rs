@@ -263,6 +263,8 @@ async fn a_mark_without_an_exchange_is_no_trap() {
     std::fs::rename(&aside, &data).unwrap();
     std::fs::rename(staging.join("global/pg_control"), staging.join("global/pg_control.lastgood")).unwrap();
     std::fs::write(staging.join("lastgood.restoring"), "").unwrap();
+    let owner = world.user().unwrap();
+    std::os::unix::fs::chown(staging.join("lastgood.restoring"), Some(owner.uid), Some(owner.gid)).unwrap();
     let before = content(&data);
     world.refused(&["undo", "--into", staging.to_str().unwrap()], 5, &["nothing to undo"]);
     assert_eq!(content(&data), before);
