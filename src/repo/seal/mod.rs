@@ -74,7 +74,7 @@ impl Class {
         let parts: Vec<&str> = key.as_str().split('/').collect();
         let is_data = match parts.as_slice() {
             ["clusters", _, "packs", _, pack] => pack.starts_with('d'),
-            ["clusters", _, "wal", _, kind, ..] => matches!(*kind, "segments" | "partial"),
+            ["clusters", _, "wal", _, kind, ..] => matches!(*kind, "segments" | "partial" | "torn"),
             _ => false,
         };
         if is_data { Class::Data } else { Class::Meta }
@@ -273,7 +273,12 @@ mod tests {
 
     #[test]
     fn data_is_what_a_writer_cannot_open() {
-        let data = ["clusters/a/packs/s/d000001", "clusters/packs/wal/7/segments/b/s", "clusters/a/wal/7/partial/p"];
+        let data = [
+            "clusters/a/packs/s/d000001",
+            "clusters/packs/wal/7/segments/b/s",
+            "clusters/a/wal/7/partial/p",
+            "clusters/a/wal/7/torn/p",
+        ];
         let meta =
             ["clusters/a/packs/s/m000001", "clusters/wal/wal/7/history/h", "clusters/a/snapshots/s", "clusters/packs/files/d/d1"];
         let (reader, first) = (seal(), seal());
