@@ -185,14 +185,14 @@ pub fn around(place: &Place) -> Around<'_> {
 pub fn show(care: &Care, code: &str) {
     match care {
         Care::Free => return,
-        Care::Code => output::line(format!("  confirm    --confirm {code}")),
+        Care::Code => output::entry("confirm", format!("--confirm {code}")),
         Care::Production { name, why } => {
-            output::line(format!("  PRODUCTION {why}"));
-            output::line(format!("  confirm    type the name {name:?} at a terminal, or pass"));
-            output::line(format!("             --confirm {code}"));
+            output::entry("PRODUCTION", why);
+            output::entry("confirm", format!("type the name {name:?} at a terminal, or pass"));
+            output::entry("", format!("--confirm {code}"));
         }
     }
-    output::line("             (good for 15 minutes, and only while nothing changes)");
+    output::entry("", "(good for 15 minutes, and only while nothing changes)");
 }
 
 /// Who runs this program.

@@ -30,6 +30,38 @@ pub fn paint(colour: Colour, text: &str) -> String {
     format!("\x1b[{code}m{text}\x1b[0m")
 }
 
+/// Prints a line of a plan: a label, then what there is to say, wrapped below itself where a terminal is narrow.
+pub fn entry(label: &str, text: impl std::fmt::Display) {
+    use std::io::IsTerminal;
+    let stdout = std::io::stdout();
+    let columns = if stdout.is_terminal() { rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col) } else { 0 };
+    line(wrapped(label, &text.to_string(), columns.into()));
+}
+
+/// With 0 columns nothing is wrapped: who reads lines in a file or a pipe wants them whole.
+fn wrapped(label: &str, text: &str, columns: usize) -> String {
+    const INDENT: usize = 13;
+    let room = columns.saturating_sub(INDENT);
+    let mut wrapped = format!("  {label:<11}");
+    if room < 20 {
+        return wrapped + text;
+    }
+    let mut used = 0;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > room {
+            wrapped.push_str(&format!("\n{:INDENT$}", ""));
+            used = 0;
+        } else if used > 0 {
+            wrapped.push(' ');
+            used += 1;
+        }
+        wrapped.push_str(word);
+        used += length;
+    }
+    wrapped
+}
+
 /// Prints one JSON object on a line.
 pub fn json(value: &impl Serialize) {
     line(serde_json::to_string(value).unwrap_or_default());
@@ -98,6 +130,18 @@ mod tests {
     fn words_are_quoted_for_the_shell() {
         let words = ["a b".to_string(), "it's".into(), "/x/y".into(), String::new()];
         assert_eq!(shell_words(&words), r"'a b' 'it'\''s' /x/y ''");
+    }
+
+    #[test]
+    fn plans_fit_the_terminal() {
+        let text = "a snapshot of the cluster, consistent at some time of the day";
+        assert_eq!(wrapped("from", text, 0), format!("  from       {text}"));
+        let lines = wrapped("from", text, 40);
+        assert_eq!(
+            lines,
+            "  from       a snapshot of the cluster,\n             consistent at some time of\n             the day"
+        );
+        assert!(lines.lines().all(|line| line.len() <= 40));
     }
 
     #[test]

@@ -74,32 +74,30 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 fn show_left(left: &Left) {
     let least = if left.loss.at_least { "at least " } else { "" };
     let last = left.loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
-    output::line(format!("             with {least}{} behind that{last};", output::count(left.loss.transactions, "transaction")));
-    output::line(
-        "             they stay in the archive, no restore follows them by itself, and its server is refused from now on",
-    );
+    output::entry("", format!("with {least}{} behind that{last};", output::count(left.loss.transactions, "transaction")));
+    output::entry("", "they stay in the archive, no restore follows them by itself, and its server is refused from now on");
 }
 
 fn show(plan: &Plan) {
     output::line("plan");
-    output::line(format!("  release    {} as cluster {:?}, timeline {}", plan.directory.display(), plan.cluster, plan.timeline));
+    output::entry("release", format!("{} as cluster {:?}, timeline {}", plan.directory.display(), plan.cluster, plan.timeline));
     if let Some(left) = &plan.overtakes {
-        output::line(format!("  overtakes  timeline {}, which it left at {}", left.timeline, left.at));
+        output::entry("overtakes", format!("timeline {}, which it left at {}", left.timeline, left.at));
         show_left(left);
     }
     for left in &plan.leaves_behind {
         let released = if left.was_released { ", WHICH WAS RELEASED AS THE SUCCESSOR" } else { "" };
-        output::line(format!("  abandons   timeline {}, which parted at {}{released}", left.timeline, left.at));
+        output::entry("abandons", format!("timeline {}, which parted at {}{released}", left.timeline, left.at));
         show_left(left);
     }
     if plan.is_needed() && !plan.unarchived.is_empty() {
         let count = output::count(plan.unarchived.count() as u64, "WAL segment");
-        output::line(format!("  archives   {count} that it has written since, and its history file"));
+        output::entry("archives", format!("{count} that it has written since, and its history file"));
     }
     if plan.restored {
-        output::line("  then       archiving is on after the next restart of the server");
+        output::entry("then", "archiving is on after the next restart of the server");
     }
     if !plan.is_needed() {
-        output::line("  nothing    to do: it is the archive's own cluster");
+        output::entry("nothing", "to do: it is the archive's own cluster");
     }
 }

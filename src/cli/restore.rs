@@ -165,59 +165,64 @@ fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
 
 fn show_plan(plan: &Plan) {
     output::line("plan");
-    output::line(format!(
-        "  from       snapshot {} of cluster {}, consistent at {}",
-        plan.snapshot,
-        plan.cluster,
-        output::time(plan.snapshot_stop)
-    ));
-    output::line(format!("  to         {}, {}", plan.target, plan.recovery));
+    output::entry(
+        "from",
+        format!("snapshot {} of cluster {}, consistent at {}", plan.snapshot, plan.cluster, output::time(plan.snapshot_stop)),
+    );
+    output::entry("to", format!("{}, {}", plan.target, plan.recovery));
     if let Some(lsn) = plan.stop_lsn {
-        output::line(format!("  stops at   {lsn} on timeline {}", plan.timeline));
+        output::entry("stops at", format!("{lsn} on timeline {}", plan.timeline));
     }
     let moment = |m: &plan::Moment| {
         let xid = m.xid.map(|xid| format!(", transaction {xid}")).unwrap_or_default();
         format!("{} ({}{xid})", output::exact_time(m.time), m.lsn)
     };
     if let Some(last) = &plan.last_transaction {
-        output::line(format!("  last kept  {}", moment(last)));
+        output::entry("last kept", moment(last));
     }
     if let Some(first) = &plan.first_lost {
-        output::line(format!("  first gone {}", moment(first)));
+        output::entry("first gone", moment(first));
     }
-    output::line(format!("  into       {} (there is {})", plan.into.display(), plan.standing.words()));
+    output::entry("into", format!("{} (there is {})", plan.into.display(), plan.standing.words()));
     if let (Some(occupant), Some(replaced)) = (plan.standing.occupant(), &plan.replaced) {
         show_occupant(occupant);
         show_replaced(replaced, replaced.loss.as_ref(), "committed after the target");
     }
     for tablespace in &plan.tablespaces {
-        output::line(format!(
-            "  tablespace {} from {} into {} (there is {})",
-            tablespace.oid,
-            tablespace.was.display(),
-            tablespace.into.display(),
-            tablespace.standing.words()
-        ));
-    }
-    output::line(format!(
-        "  size       {} in {}, {} to replay, PostgreSQL {}",
-        output::bytes(plan.bytes),
-        output::count(plan.files, "file"),
-        output::count(plan.wal_segments, "WAL segment"),
-        plan.major
-    ));
-    output::line(format!("  then       {}; archiving is off in the restored cluster", then(plan.action)));
-    if plan.action == TargetAction::Pause && !plan.inclusive {
-        output::line(
-            "  note       while the server pauses, the transaction at the target still holds its locks: a query on what it dropped",
+        output::entry(
+            "tablespace",
+            format!(
+                "{} from {} into {} (there is {})",
+                tablespace.oid,
+                tablespace.was.display(),
+                tablespace.into.display(),
+                tablespace.standing.words()
+            ),
         );
-        output::line("             waits until the server is resumed. With --target-action promote it does not.");
+    }
+    output::entry(
+        "size",
+        format!(
+            "{} in {}, {} to replay, PostgreSQL {}",
+            output::bytes(plan.bytes),
+            output::count(plan.files, "file"),
+            output::count(plan.wal_segments, "WAL segment"),
+            plan.major
+        ),
+    );
+    output::entry("then", format!("{}; archiving is off in the restored cluster", then(plan.action)));
+    if plan.action == TargetAction::Pause && !plan.inclusive {
+        output::entry(
+            "note",
+            "while the server pauses, the transaction at the target still holds its locks: a query on what it dropped",
+        );
+        output::entry("", "waits until the server is resumed. With --target-action promote it does not.");
     }
     if plan.damaged_pages > 0 {
-        output::line(format!(
-            "  warning    {} pages were damaged in the database when this snapshot was taken",
-            plan.damaged_pages
-        ));
+        output::entry(
+            "warning",
+            format!("{} pages were damaged in the database when this snapshot was taken", plan.damaged_pages),
+        );
     }
 }
 
@@ -236,28 +241,28 @@ pub fn show_occupant(occupant: &Occupant) {
     match &occupant.control {
         Some(control) => {
             let state = control.state.words();
-            output::line(format!("             system {}, {version}, {size}", control.system_identifier));
-            output::line(format!("             {state}, timeline {}, checkpoint {}", control.timeline, control.checkpoint));
+            output::entry("", format!("system {}, {version}, {size}", control.system_identifier));
+            output::entry("", format!("{state}, timeline {}, checkpoint {}", control.timeline, control.checkpoint));
         }
-        None => output::line(format!("             {version}, {size}; its pg_control cannot be read")),
+        None => output::entry("", format!("{version}, {size}; its pg_control cannot be read")),
     }
     if let Some(at) = occupant.last_change {
-        output::line(format!("             last written to {}", output::time(at)));
+        output::entry("", format!("last written to {}", output::time(at)));
     }
     if let Some(living) = &occupant.living {
-        output::line(format!("             A SERVER RUNS THERE ({living}); it must be stopped first"));
+        output::entry("", format!("A SERVER RUNS THERE ({living}); it must be stopped first"));
     }
     if occupant.unreleased {
-        output::line("             it was restored by lastgood and never released");
+        output::entry("", "it was restored by lastgood and never released");
     }
 }
 
 /// Whose it is, what only it has, and what would be lost.
 pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
     match (&replaced.owner, &replaced.label) {
-        (Some(owner), Some(label)) => output::line(format!("             it is the cluster {owner:?}, labelled {label}")),
-        (Some(owner), None) => output::line(format!("             it is the cluster {owner:?}")),
-        (None, _) => output::line("             the repository does not know it: what is in it is nowhere else"),
+        (Some(owner), Some(label)) => output::entry("", format!("it is the cluster {owner:?}, labelled {label}")),
+        (Some(owner), None) => output::entry("", format!("it is the cluster {owner:?}")),
+        (None, _) => output::entry("", "the repository does not know it: what is in it is nowhere else"),
     }
     let unarchived = &replaced.unarchived;
     if !unarchived.is_empty() {
@@ -267,16 +272,16 @@ pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
             None => "archived first".to_string(),
             Some(why) => format!("not archived, because {why}; it stays in the directory"),
         };
-        output::line(format!("  unarchived {count}{torn}: {then}"));
+        output::entry("unarchived", format!("{count}{torn}: {then}"));
     } else if let Some(why) = &replaced.not_archived_because {
-        output::line(format!("  unarchived WAL is not saved: {why}"));
+        output::entry("unarchived", format!("WAL is not saved: {why}"));
     }
     if let Some(loss) = loss {
         let least = if loss.at_least { "at least " } else { "" };
         let last = loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
         match loss.transactions {
-            0 => output::line("  lost       no transaction"),
-            count => output::line(format!("  LOST       {least}{}{last}: {which}", output::count(count, "transaction"))),
+            0 => output::entry("lost", "no transaction"),
+            count => output::entry("LOST", format!("{least}{}{last}: {which}", output::count(count, "transaction"))),
         }
     }
 }
@@ -291,14 +296,14 @@ fn show_result(plan: &Plan, restored: &execute::Restored, seconds: f64) {
         );
     }
     if let Some(aside) = &restored.aside {
-        output::line(format!(
-            "  what stood there is now {}; to put it back: lastgood undo --into {}",
-            aside.display(),
-            plan.into.display()
-        ));
+        output::entry(
+            "what stood",
+            format!("there is now {}; to put it back: lastgood undo --into {}", aside.display(), plan.into.display()),
+        );
     }
-    output::line(
-        "  it replays WAL when it starts: before you count anything, SELECT pg_is_in_recovery() must say f, or it must be paused",
+    output::entry(
+        "it replays",
+        "WAL when it starts: before you count anything, SELECT pg_is_in_recovery() must say f, or it must be paused",
     );
     output::line("  archiving is off in it; when it takes over: lastgood release --data-directory, then lastgood backup");
     output::line(format!("  start it with: pg_ctl -D {} start", output::shell_words(&[plan.into.display().to_string()])));

@@ -57,21 +57,21 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     output::line(format!("put back into {}", plan.into.display()));
-    output::line(format!("  what stood there is now {}; `lastgood undo` once more brings it back", undone.aside.display()));
+    output::entry("what stood", format!("there is now {}; `lastgood undo` once more brings it back", undone.aside.display()));
     output::line(format!("  start it with: pg_ctl -D {} start", output::shell_words(&[plan.into.display().to_string()])));
     Ok(0)
 }
 
 fn show(plan: &Plan) {
     output::line("plan");
-    output::line(format!("  undo       the {}, done {}", plan.switched.what, output::time(plan.switched.at)));
-    output::line(format!("  put back   {} into {}", plan.old_at.display(), plan.into.display()));
+    output::entry("undo", format!("the {}, done {}", plan.switched.what, output::time(plan.switched.at)));
+    output::entry("put back", format!("{} into {}", plan.old_at.display(), plan.into.display()));
     restore::show_occupant(&plan.old);
     if plan.never_started {
-        output::line("  aside      what an interrupted exchange left, which was never started");
+        output::entry("aside", "what an interrupted exchange left, which was never started");
         return;
     }
-    output::line("  aside      what stands there now:");
+    output::entry("aside", "what stands there now:");
     restore::show_occupant(&plan.present);
     restore::show_replaced(&plan.replaced, plan.loss.as_ref(), "that cluster made, which the old one does not have");
 }

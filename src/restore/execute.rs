@@ -322,9 +322,7 @@ impl Work<'_> {
         // Only now: a mark without an exchange would be a trap for whoever comes next.
         switched.write(root).map_err(io("write beside"))?;
         switch::exchange(into, root).map_err(io("exchange"))?;
-        if let Some(hold) = hold {
-            hold.release(root);
-        }
+        hold.release(root);
         for pair in &switched.tablespaces {
             // The old cluster's links follow its files: started where it lies now, it must not write into the new one's.
             let (tablespace, aside) = (durable::parent(&pair.place), durable::parent(&pair.aside));

@@ -10,8 +10,8 @@
 //! and what else lies in it belongs to somebody else.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -174,38 +174,44 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     durable::sync_directory(durable::parent(from))
 }
 
-/// Keeps a server from starting in a directory for a moment, as PostgreSQL itself does: by a `postmaster.pid` of a living process.
-/// A stale one that is there already is left alone.
+/// Keeps a server from starting in a directory for a moment, as PostgreSQL itself does: by a `postmaster.pid` of a living process. A
+/// stale one, which a crash leaves, steps aside for as long.
 #[derive(Debug)]
 pub struct Hold {
     path: PathBuf,
+    stale: bool,
 }
 
+const PID_FILE: &str = "postmaster.pid";
+const STALE_PID_FILE: &str = "postmaster.pid.lastgood";
+
 impl Hold {
-    pub fn take(cluster: &Path) -> io::Result<Option<Hold>> {
-        use std::io::Write;
-        use std::os::unix::fs::OpenOptionsExt;
-        let path = cluster.join("postmaster.pid");
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut file) => {
-                writeln!(file, "{}\n{}", std::process::id(), cluster.display())?;
-                give_to_owner(cluster, &path)?;
-                Ok(Some(Hold { path }))
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// Only where nobody lives: that was looked at.
+    pub fn take(cluster: &Path) -> io::Result<Hold> {
+        let path = cluster.join(PID_FILE);
+        let stale = match fs::rename(&path, cluster.join(STALE_PID_FILE)) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        let hold = Hold { path, stale };
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&hold.path)?;
+        writeln!(file, "{}\n{}", std::process::id(), cluster.display())?;
+        give_to_owner(cluster, &hold.path)?;
+        Ok(hold)
     }
 
     /// Ends it where the directory is now.
-    pub fn release(self, cluster: &Path) {
-        let _ = fs::remove_file(cluster.join("postmaster.pid"));
-        std::mem::forget(self);
+    pub fn release(mut self, cluster: &Path) {
+        self.path = cluster.join(PID_FILE);
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = match self.stale {
+            true => fs::rename(self.path.with_file_name(STALE_PID_FILE), &self.path),
+            false => fs::remove_file(&self.path),
+        };
     }
 }

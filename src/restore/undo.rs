@@ -183,9 +183,7 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     }
     back.write(old_at)?;
     switch::exchange(into, old_at)?;
-    if let Some(hold) = hold {
-        hold.release(old_at);
-    }
+    hold.release(old_at);
     // One that an interrupted undo had put aside comes back whole.
     let unfinished = into.join(RESTORING_MARK).exists() || into.join(switch::CONTROL).exists();
     if !unfinished && into.join(switch::WITHHELD_CONTROL).exists() {

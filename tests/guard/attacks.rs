@@ -231,6 +231,10 @@ async fn a_reused_pid_is_no_server() {
     std::fs::write(target.join("postmaster.pid"), format!("{}\n{}\n1\n5432\n/nowhere\n", other.id(), target.display())).unwrap();
     let code = code_for(&world, &target);
     assert_eq!(with_code(&world, &target, &code).code, 0);
+    let aside = &beside(&target, "replaced")[0];
+    let kept = std::fs::read_to_string(aside.join("postmaster.pid")).unwrap();
+    assert!(kept.starts_with(&other.id().to_string()), "the stale file is back where it was: {kept}");
+    assert!(!aside.join("postmaster.pid.lastgood").exists());
     other.kill().unwrap();
     other.wait().unwrap();
     let mut inside = Command::new("sleep");

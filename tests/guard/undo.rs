@@ -186,7 +186,9 @@ async fn a_killed_restore_over_a_cluster_loses_nothing() {
         std::thread::sleep(std::time::Duration::from_millis(pause_ms));
         let _ = child.kill();
         child.wait().unwrap();
-        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+        for ours in ["postmaster.pid", "postmaster.pid.lastgood"] {
+            let _ = std::fs::remove_file(data.join(ours));
+        }
         if data.join("lastgood.switched").exists() {
             world.confirmed(&["undo", "--into", into]);
             let _ = std::fs::remove_file(data.join("lastgood.switched"));
