@@ -61,7 +61,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         }
     };
     let directory = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    if directory.join(RESTORED_MARK).exists() {
+    if !facts.in_recovery && directory.join(RESTORED_MARK).exists() {
         // Its settings keep it from archiving on purpose.
         return Err(SnapshotError::NotReleased { dir: directory }.into());
     }

@@ -113,7 +113,8 @@ fn check(
     if control.block_bytes as usize != PAGE_BYTES {
         return Err(SnapshotError::BlockSize { bytes: control.block_bytes });
     }
-    if directory.join(data_directory::RESTORED_MARK).exists() {
+    // A standby that was made by a restore follows its primary, and writes no history of its own.
+    if !facts.in_recovery && directory.join(data_directory::RESTORED_MARK).exists() {
         return Err(SnapshotError::NotReleased { dir: directory.into() });
     }
     if facts.archive_mode == "off" {

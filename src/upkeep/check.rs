@@ -91,7 +91,7 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
     }
     super::exposure::server(findings, &session).await;
     let dir = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    if dir.join(data_directory::RESTORED_MARK).exists() {
+    if !facts.in_recovery && dir.join(data_directory::RESTORED_MARK).exists() {
         let mend =
             format!("`lastgood release --data-directory {0}` when it takes over, or `lastgood undo --into {0}`", dir.display());
         findings.fail("registration", "this cluster was restored and is not released: it does not archive", mend);
