@@ -209,18 +209,39 @@ impl Default for Archive {
     }
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Restore {
     /// Threads that decompress, check and write; the number of cores when absent.
     pub threads: Option<usize>,
-    /// Read back and compare everything that was written.
-    pub read_back: bool,
+    pub read_back: ReadBack,
 }
 
-impl Default for Restore {
-    fn default() -> Self {
-        Restore { threads: None, read_back: true }
+/// What of a restored cluster is read back and compared with what was written (rule 38). Every byte was proven by its SHA-256 in the
+/// very buffer that was written from; reading back is about the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadBack {
+    Nothing,
+    /// The beginning of each file, and [`ReadBack::SAMPLE`]th of the rest.
+    #[default]
+    Sample,
+    Everything,
+}
+
+impl ReadBack {
+    /// One write in so many is read back as a sample.
+    pub const SAMPLE: u64 = 16;
+    /// Bytes of a file in which one write falls into the sample.
+    const STRIDE_BYTES: u64 = Self::SAMPLE << 20;
+
+    /// Whether what was written at `offset` of a file is to be read back.
+    pub fn wants(self, offset: u64) -> bool {
+        match self {
+            ReadBack::Nothing => false,
+            ReadBack::Sample => offset % Self::STRIDE_BYTES < 1 << 20,
+            ReadBack::Everything => true,
+        }
     }
 }
 

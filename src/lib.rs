@@ -13,7 +13,7 @@
 //! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases, seal.
 //! - [`postgres`]: what we know of PostgreSQL: LSNs, control file, pages, WAL records, data directory, session, scratch server.
 //! - [`storage`]: objects: a small trait with its contract, three stores, and wrappers that add behaviour.
-//! - [`config`], [`clock`], [`durable`], [`monitor`]: one file each, for everybody.
+//! - [`config`], [`clock`], [`durable`], [`aligned`], [`monitor`]: one file each, for everybody.
 //!
 //! # Who may call whom
 //! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `upkeep`); operations call `repo` and
@@ -25,6 +25,7 @@
 //! PostgreSQL → pages → frames → packs → storage, and back. CPU work runs on threads of its own, network on tokio,
 //! with bounded channels in between.
 
+pub mod aligned;
 pub mod archive;
 pub mod cli;
 pub mod clock;

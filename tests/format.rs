@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
+use lastgood::aligned::Pool;
 use lastgood::repo::frame::Compressor;
 use lastgood::repo::layout::Layout;
 use lastgood::repo::object::{self, Sha};
-use lastgood::repo::pack::PackBuilder;
+use lastgood::repo::pack::{CHUNK_BYTES, PackBuilder};
 use lastgood::repo::seal::crypto::Secret;
 use lastgood::repo::seal::epoch::EpochKey;
 use lastgood::repo::seal::{Seal, keyring, text};
@@ -94,12 +95,12 @@ fn the_sealed_example_is_true() {
     assert_eq!(hex::encode(document), example("sealed document"));
     let name = "20261121T010000Z-ab12/d000001";
     let sealer = seal.sealer_from(&Layout::new("shop").pack(name), &bytes(64));
-    assert_eq!(hex::encode(packed(PackBuilder::new(name, Some(sealer)))), example("sealed pack"));
+    assert_eq!(hex::encode(packed(PackBuilder::new(name, Some(sealer), &Pool::new(CHUNK_BYTES)))), example("sealed pack"));
 }
 
 fn packed(mut pack: PackBuilder) -> Vec<u8> {
     for raw in [&b"first frame\n"[..], b"second frame\n"] {
-        pack.add(Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
+        pack.add(&Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
     }
     let Body::Bytes(pieces) = pack.finish().body else { panic!("a pack is in memory") };
     pieces.concat()
@@ -110,7 +111,7 @@ fn packed(mut pack: PackBuilder) -> Vec<u8> {
 fn the_worked_example_is_true() {
     let document = object::document(b"{\"hello\":\"world\"}\n", None);
     assert_eq!(hex::encode(document), example("document"));
-    let pack = packed(PackBuilder::new("20261121T010000Z-ab12/d000001", None));
+    let pack = packed(PackBuilder::new("20261121T010000Z-ab12/d000001", None, &Pool::new(CHUNK_BYTES)));
     assert_eq!(hex::encode(pack), example("pack"));
 }
 

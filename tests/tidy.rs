@@ -54,7 +54,7 @@ fn allowed(room: &str) -> &'static [&'static str] {
     }
 }
 
-const FOR_EVERYBODY: [&str; 4] = ["clock", "config", "durable", "monitor"];
+const FOR_EVERYBODY: [&str; 5] = ["aligned", "clock", "config", "durable", "monitor"];
 
 #[test]
 fn rooms_call_only_whom_they_may() {

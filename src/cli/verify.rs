@@ -32,7 +32,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         archives.push(Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?);
     }
     let monitor = progress::monitor(global.json);
-    let request = Request { quick: args.quick, at_once: 2 * context::threads(place.config.restore.threads) };
+    let request = Request { quick: args.quick, threads: context::threads(place.config.restore.threads) };
     let report = verify::verify(&place.cluster, &archives, manifests, &request, monitor.clone()).await?;
     drop(monitor);
     if global.json {

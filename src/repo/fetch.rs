@@ -2,7 +2,7 @@
 //!
 //! Frames that lie near each other in a pack are read together, several reads at a time; each read's frames are then
 //! decompressed and proven on a thread for CPU work and handed to the caller there. Memory: at most
-//! `reads at a time × READ_MAX_BYTES`, whatever the number of frames.
+//! `(threads + AHEAD) × READ_MAX_BYTES`, whatever the number of frames.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::Semaphore;
 
-use super::frame::{Decompressor, FrameRef};
+use super::frame::{Decompressor, FRAME_MAX_BYTES, FrameRef};
 use super::repository::Cluster;
 use super::seal::crypto::GcmKey;
 use super::{RepoError, object};
-use crate::storage::Part;
+use crate::storage::{ObjectKey, Part};
 
 /// One read takes at most this much.
 const READ_MAX_BYTES: u64 = 8 << 20;
@@ -56,31 +57,67 @@ pub fn sort(frames: &mut Vec<FrameRef>) {
     frames.dedup();
 }
 
-thread_local! {
-    static DECOMPRESSOR: RefCell<Decompressor> = RefCell::default();
+/// Reads in flight before their frames are opened, on top of those that are being opened.
+pub const AHEAD: usize = 4;
+
+/// A stretch of a pack that was read, and the frames in it, which are not opened yet.
+#[derive(Debug)]
+pub struct Fetched {
+    key: ObjectKey,
+    frames: Arc<Vec<FrameRef>>,
+    read: PackRead,
+    /// The bytes, and what opens them where they are sealed; or the damage that all frames of the read share.
+    bytes: Result<(Bytes, Option<GcmKey>), String>,
 }
 
-/// Fetches all of `frames` (sorted, see [`sort`]) and calls `visit` with each frame's index and its raw bytes, or with what is
-/// wrong with it, from several threads at once. An error of `visit` ends it.
-pub async fn each<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, at_once: usize, visit: Arc<F>) -> Result<(), E>
+impl Fetched {
+    /// Numbers of its frames in the sorted list.
+    pub fn frames(&self) -> Range<usize> {
+        self.read.frames.clone()
+    }
+
+    /// Length of a frame's raw bytes, as far as it can be believed.
+    pub fn raw_bytes(&self, index: usize) -> Result<usize, RepoError> {
+        match self.frames[index].raw_bytes {
+            bytes if bytes > FRAME_MAX_BYTES => Err(RepoError::damaged(&self.key, "a frame announces an impossible length")),
+            bytes => Ok(bytes as usize),
+        }
+    }
+
+    /// Opens frame `index` into `out`, which is as long as the frame's raw bytes, and proves it.
+    pub fn open(&self, index: usize, decompressor: &mut Decompressor, out: &mut [u8]) -> Result<(), RepoError> {
+        let frame = &self.frames[index];
+        let (bytes, pack) = self.bytes.as_ref().map_err(|what| RepoError::damaged(&self.key, what.clone()))?;
+        let begin = (frame.offset - self.read.start) as usize;
+        let stored = &bytes[begin..begin + frame.stored_bytes as usize];
+        let opened = decompressor.open(frame, stored, pack.as_ref(), out);
+        opened.map_err(|what| RepoError::damaged(&self.key, format!("{what} (at byte {})", frame.offset)))
+    }
+}
+
+/// Reads all of `frames` (sorted, see [`sort`]) from their packs and hands each stretch to `visit` on one of `threads` threads for
+/// CPU work, while [`AHEAD`] further reads are on their way. An error of `visit` ends it.
+pub async fn reads<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, threads: usize, visit: Arc<F>) -> Result<(), E>
 where
     E: From<RepoError> + Send + 'static,
-    F: Fn(usize, Result<&[u8], RepoError>) -> Result<(), E> + Send + Sync + 'static,
+    F: Fn(Fetched) -> Result<(), E> + Send + Sync + 'static,
 {
-    let reads = plan(&frames);
+    let working = Arc::new(Semaphore::new(threads.max(1)));
     let run = |read: PackRead| {
-        let (frames, visit) = (frames.clone(), visit.clone());
+        let (frames, visit, working) = (frames.clone(), visit.clone(), working.clone());
         async move {
             let key = cluster.layout().pack(&frames[read.frames.start].pack);
-            let part = Part::Range { start: read.start, bytes: read.bytes };
-            let fetched = fetch(cluster, &key, part).await;
-            let work = move || match fetched {
-                Ok((bytes, pack)) => open_all(&key, &frames, &read, &bytes, pack.as_ref(), &*visit),
-                Err(error) if error.is_damage() => {
-                    // Each frame of the read is lost; the caller may want to know each.
-                    read.frames.clone().try_for_each(|index| visit(index, Err(RepoError::damaged(&key, error.to_string()))))
-                }
-                Err(error) => Err(error.into()),
+            let bytes = match fetch(cluster, &key, Part::Range { start: read.start, bytes: read.bytes }).await {
+                Ok(bytes) => Ok(bytes),
+                // Each frame of the read is lost; the caller may want to know each.
+                Err(error) if error.is_damage() => Err(error.to_string()),
+                Err(error) => return Err(error.into()),
+            };
+            let fetched = Fetched { key, frames, read, bytes };
+            let permit = working.acquire_owned().await;
+            let work = move || {
+                let _permit = permit;
+                visit(fetched)
             };
             match tokio::task::spawn_blocking(work).await {
                 Ok(done) => done,
@@ -88,37 +125,43 @@ where
             }
         }
     };
-    let mut running = futures::stream::iter(reads).map(run).buffer_unordered(at_once.max(1));
+    let reads = plan(&frames);
+    let mut running = futures::stream::iter(reads).map(run).buffer_unordered(threads.max(1) + AHEAD);
     while let Some(done) = running.next().await {
         done?;
     }
     Ok(())
 }
 
-/// The bytes, and the key that opens them where they are sealed.
-async fn fetch(cluster: &Cluster, key: &crate::storage::ObjectKey, part: Part) -> Result<(Bytes, Option<GcmKey>), RepoError> {
-    let pack = cluster.vault().frame_key(key).await?;
-    Ok((cluster.storage().read(key, part).await?.bytes, pack))
+thread_local! {
+    static OPENING: RefCell<(Decompressor, Vec<u8>)> = RefCell::default();
 }
 
-fn open_all<E>(
-    key: &crate::storage::ObjectKey,
-    frames: &[FrameRef],
-    read: &PackRead,
-    bytes: &Bytes,
-    pack: Option<&GcmKey>,
-    visit: &impl Fn(usize, Result<&[u8], RepoError>) -> Result<(), E>,
-) -> Result<(), E> {
-    DECOMPRESSOR.with_borrow_mut(|decompressor| {
-        for index in read.frames.clone() {
-            let frame = &frames[index];
-            let begin = (frame.offset - read.start) as usize;
-            let stored = &bytes[begin..begin + frame.stored_bytes as usize];
-            let raw = decompressor.open(frame, stored, pack);
-            visit(index, raw.map_err(|what| RepoError::damaged(key, format!("{what} (at byte {})", frame.offset))))?;
-        }
-        Ok(())
-    })
+/// Fetches all of `frames` (sorted, see [`sort`]) and calls `visit` with each frame's index and its raw bytes, or with what is
+/// wrong with it, from several threads at once. An error of `visit` ends it.
+pub async fn each<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, threads: usize, visit: Arc<F>) -> Result<(), E>
+where
+    E: From<RepoError> + Send + 'static,
+    F: Fn(usize, Result<&[u8], RepoError>) -> Result<(), E> + Send + Sync + 'static,
+{
+    let open_all = move |fetched: Fetched| {
+        OPENING.with_borrow_mut(|(decompressor, raw)| {
+            fetched.frames().try_for_each(|index| {
+                let opened = fetched.raw_bytes(index).and_then(|bytes| {
+                    raw.resize(bytes, 0);
+                    fetched.open(index, decompressor, raw)
+                });
+                visit(index, opened.map(|()| raw.as_slice()))
+            })
+        })
+    };
+    reads(cluster, frames, threads, Arc::new(open_all)).await
+}
+
+/// The bytes, and the key that opens them where they are sealed.
+async fn fetch(cluster: &Cluster, key: &ObjectKey, part: Part) -> Result<(Bytes, Option<GcmKey>), RepoError> {
+    let pack = cluster.vault().frame_key(key).await?;
+    Ok((cluster.storage().read(key, part).await?.bytes, pack))
 }
 
 /// Fetches and parses the maps that lie in packs; answers them in the order of `frames` (sorted).

@@ -7,6 +7,8 @@ use super::seal::crypto::GcmKey;
 
 /// Raw bytes in a frame of data: 16 pages. Small enough to be fetched for one page, to be hashed and compressed in cache.
 pub const FRAME_BYTES: usize = 128 << 10;
+/// No frame of data is longer when stored: `ZSTD_COMPRESSBOUND(FRAME_BYTES)`, which is 1/256 more.
+pub const COMPRESSED_MAX_BYTES: usize = FRAME_BYTES + (FRAME_BYTES >> 8);
 /// Frames that hold file maps may be longer; nothing longer than this is believed.
 pub const FRAME_MAX_BYTES: u32 = 64 << 20;
 
@@ -50,31 +52,29 @@ impl Compressor {
     pub fn compress(&mut self, raw: &[u8]) -> Vec<u8> {
         self.inner.compress(raw).expect("zstd compresses any bytes in memory")
     }
+
+    /// Compresses to the beginning of `out`, which has room for [`COMPRESSED_MAX_BYTES`], and answers how long that is.
+    pub fn compress_to(&mut self, raw: &[u8], out: &mut [u8]) -> usize {
+        self.inner.compress_to_buffer(raw, out).expect("a frame's worth of bytes fits into its bound")
+    }
 }
 
-/// Decompresses frames and proves that they are what they should be.
+/// Decompresses frames and proves that they are what they should be. One per thread: it keeps its zstd context and buffers.
 pub struct Decompressor {
     inner: zstd::bulk::Decompressor<'static>,
-    raw: Vec<u8>,
     opened: Vec<u8>,
 }
 
 impl Default for Decompressor {
     fn default() -> Self {
-        Decompressor {
-            inner: zstd::bulk::Decompressor::new().expect("memory for a zstd context"),
-            raw: Vec::new(),
-            opened: Vec::new(),
-        }
+        Decompressor { inner: zstd::bulk::Decompressor::new().expect("memory for a zstd context"), opened: Vec::new() }
     }
 }
 
 impl Decompressor {
-    /// The raw bytes of `stored`, or what is wrong with it. `key` is the pack's, where it is sealed.
-    pub fn open(&mut self, frame: &FrameRef, stored: &[u8], key: Option<&GcmKey>) -> Result<&[u8], &'static str> {
-        if frame.raw_bytes > FRAME_MAX_BYTES {
-            return Err("a frame announces an impossible length");
-        }
+    /// Puts the raw bytes of `stored` into `out`, which is as long as the frame says; or says what is wrong with them. `key` is the
+    /// pack's, where it is sealed.
+    pub fn open(&mut self, frame: &FrameRef, stored: &[u8], key: Option<&GcmKey>, out: &mut [u8]) -> Result<(), &'static str> {
         let mut stored = stored;
         if let Some(key) = key {
             if !key.open(frame.offset, 0, b"", stored, &mut self.opened) {
@@ -82,15 +82,13 @@ impl Decompressor {
             }
             stored = &self.opened;
         }
-        self.raw.clear();
-        self.raw.reserve(frame.raw_bytes as usize);
-        let length = self.inner.decompress_to_buffer(stored, &mut self.raw).map_err(|_| "a frame cannot be decompressed")?;
-        if length != frame.raw_bytes as usize {
+        let length = self.inner.decompress_to_buffer(stored, out).map_err(|_| "a frame cannot be decompressed")?;
+        if length != out.len() || length != frame.raw_bytes as usize {
             return Err("a frame has another length than its map says");
         }
-        if Sha::of(&self.raw) != frame.sha256 {
+        if Sha::of(out) != frame.sha256 {
             return Err("the SHA-256 of a frame does not hold");
         }
-        Ok(&self.raw)
+        Ok(())
     }
 }

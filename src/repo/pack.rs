@@ -10,55 +10,99 @@ use super::RepoError;
 use super::frame::FrameRef;
 use super::object::{ObjectKind, Sha, Trailer, trailer};
 use super::seal::{Head, Sealer};
+use crate::aligned::{Buffer, Pool};
 use crate::storage::{Body, ObjectKey};
 
 /// Stored bytes after which a pack is finished.
 pub const PACK_BYTES: usize = 32 << 20;
 const ENTRY_BYTES: usize = 40;
 
+/// Packs are put together in buffers of so many bytes, so that a disk can take them as they are.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
 /// A pack that is being filled.
 #[derive(Debug)]
 pub struct PackBuilder {
     name: std::sync::Arc<str>,
-    frames: Vec<Bytes>,
+    chunks: Chunks,
     table: Vec<u8>,
-    bytes: u64,
     sealer: Option<Sealer>,
 }
 
 impl PackBuilder {
-    /// `name` is `<snapshot>/<pack>`; the sealer is for that pack.
-    pub fn new(name: &str, sealer: Option<Sealer>) -> PackBuilder {
-        PackBuilder { name: name.into(), frames: Vec::new(), table: Vec::new(), bytes: 0, sealer }
+    /// `name` is `<snapshot>/<pack>`; the sealer is for that pack. Buffers of [`CHUNK_BYTES`] come from the pool.
+    pub fn new(name: &str, sealer: Option<Sealer>, pool: &Pool) -> PackBuilder {
+        PackBuilder { name: name.into(), chunks: Chunks::new(pool), table: Vec::new(), sealer }
     }
 
     /// Adds a compressed frame and says where it will be.
-    pub fn add(&mut self, mut stored: Vec<u8>, raw_bytes: u32, sha256: Sha) -> FrameRef {
-        if let Some(sealer) = &self.sealer {
-            sealer.content.seal(self.bytes, 0, b"", &mut stored);
+    pub fn add(&mut self, stored: &[u8], raw_bytes: u32, sha256: Sha) -> FrameRef {
+        let offset = self.chunks.bytes;
+        match &self.sealer {
+            None => self.chunks.add(stored),
+            Some(sealer) => {
+                let mut sealed = stored.to_vec();
+                sealer.content.seal(offset, 0, b"", &mut sealed);
+                self.chunks.add(&sealed);
+            }
         }
-        let frame =
-            FrameRef { pack: self.name.clone(), offset: self.bytes, stored_bytes: stored.len() as u32, raw_bytes, sha256 };
+        let stored_bytes = (self.chunks.bytes - offset) as u32;
         self.table.extend_from_slice(&raw_bytes.to_le_bytes());
-        self.table.extend_from_slice(&frame.stored_bytes.to_le_bytes());
+        self.table.extend_from_slice(&stored_bytes.to_le_bytes());
         self.table.extend_from_slice(&sha256.0);
-        self.bytes += stored.len() as u64;
-        self.frames.push(stored.into());
-        frame
+        FrameRef { pack: self.name.clone(), offset, stored_bytes, raw_bytes, sha256 }
     }
 
     pub fn is_full(&self) -> bool {
-        self.bytes >= PACK_BYTES as u64
+        self.chunks.bytes >= PACK_BYTES as u64
     }
 
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.table.is_empty()
     }
 
     /// The finished object.
     pub fn finish(mut self) -> FinishedPack {
-        self.frames.push(trailer(ObjectKind::Pack, &self.table, self.bytes, self.sealer.as_ref().map(|s| &s.trailer)).into());
-        FinishedPack { name: self.name, body: Body::Bytes(self.frames), head: self.sealer.map(|sealer| sealer.trailer.head) }
+        let sealer = self.sealer.as_ref().map(|s| &s.trailer);
+        let trailer = trailer(ObjectKind::Pack, &self.table, self.chunks.bytes, sealer);
+        self.chunks.add(&trailer);
+        let head = self.sealer.map(|sealer| sealer.trailer.head);
+        FinishedPack { name: self.name, body: Body::Bytes(self.chunks.finish()), head }
+    }
+}
+
+/// Bytes one after the other, in buffers that go back to their pool when the object is stored.
+#[derive(Debug)]
+struct Chunks {
+    pool: Pool,
+    full: Vec<Bytes>,
+    open: Option<Buffer>,
+    bytes: u64,
+}
+
+impl Chunks {
+    fn new(pool: &Pool) -> Chunks {
+        Chunks { pool: pool.clone(), full: Vec::new(), open: None, bytes: 0 }
+    }
+
+    fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let used = (self.bytes % CHUNK_BYTES as u64) as usize;
+            let chunk = self.open.get_or_insert_with(|| self.pool.take());
+            let (now, later) = bytes.split_at(bytes.len().min(CHUNK_BYTES - used));
+            chunk[used..used + now.len()].copy_from_slice(now);
+            self.bytes += now.len() as u64;
+            if used + now.len() == CHUNK_BYTES {
+                self.full.extend(self.open.take().map(Bytes::from_owner));
+            }
+            bytes = later;
+        }
+    }
+
+    fn finish(mut self) -> Vec<Bytes> {
+        let used = (self.bytes % CHUNK_BYTES as u64) as usize;
+        self.full.extend(self.open.take().map(|chunk| Bytes::from_owner(chunk).slice(..used)));
+        self.full
     }
 }
 

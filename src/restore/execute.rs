@@ -14,6 +14,7 @@ use super::salvage::{self, Saved};
 use super::switch::{self, Hold, Pair, Switched};
 use super::undo;
 use super::write::{self, Target, Terms};
+use crate::config::ReadBack;
 use crate::durable;
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{RESTORED_MARK, RESTORING_MARK};
@@ -39,7 +40,7 @@ pub struct Options {
     /// What the restored server shall call for WAL, with `%f` and `%p`.
     pub restore_command: String,
     pub threads: usize,
-    pub read_back: bool,
+    pub read_back: ReadBack,
 }
 
 /// What came of it.
@@ -87,7 +88,7 @@ pub async fn execute(
     let manifest = plan.manifest();
     let owner = new_owner(manifest);
     monitor.phase("restore", manifest.totals.raw_bytes);
-    let terms = Terms { owner, at_once: 2 * options.threads + 2, read_back: options.read_back, monitor: monitor.clone() };
+    let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
     let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
     if let Some(lease) = lease {

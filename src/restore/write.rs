@@ -1,19 +1,34 @@
 //! Writes one batch of files: frames are fetched in the order of the packs and scattered to where they belong.
+//!
+//! Large files are written past the page cache where the file system can: that takes no memory from other programs, no copying,
+//! and what is read back comes from the disk. Their space is reserved first, so that writes side by side do not wait for each other.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, fchown};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, fchown};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, OFlags};
 
 use super::RestoreError;
+use super::lanes::{LaneFailed, Lanes, OpenFile, WRITE_BYTES, Write};
+use crate::aligned::ALIGN_BYTES;
+use crate::config::ReadBack;
 use crate::monitor::Monitor;
 use crate::postgres::owner::Ids;
 use crate::repo::RepoError;
-use crate::repo::fetch;
-use crate::repo::frame::FrameRef;
+use crate::repo::fetch::{self, Fetched};
+use crate::repo::frame::{Decompressor, FRAME_BYTES, FrameRef};
 use crate::repo::map::{FileMap, Run};
 use crate::repo::repository::Cluster;
+
+/// Shorter files are not worth a disk's attention one by one; they go through the page cache.
+const DIRECT_MIN_BYTES: u64 = 256 << 10;
+/// Writing threads for each that decompresses: they wait for the disk most of the time.
+const LANES_PER_THREAD: usize = 2;
 
 /// A file to be made.
 #[derive(Debug)]
@@ -33,69 +48,94 @@ struct Piece {
     bytes: u32,
 }
 
-/// What was written where, to be compared with what reads back.
-struct Written {
-    file: u32,
-    offset: u64,
-    bytes: u32,
-    crc: u32,
-}
-
 /// How to write.
 pub struct Terms {
     pub owner: Option<Ids>,
-    pub at_once: usize,
-    pub read_back: bool,
+    /// For decompressing and proving.
+    pub threads: usize,
+    pub read_back: ReadBack,
     pub monitor: Arc<dyn Monitor>,
 }
 
 /// Makes all files of the batch, whole and verified. Each must not exist yet.
 pub async fn batch(cluster: &Cluster, targets: Vec<Target>, terms: &Terms) -> Result<(), RestoreError> {
-    let files = Arc::new(create(&targets, terms)?);
     let (frames, pieces) = scatter(&targets);
-    let paths: Arc<Vec<PathBuf>> = Arc::new(targets.into_iter().map(|t| t.path).collect());
-    let (frames, pieces) = (Arc::new(frames), Arc::new(pieces));
-    let written = Arc::new(Mutex::new(Vec::new()));
-    let visit = {
-        let (files, paths, pieces, written) = (files.clone(), paths.clone(), pieces.clone(), written.clone());
-        let (monitor, read_back) = (terms.monitor.clone(), terms.read_back);
-        Arc::new(move |index: usize, raw: Result<&[u8], RepoError>| -> Result<(), RestoreError> {
-            let raw = raw?;
-            let mut done = Vec::new();
-            for piece in &pieces[index] {
-                let bytes = &raw[piece.position as usize..][..piece.bytes as usize];
-                let written = files[piece.file as usize].write_all_at(bytes, piece.offset);
-                written.map_err(|source| RestoreError::Io {
-                    doing: "write",
-                    path: paths[piece.file as usize].clone(),
-                    source,
-                })?;
-                monitor.advance(u64::from(piece.bytes));
-                if read_back {
-                    done.push(Written { file: piece.file, offset: piece.offset, bytes: piece.bytes, crc: crc32c::crc32c(bytes) });
-                }
-            }
-            written.lock().unwrap_or_else(PoisonError::into_inner).extend(done);
-            Ok(())
-        })
-    };
-    fetch::each(cluster, frames, terms.at_once, visit).await?;
-    let written = std::mem::take(&mut *written.lock().unwrap_or_else(PoisonError::into_inner));
-    compare(files, paths, written, terms.at_once).await
+    let files = targets.into_iter().map(|target| create(target, terms.owner)).collect::<Result<Vec<_>, _>>()?;
+    let (lanes, running) = Lanes::start(files, LANES_PER_THREAD * terms.threads, terms.read_back, terms.monitor.clone());
+    let frames = Arc::new(frames);
+    let scattering = Scattering { pieces, lanes };
+    let visit = Arc::new(move |fetched: Fetched| scattering.visit(&fetched));
+    let visited = fetch::reads(cluster, frames, terms.threads, visit).await;
+    let written = running.finish().await;
+    match visited {
+        // What stopped a lane is the reason why nothing more could be handed to it.
+        Ok(()) | Err(Stopped::Lane) => written,
+        Err(Stopped::Repo(error)) => Err(error.into()),
+    }
 }
 
-fn create(targets: &[Target], terms: &Terms) -> Result<Vec<File>, RestoreError> {
-    let make = |target: &Target| {
+/// Why a stretch of frames was not handed on.
+enum Stopped {
+    Lane,
+    Repo(RepoError),
+}
+
+impl From<RepoError> for Stopped {
+    fn from(error: RepoError) -> Self {
+        Stopped::Repo(error)
+    }
+}
+
+impl From<LaneFailed> for Stopped {
+    fn from(_: LaneFailed) -> Self {
+        Stopped::Lane
+    }
+}
+
+/// Makes the file in its whole length. Runs of zeros are never written: they are holes.
+fn create(target: Target, owner: Option<Ids>) -> Result<OpenFile, RestoreError> {
+    let make = || -> io::Result<(File, bool)> {
         let file = File::options().read(true).write(true).create_new(true).mode(target.mode & 0o777).open(&target.path)?;
-        // Runs of zeros are never written: they are holes.
         file.set_len(target.bytes)?;
-        if let Some(owner) = terms.owner {
+        if let Some(owner) = owner {
             fchown(&file, Some(owner.uid), Some(owner.gid))?;
         }
-        Ok(file)
+        // Refused where the file system has no such way: then it goes through the page cache.
+        let is_direct = is_for_direct(&target) && rustix::fs::fcntl_setfl(&file, OFlags::DIRECT).is_ok();
+        if is_direct {
+            reserve(&file, &target.map)?;
+        }
+        Ok((file, is_direct))
     };
-    let failed = |target: &Target, source| RestoreError::Io { doing: "write", path: target.path.clone(), source };
-    targets.iter().map(|target| make(target).map_err(|source| failed(target, source))).collect()
+    match make() {
+        Ok((file, is_direct)) => Ok(OpenFile { file, path: target.path, is_direct }),
+        Err(source) => Err(RestoreError::Io { doing: "write", path: target.path, source }),
+    }
+}
+
+/// Whether all that is written into the file begins and ends where direct I/O can.
+fn is_for_direct(target: &Target) -> bool {
+    let is_aligned = |run: &Run| run.2.is_multiple_of(ALIGN_BYTES as u64);
+    target.bytes >= DIRECT_MIN_BYTES && target.map.runs.iter().all(is_aligned)
+}
+
+/// Takes the space of all stretches that will be written. On ext4 and XFS several writers may then be at one file at once.
+fn reserve(file: &File, map: &FileMap) -> io::Result<()> {
+    let take = |begin: u64, end: u64| match rustix::fs::fallocate(file, FallocateFlags::empty(), begin, end - begin) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        taken => taken,
+    };
+    let (mut begin, mut end) = (0, 0);
+    for Run(frame, _, bytes) in &map.runs {
+        if frame.is_none() {
+            if begin < end {
+                take(begin, end)?;
+            }
+            begin = end + bytes;
+        }
+        end += bytes;
+    }
+    if begin < end { Ok(take(begin, end)?) } else { Ok(()) }
 }
 
 /// The frames of all maps, sorted for fetching, and the pieces of each.
@@ -114,41 +154,63 @@ fn scatter(targets: &[Target]) -> (Vec<FrameRef>, Vec<Vec<Piece>>) {
     places.into_values().map(|(frame, pieces)| (frame.clone(), pieces)).unzip()
 }
 
-/// Reads back what was written (rule 38).
-async fn compare(
-    files: Arc<Vec<File>>,
-    paths: Arc<Vec<PathBuf>>,
-    written: Vec<Written>,
-    threads: usize,
-) -> Result<(), RestoreError> {
-    let portion = written.len().div_ceil(threads.max(1)).max(1);
-    let mut written = written.into_iter();
-    let mut running = tokio::task::JoinSet::new();
-    loop {
-        let mine: Vec<Written> = written.by_ref().take(portion).collect();
-        if mine.is_empty() {
-            break;
-        }
-        let (files, paths) = (files.clone(), paths.clone());
-        running.spawn_blocking(move || {
-            let mut buffer = Vec::new();
-            for piece in mine {
-                buffer.resize(piece.bytes as usize, 0);
-                let path = &paths[piece.file as usize];
-                let read = files[piece.file as usize].read_exact_at(&mut buffer, piece.offset);
-                read.map_err(|source| RestoreError::Io { doing: "read back", path: path.clone(), source })?;
-                if crc32c::crc32c(&buffer) != piece.crc {
-                    return Err(RestoreError::ReadBack { path: path.clone() });
+/// From frames to writes, on the threads that decompress.
+struct Scattering {
+    /// Of each frame.
+    pieces: Vec<Vec<Piece>>,
+    lanes: Lanes,
+}
+
+thread_local! {
+    static OPENING: RefCell<(Decompressor, Vec<u8>)> = RefCell::default();
+}
+
+impl Scattering {
+    fn visit(&self, fetched: &Fetched) -> Result<(), Stopped> {
+        OPENING.with_borrow_mut(|(decompressor, raw)| {
+            let mut open = None;
+            for index in fetched.frames() {
+                let bytes = fetched.raw_bytes(index)?;
+                // A frame that goes to one place as a whole is decompressed right where it is written from.
+                if let [piece] = self.pieces[index][..]
+                    && piece.bytes as usize == bytes
+                    && bytes <= FRAME_BYTES
+                {
+                    fetched.open(index, decompressor, self.room(&mut open, piece)?)?;
+                    continue;
+                }
+                raw.resize(bytes, 0);
+                fetched.open(index, decompressor, raw)?;
+                for piece in &self.pieces[index] {
+                    self.copy(&mut open, *piece, &raw[piece.position as usize..][..piece.bytes as usize])?;
                 }
             }
-            Ok(())
-        });
+            open.map_or(Ok(()), |write| Ok(self.lanes.send(write)?))
+        })
     }
-    while let Some(done) = running.join_next().await {
-        match done {
-            Ok(compared) => compared?,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+
+    fn copy(&self, open: &mut Option<Write>, mut piece: Piece, bytes: &[u8]) -> Result<(), Stopped> {
+        for part in bytes.chunks(WRITE_BYTES) {
+            piece.bytes = part.len() as u32;
+            self.room(open, piece)?.copy_from_slice(part);
+            piece.offset += part.len() as u64;
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Room for a piece in the open write when the piece continues it, or else in a new one. At most [`WRITE_BYTES`].
+    fn room<'a>(&self, open: &'a mut Option<Write>, piece: Piece) -> Result<&'a mut [u8], LaneFailed> {
+        let bytes = piece.bytes as usize;
+        let continues = |write: &Write| {
+            write.file == piece.file && write.offset + write.bytes as u64 == piece.offset && write.bytes + bytes <= WRITE_BYTES
+        };
+        if let Some(done) = open.take_if(|write| !continues(write)) {
+            self.lanes.send(done)?;
+        }
+        let write =
+            open.get_or_insert_with(|| Write { file: piece.file, offset: piece.offset, bytes: 0, buffer: self.lanes.buffer() });
+        let begin = write.bytes;
+        write.bytes += bytes;
+        Ok(&mut write.buffer[begin..write.bytes])
+    }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::SnapshotError;
 use super::parent::ParentLines;
 use super::read::{Item, Task};
+use super::stretch::{self, FileFacts, ParentMap};
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
 use crate::repo::frame::FRAME_BYTES;
@@ -23,11 +24,10 @@ const JOB_LINES: usize = 256;
 /// seconds, and a clock tick may hold several writes (rule 7).
 const TRUST_AFTER_NS: i64 = 2_000_000_000;
 
-/// Work for a reading thread. `parents` are maps in packs that must be fetched first, by item.
+/// Work for a reading thread.
 pub struct Job {
     pub number: u64,
     pub items: Vec<Item>,
-    pub parents: Vec<(usize, crate::repo::frame::FrameRef)>,
     /// Returned when the job's lines stand in their list.
     pub permit: OwnedSemaphorePermit,
 }
@@ -61,7 +61,6 @@ pub struct Chooser {
     pub monitor: Arc<dyn Monitor>,
     pub number: u64,
     pub items: Vec<Item>,
-    pub parents: Vec<(usize, crate::repo::frame::FrameRef)>,
     pub bytes: u64,
 }
 
@@ -116,26 +115,28 @@ impl Chooser {
             match map {
                 // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
                 _ if !same_file => {}
-                MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => parent = Some(map),
+                MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => {
+                    parent = Some(ParentMap::inline(map))
+                }
                 MapPlace::Map(_) => {}
-                MapPlace::MapFrame { frame, .. } => self.parents.push((self.items.len(), frame)),
+                MapPlace::MapFrame { frame, .. } => parent = Some(ParentMap::stored(frame)),
             }
         }
         let to_the_end = class == Class::Plain && !entry.path.contains(&b'/');
-        let task = Task {
-            path: entry.path.clone(),
-            class,
-            bytes: entry.bytes,
-            mode: entry.mode,
-            modified_ns,
-            inode: entry.inode,
-            to_the_end,
-            parent,
-            parent_content,
-        };
-        self.bytes += entry.bytes;
-        self.items.push(Item::Read(task));
-        self.send_if_full()
+        let facts = FileFacts { path: entry.path.clone(), bytes: entry.bytes, mode: entry.mode, modified_ns, inode: entry.inode };
+        let parent = parent.map(Arc::new);
+        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content })
+    }
+
+    /// Large files go to the readers in stretches.
+    fn read(&mut self, task: Task) -> Result<(), WalkError> {
+        let ranges = if task.to_the_end { vec![task.range.clone()] } else { stretch::divide(task.facts.bytes).collect() };
+        for range in ranges {
+            self.bytes += range.end - range.start;
+            self.items.push(Item::Read(Task { range, ..task.clone() }));
+            self.send_if_full()?;
+        }
+        Ok(())
     }
 
     fn send_if_full(&mut self) -> Result<(), WalkError> {
@@ -149,12 +150,7 @@ impl Chooser {
         }
         // The semaphore is closed when the snapshot is cancelled.
         let permit = self.runtime.block_on(self.window.clone().acquire_owned()).map_err(|_| WalkError::Cancelled)?;
-        let job = Job {
-            number: self.number,
-            items: std::mem::take(&mut self.items),
-            parents: std::mem::take(&mut self.parents),
-            permit,
-        };
+        let job = Job { number: self.number, items: std::mem::take(&mut self.items), permit };
         self.number += 1;
         self.bytes = 0;
         self.jobs.send(job).map_err(|_| WalkError::Cancelled)

@@ -9,9 +9,10 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::SnapshotError;
 use super::choose::{Chooser, Job, WINDOW_JOBS, WalkError};
-use super::pack::{self, Packer};
+use super::pack::{self, Cancelled, Packer};
 use super::parent::ParentLines;
-use super::read::{Item, Outcome, ReadError, Reader, Terms};
+use super::read::{Item, Outcome, ReadError, Reader, Task, Terms};
+use super::stretch::{self, Assembled, Assembly, FileFacts, Line};
 use super::take::{CONTROL_PATH, Request};
 use crate::monitor::Monitor;
 use crate::postgres::control::ControlFile;
@@ -21,7 +22,7 @@ use crate::repo::frame::{Compressor, FRAME_BYTES};
 use crate::repo::manifest::{
     self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, PackLine, Part, TablespaceLink, Totals, What,
 };
-use crate::repo::map::MapBuilder;
+use crate::repo::map::{FileMap, MapBuilder};
 use crate::repo::object::Sha;
 use crate::repo::repository::Cluster;
 
@@ -115,7 +116,6 @@ impl Copy<'_> {
             monitor: self.monitor.clone(),
             number: 0,
             items: Vec::new(),
-            parents: Vec::new(),
             bytes: 0,
         };
         let walking = tokio::task::spawn_blocking(move || chooser.run());
@@ -134,7 +134,7 @@ impl Copy<'_> {
             reading.push(tokio::task::spawn_blocking(move || worker.run_all(reader, &work, &done)));
         }
         drop((done, work));
-        let mut lists = Lists::new(self.cluster, self.id);
+        let mut lists = Lists::new(self.cluster, self.id, maps.clone(), self.request.compression_level);
         let mut waiting: BTreeMap<u64, (Outcome, tokio::sync::OwnedSemaphorePermit)> = BTreeMap::new();
         let mut next = 0;
         while let Some((number, outcome, permit)) = results.recv().await {
@@ -159,7 +159,7 @@ impl Copy<'_> {
             Err(error) => return Err(SnapshotError::Thread { detail: error.to_string() }),
         }
         let control = self.control_line(data.clone()).await?;
-        lists.add(Outcome { lines: vec![control], ..Outcome::default() }).await?;
+        lists.add(Outcome { lines: vec![Line::Whole(Box::new(control))], ..Outcome::default() }).await?;
         lists.finish().await
     }
 
@@ -169,7 +169,7 @@ impl Copy<'_> {
         let level = self.request.compression_level;
         let stored = tokio::task::spawn_blocking(move || {
             let stored = Compressor::new(level).compress(&bytes);
-            data.add(stored, bytes.len() as u32, Sha::of(&bytes)).map(|frame| (frame, bytes.len() as u64))
+            data.add(&stored, bytes.len() as u32, Sha::of(&bytes)).map(|frame| (frame, bytes.len() as u64))
         });
         let Ok(Ok((frame, bytes))) = stored.await else {
             return Err(SnapshotError::Thread { detail: "pg_control could not be stored".into() });
@@ -204,11 +204,18 @@ struct Lists<'a> {
     damaged: Vec<DamagedPage>,
     tablespaces: Vec<TablespaceLink>,
     packs: BTreeSet<Arc<str>>,
+    /// The large file whose stretches are coming in.
+    assembly: Assembly,
+    maps: Arc<Packer>,
+    level: i32,
 }
 
 impl<'a> Lists<'a> {
-    fn new(cluster: &'a Cluster, id: &str) -> Self {
+    fn new(cluster: &'a Cluster, id: &str, maps: Arc<Packer>, level: i32) -> Self {
         Lists {
+            assembly: Assembly::default(),
+            maps,
+            level,
             writer: ListWriter::new(cluster, id),
             totals: Totals::default(),
             damaged: Vec::new(),
@@ -221,19 +228,44 @@ impl<'a> Lists<'a> {
         self.totals.read_bytes += outcome.read_bytes;
         self.totals.new_bytes += outcome.new_bytes;
         self.damaged.extend(outcome.damaged);
-        for line in &outcome.lines {
-            if let What::File { bytes, map, .. } = &line.what {
-                self.totals.files += 1;
-                self.totals.raw_bytes += bytes;
-                self.packs.extend(map.packs());
+        for line in outcome.lines {
+            match line {
+                Line::Whole(line) => self.line(&line).await?,
+                Line::Stretch(stretch) => {
+                    if let Some(Assembled::File { bytes, map }) = self.assembly.add(&stretch) {
+                        let line = self.assembled(&stretch.facts, bytes, map).await?;
+                        self.line(&line).await?;
+                    }
+                }
             }
-            if let What::Tablespace { target } = &line.what {
-                let oid = line.path.rsplit('/').next().unwrap_or_default().to_string();
-                self.tablespaces.push(TablespaceLink { oid, target: target.clone() });
-            }
-            self.writer.add(line).await?;
         }
         Ok(())
+    }
+
+    async fn line(&mut self, line: &FileLine) -> Result<(), SnapshotError> {
+        if let What::File { bytes, map, .. } = &line.what {
+            self.totals.files += 1;
+            self.totals.raw_bytes += bytes;
+            self.packs.extend(map.packs());
+        }
+        if let What::Tablespace { target } = &line.what {
+            let oid = line.path.rsplit('/').next().unwrap_or_default().to_string();
+            self.tablespaces.push(TablespaceLink { oid, target: target.clone() });
+        }
+        Ok(self.writer.add(line).await?)
+    }
+
+    /// The line of a file whose last stretch has come.
+    async fn assembled(&self, facts: &FileFacts, bytes: u64, map: FileMap) -> Result<FileLine, SnapshotError> {
+        let digest = map.digest();
+        let (maps, level) = (self.maps.clone(), self.level);
+        let placed = tokio::task::spawn_blocking(move || stretch::place(map, &maps, &mut Compressor::new(level)));
+        match placed.await {
+            Ok(Ok(map)) => Ok(facts.line(bytes, None, digest, map)),
+            // The store has failed, whose own error counts.
+            Ok(Err(Cancelled)) => Err(SnapshotError::Thread { detail: "a map could not be stored".into() }),
+            Err(error) => Err(SnapshotError::Thread { detail: error.to_string() }),
+        }
     }
 
     async fn finish(self) -> Result<Collected, SnapshotError> {
@@ -267,31 +299,30 @@ impl Worker {
     fn run(&self, mut reader: Reader, work: &Mutex<Receiver<Job>>, done: &Done) -> Result<(), ReadError> {
         loop {
             let job = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(mut job) = job else { return Ok(()) };
-            self.fetch_parents(&mut job)?;
+            let Ok(job) = job else { return Ok(()) };
+            job.items.iter().try_for_each(|item| self.fetch_parent(item))?;
             let outcome = reader.job(&job.items)?;
-            let read: u64 = job.items.iter().map(|item| if let Item::Read(task) = item { task.bytes } else { 0 }).sum();
+            let read = |item: &Item| if let Item::Read(task) = item { task.range.end - task.range.start } else { 0 };
+            let read: u64 = job.items.iter().map(read).sum();
             self.monitor.advance(read);
             done.blocking_send((job.number, outcome, job.permit)).map_err(|_| ReadError::Cancelled)?;
         }
     }
 
     /// Maps of large files lie in packs; those of files that changed are fetched now.
-    fn fetch_parents(&self, job: &mut Job) -> Result<(), ReadError> {
-        for (index, frame) in std::mem::take(&mut job.parents) {
-            let fetched = self.runtime.block_on(fetch::maps(&self.cluster, Arc::new(vec![frame])));
-            let map = fetched.and_then(|mut maps| maps.remove(0));
-            let Item::Read(task) = &mut job.items[index] else { continue };
-            match map {
-                Ok(map) if map.frame_bytes() <= 4 * task.bytes + FRAME_BYTES as u64 => task.parent = Some(map),
-                Ok(_) => {}
+    fn fetch_parent(&self, item: &Item) -> Result<(), ReadError> {
+        let Item::Read(Task { facts, parent: Some(parent), .. }) = item else { return Ok(()) };
+        parent.load(|frame| {
+            let fetched = self.runtime.block_on(fetch::maps(&self.cluster, Arc::new(vec![frame.clone()])));
+            match fetched.and_then(|mut maps| maps.remove(0)) {
+                Ok(map) => Ok(Some(map).filter(|map| map.frame_bytes() <= 4 * facts.bytes + FRAME_BYTES as u64)),
                 // A damaged map of the parent must not damage this snapshot: the file is stored anew.
                 Err(error) if error.is_damage() => {
-                    self.monitor.warn(&format!("{error}; {} is stored anew", manifest::encode_path(&task.path)));
+                    self.monitor.warn(&format!("{error}; {} is stored anew", manifest::encode_path(&facts.path)));
+                    Ok(None)
                 }
-                Err(error) => return Err(ReadError::Failed(error.into())),
+                Err(error) => Err(ReadError::Failed(error.into())),
             }
-        }
-        Ok(())
+        })
     }
 }

@@ -24,6 +24,7 @@ pub mod copy;
 pub mod pack;
 pub mod parent;
 pub mod read;
+pub mod stretch;
 pub mod take;
 pub mod wait;
 

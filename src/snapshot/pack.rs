@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
+use crate::aligned::Pool;
 use crate::repo::RepoError;
 use crate::repo::frame::FrameRef;
 use crate::repo::manifest::PackLine;
 use crate::repo::object::Sha;
-use crate::repo::pack::{FinishedPack, PackBuilder};
+use crate::repo::pack::{CHUNK_BYTES, FinishedPack, PackBuilder};
 use crate::repo::repository::Cluster;
 use crate::storage::Created;
 
@@ -30,6 +31,7 @@ pub struct Packer {
     snapshot: String,
     kind: char,
     open: Mutex<Open>,
+    buffers: Pool,
     finished: mpsc::Sender<FinishedPack>,
 }
 
@@ -41,29 +43,45 @@ struct Open {
 
 impl Packer {
     pub fn new(cluster: &Cluster, snapshot: &str, kind: char, finished: mpsc::Sender<FinishedPack>) -> Packer {
-        let builder = builder(cluster, &name(snapshot, kind, 1));
+        let buffers = Pool::new(CHUNK_BYTES);
+        let builder = builder(cluster, &name(snapshot, kind, 1), &buffers);
         Packer {
             cluster: cluster.clone(),
             snapshot: snapshot.into(),
             kind,
             open: Mutex::new(Open { builder, number: 1 }),
+            buffers,
             finished,
         }
     }
 
     /// Adds a frame; waits when too many packs are on their way. Not for async code.
-    pub fn add(&self, stored: Vec<u8>, raw_bytes: u32, sha256: Sha) -> Result<FrameRef, Cancelled> {
+    pub fn add(&self, stored: &[u8], raw_bytes: u32, sha256: Sha) -> Result<FrameRef, Cancelled> {
+        let mut frames = Vec::with_capacity(1);
+        self.add_all([(stored, raw_bytes, sha256)], &mut frames)?;
+        Ok(frames.swap_remove(0))
+    }
+
+    /// Adds frames one behind the other (unless the pack is full in between), so that what belongs together in a file is read and
+    /// written together. Their places go to `frames`.
+    pub fn add_all<'a>(
+        &self,
+        stored: impl IntoIterator<Item = (&'a [u8], u32, Sha)>,
+        frames: &mut Vec<FrameRef>,
+    ) -> Result<(), Cancelled> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let frame = open.builder.add(stored, raw_bytes, sha256);
-        if open.builder.is_full() {
-            self.send(&mut open)?;
+        for (stored, raw_bytes, sha256) in stored {
+            frames.push(open.builder.add(stored, raw_bytes, sha256));
+            if open.builder.is_full() {
+                self.send(&mut open)?;
+            }
         }
-        Ok(frame)
+        Ok(())
     }
 
     fn send(&self, open: &mut Open) -> Result<(), Cancelled> {
         open.number += 1;
-        let next = builder(&self.cluster, &name(&self.snapshot, self.kind, open.number));
+        let next = builder(&self.cluster, &name(&self.snapshot, self.kind, open.number), &self.buffers);
         let full = std::mem::replace(&mut open.builder, next);
         self.finished.blocking_send(full.finish()).map_err(|_| Cancelled)
     }
@@ -75,8 +93,8 @@ impl Packer {
     }
 }
 
-fn builder(cluster: &Cluster, name: &str) -> PackBuilder {
-    PackBuilder::new(name, cluster.vault().sealer(&cluster.layout().pack(name)))
+fn builder(cluster: &Cluster, name: &str, buffers: &Pool) -> PackBuilder {
+    PackBuilder::new(name, cluster.vault().sealer(&cluster.layout().pack(name)), buffers)
 }
 
 fn name(snapshot: &str, kind: char, number: u32) -> String {

@@ -3,9 +3,9 @@
 //! One [`Reader`] per thread. A job is one large file, or some small ones that share frames. New bytes are collected until a
 //! frame is full; a file's map is put together when all its frames have their place.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,34 +13,44 @@ use std::time::Duration;
 
 use super::SnapshotError;
 use super::pack::{Cancelled, Packer};
+use super::stretch::{self, FileFacts, Line, ParentMap, Stretch};
 use crate::postgres::data_directory::Class;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::page::{self, PAGE_BYTES};
-use crate::repo::frame::{Compressor, FRAME_BYTES, FrameRef};
-use crate::repo::manifest::{DamagedPage, FileLine, INLINE_FRAMES, MapPlace, What, encode_path};
+use crate::repo::frame::{COMPRESSED_MAX_BYTES, Compressor, FRAME_BYTES, FrameRef};
+use crate::repo::manifest::{DamagedPage, FileLine, encode_path};
 use crate::repo::map::{Cursor, FileMap, MapBuilder};
-use crate::repo::object::{self, Sha};
+use crate::repo::object::Sha;
 
 /// Bytes asked of the file system at once.
 const READ_BYTES: usize = 1 << 20;
 /// Pages of one file that are waited for when they look damaged; beyond, the file is damaged enough to be quick.
 const PATIENT_PAGES: usize = 16;
+/// Compressed bytes that a thread hands over at once: so much of a file lies side by side in a pack, and is restored with few writes.
+const STASH_BYTES: usize = 1 << 20;
 
 /// A file to be read, with what the parent knows of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Task {
-    pub path: Vec<u8>,
+    pub facts: FileFacts,
     pub class: Class,
-    /// Length at listing.
-    pub bytes: u64,
-    pub mode: u32,
-    pub modified_ns: i64,
-    pub inode: u64,
+    /// What of the file to read.
+    pub range: Range<u64>,
     /// Whether to go on to the end when the file grew: not for WAL-logged files (rule 9).
     pub to_the_end: bool,
-    pub parent: Option<FileMap>,
+    pub parent: Option<Arc<ParentMap>>,
     /// SHA-256 of the parent's file, where it has one.
     pub parent_content: Option<Sha>,
+}
+
+impl Task {
+    fn is_whole(&self) -> bool {
+        self.range == (0..self.facts.bytes)
+    }
+
+    fn stretch(&self, map: Option<FileMap>) -> Line {
+        Line::Stretch(Box::new(Stretch { facts: self.facts.clone(), range: self.range.clone(), map }))
+    }
 }
 
 /// One line of the file list to be: taken over from the parent, or made by reading.
@@ -64,7 +74,7 @@ pub struct Terms {
 /// What became of a job.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub lines: Vec<FileLine>,
+    pub lines: Vec<Line>,
     pub damaged: Vec<DamagedPage>,
     pub read_bytes: u64,
     pub new_bytes: u64,
@@ -89,7 +99,8 @@ pub struct Reader {
     compressor: Compressor,
     buffer: Vec<u8>,
     pending: Vec<u8>,
-    /// Frames of the current job that are stored; drafts point to them by number.
+    stash: Stash,
+    /// Frames of the current job that are stored; drafts point to them by number, and the stashed ones follow.
     frames: Vec<FrameRef>,
     outcome: Outcome,
 }
@@ -104,7 +115,8 @@ enum Draft {
 struct DraftFile<'a> {
     task: &'a Task,
     runs: Vec<Draft>,
-    bytes: u64,
+    /// Where in the file what was read ends.
+    end: u64,
     content: Option<Sha>,
 }
 
@@ -118,6 +130,7 @@ impl Reader {
             compressor,
             buffer: vec![0; READ_BYTES],
             pending: Vec::with_capacity(FRAME_BYTES),
+            stash: Stash::default(),
             frames: Vec::new(),
             outcome: Outcome::default(),
         }
@@ -129,42 +142,44 @@ impl Reader {
         self.frames.clear();
         let mut drafts = Vec::with_capacity(items.len());
         for item in items {
-            match item {
-                Item::Keep(line) => drafts.push(Err(line)),
-                Item::Read(task) => drafts.extend(self.file(task)?.map(Ok)),
-            }
+            let draft = match item {
+                Item::Keep(line) => Ok(Line::Whole(line.clone())),
+                Item::Read(task) => match self.file(task)? {
+                    Some(draft) => Err(draft),
+                    None if task.is_whole() => continue,
+                    None => Ok(task.stretch(None)),
+                },
+            };
+            drafts.push(draft);
         }
         self.flush()?;
+        self.unstash()?;
         for draft in drafts {
-            let line = match draft {
-                Ok(draft) => self.line(draft)?,
-                Err(kept) => FileLine::clone(kept),
-            };
+            let line = draft.or_else(|draft| self.line(draft))?;
             self.outcome.lines.push(line);
         }
         Ok(std::mem::take(&mut self.outcome))
     }
 
     fn file<'a>(&mut self, task: &'a Task) -> Result<Option<DraftFile<'a>>, ReadError> {
-        let path = self.terms.root.join(as_path(&task.path));
+        let path = self.terms.root.join(as_path(&task.facts.path));
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReadError::Failed(SnapshotError::Read { path, source })),
         };
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
-        let mut draft = DraftFile { task, runs: Vec::new(), bytes: 0, content: None };
-        let empty = FileMap::default();
-        let parent = task.parent.as_ref().unwrap_or(&empty);
-        let mut cursor = Cursor::new(parent);
+        let mut draft = DraftFile { task, runs: Vec::new(), end: task.range.start, content: None };
+        let parent = task.parent.as_ref().and_then(|parent| parent.get()).unwrap_or_default();
+        let mut cursor = Cursor::new(&parent);
         let mut damaged_before = self.outcome.damaged.len();
         loop {
-            let wanted = if task.to_the_end { READ_BYTES as u64 } else { (task.bytes - draft.bytes).min(READ_BYTES as u64) };
+            let wanted = if task.to_the_end { READ_BYTES as u64 } else { (task.range.end - draft.end).min(READ_BYTES as u64) };
             let mut buffer = std::mem::take(&mut self.buffer);
-            let got = read_full(&file, &mut buffer[..wanted as usize], draft.bytes);
+            let got = read_full(&file, &mut buffer[..wanted as usize], draft.end);
             let got = got.map_err(|source| ReadError::Failed(SnapshotError::Read { path: path.clone(), source }))?;
             self.outcome.read_bytes += got as u64;
-            let base = draft.bytes;
+            let base = draft.end;
             let mut at = 0;
             while at < got {
                 let end = (at + FRAME_BYTES).min(got);
@@ -190,7 +205,7 @@ impl Reader {
         damaged_before: &mut usize,
     ) -> Result<(), ReadError> {
         let task = draft.task;
-        draft.bytes = offset + chunk.len() as u64;
+        draft.end = offset + chunk.len() as u64;
         let file_number = match task.class {
             Class::Plain => return self.whole(chunk, offset, draft, cursor),
             Class::Main { file } | Class::Fork { file } => file,
@@ -205,17 +220,24 @@ impl Reader {
                 damaged[index] = self.stays_bad(file, page, in_file * PAGE_BYTES as u64, block, patient)?;
             }
             if damaged[index] {
-                self.outcome.damaged.push(DamagedPage { path: encode_path(&task.path), block });
+                self.outcome.damaged.push(DamagedPage { path: encode_path(&task.facts.path), block });
             }
         }
         if matches!(task.class, Class::Fork { .. }) {
             return self.whole(chunk, offset, draft, cursor);
         }
+        // Neighbours that are new are taken together.
+        let mut new_from = 0;
         for (index, page) in chunk[..pages * PAGE_BYTES].chunks_exact(PAGE_BYTES).enumerate() {
-            self.page(page, damaged[index], offset + (index * PAGE_BYTES) as u64, draft, cursor)?;
+            let at = index * PAGE_BYTES;
+            if let Some(known) = self.known(page, damaged[index], offset + at as u64, cursor) {
+                self.new_bytes(&chunk[new_from..at], draft)?;
+                draft.runs.push(known);
+                new_from = at + PAGE_BYTES;
+            }
         }
         // A partial last page is not a page (rule 12): stored as it is.
-        self.new_bytes(&chunk[pages * PAGE_BYTES..], draft)
+        self.new_bytes(&chunk[new_from..], draft)
     }
 
     fn is_good(&self, page: &[u8], block: u64) -> bool {
@@ -251,30 +273,19 @@ impl Reader {
         Ok(true)
     }
 
-    fn page(
-        &mut self,
-        page: &[u8],
-        damaged: bool,
-        offset: u64,
-        draft: &mut DraftFile,
-        cursor: &mut Cursor,
-    ) -> Result<(), ReadError> {
+    /// Where a page of a main fork is already; `None` for a new one.
+    fn known(&self, page: &[u8], damaged: bool, offset: u64, cursor: &mut Cursor) -> Option<Draft> {
+        let bytes = PAGE_BYTES as u64;
         if page::is_zero(page) {
-            draft.runs.push(Draft::Zeros(PAGE_BYTES as u64));
-            return Ok(());
+            return Some(Draft::Zeros(bytes));
         }
         // The header of a damaged page proves nothing, and neither does one without an LSN: a page that was initialised, and never
         // logged.
-        if !damaged
-            && page::lsn(page) < self.terms.parent_start
-            && let Some(location) = cursor.find(offset, PAGE_BYTES as u64)
-            && let Some(frame) = location.frame
-        {
-            let (frame, position) = (frame.clone(), location.position);
-            draft.runs.push(Draft::Old { frame, position, bytes: PAGE_BYTES as u64 });
-            return Ok(());
+        if damaged || page::lsn(page) >= self.terms.parent_start {
+            return None;
         }
-        self.new_bytes(page, draft)
+        let location = cursor.find(offset, bytes)?;
+        Some(Draft::Old { frame: location.frame?.clone(), position: location.position, bytes })
     }
 
     /// A chunk compared by content with the parent's bytes at the same place: with a frame that it fills, or, when the chunk is
@@ -282,7 +293,7 @@ impl Reader {
     fn whole(&mut self, chunk: &[u8], offset: u64, draft: &mut DraftFile, cursor: &mut Cursor) -> Result<(), ReadError> {
         let bytes = chunk.len() as u64;
         let sha256 = Sha::of(chunk);
-        let is_whole_file = offset == 0 && bytes == draft.task.bytes && bytes < FRAME_BYTES as u64;
+        let is_whole_file = offset == 0 && bytes == draft.task.facts.bytes && bytes < FRAME_BYTES as u64;
         draft.content = is_whole_file.then_some(sha256);
         if let Some(location) = cursor.find(offset, bytes)
             && let Some(frame) = location.frame
@@ -305,8 +316,13 @@ impl Reader {
             let room = FRAME_BYTES - self.pending.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             let position = self.pending.len() as u32;
-            draft.runs.push(Draft::New { frame: self.frames.len(), position, bytes: now.len() as u64 });
-            self.pending.extend_from_slice(now);
+            draft.runs.push(Draft::New { frame: self.next_frame(), position, bytes: now.len() as u64 });
+            // What is a frame as it lies there need not be copied first.
+            if now.len() == FRAME_BYTES {
+                self.frame(now)?;
+            } else {
+                self.pending.extend_from_slice(now);
+            }
             if self.pending.len() == FRAME_BYTES {
                 self.flush()?;
             }
@@ -315,21 +331,38 @@ impl Reader {
         Ok(())
     }
 
-    /// Stores what is pending as one frame.
+    /// Number of the frame that is stored next.
+    fn next_frame(&self) -> usize {
+        self.frames.len() + self.stash.frames.len()
+    }
+
+    /// Makes a frame of what is pending.
     fn flush(&mut self) -> Result<(), ReadError> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let sha256 = Sha::of(&self.pending);
-        let stored = self.compressor.compress(&self.pending);
-        let frame = self.data.add(stored, self.pending.len() as u32, sha256)?;
-        self.outcome.new_bytes += self.pending.len() as u64;
-        self.frames.push(frame);
-        self.pending.clear();
+        let mut pending = std::mem::take(&mut self.pending);
+        self.frame(&pending)?;
+        pending.clear();
+        self.pending = pending;
         Ok(())
     }
 
-    fn line(&mut self, draft: DraftFile) -> Result<FileLine, ReadError> {
+    fn frame(&mut self, raw: &[u8]) -> Result<(), ReadError> {
+        let sha256 = Sha::of(raw);
+        self.stash.add(raw, sha256, &mut self.compressor);
+        self.outcome.new_bytes += raw.len() as u64;
+        if self.stash.is_full() { self.unstash() } else { Ok(()) }
+    }
+
+    /// Hands the frames of the stash over together, so that they lie side by side in a pack.
+    fn unstash(&mut self) -> Result<(), ReadError> {
+        self.data.add_all(self.stash.frames(), &mut self.frames)?;
+        self.stash.clear();
+        Ok(())
+    }
+
+    fn line(&mut self, draft: DraftFile) -> Result<Line, ReadError> {
         let mut builder = MapBuilder::default();
         for run in &draft.runs {
             match run {
@@ -339,29 +372,54 @@ impl Reader {
             }
         }
         let map = builder.finish();
-        let digest = map.digest();
-        let map = if map.frames.len() > INLINE_FRAMES { self.store_map(&map)? } else { MapPlace::Map(map) };
         let task = draft.task;
-        Ok(FileLine {
-            path: encode_path(&task.path),
-            what: What::File {
-                bytes: draft.bytes,
-                modified_ns: task.modified_ns,
-                inode: task.inode,
-                digest,
-                content: draft.content,
-                map,
-            },
-            mode: task.mode,
+        if !task.is_whole() {
+            return Ok(task.stretch(Some(map)));
+        }
+        let (bytes, digest) = (map.bytes(), map.digest());
+        let map = stretch::place(map, &self.maps, &mut self.compressor)?;
+        Ok(Line::Whole(Box::new(task.facts.line(bytes, draft.content, digest, map))))
+    }
+}
+
+/// Compressed frames that wait to be handed over together.
+struct Stash {
+    /// The frames one behind the other, in a buffer with room for one more.
+    stored: Vec<u8>,
+    bytes: usize,
+    /// Stored and raw length.
+    frames: Vec<(usize, u32, Sha)>,
+}
+
+impl Default for Stash {
+    fn default() -> Self {
+        Stash { stored: vec![0; STASH_BYTES + COMPRESSED_MAX_BYTES], bytes: 0, frames: Vec::new() }
+    }
+}
+
+impl Stash {
+    fn add(&mut self, raw: &[u8], sha256: Sha, compressor: &mut Compressor) {
+        let stored = compressor.compress_to(raw, &mut self.stored[self.bytes..]);
+        self.bytes += stored;
+        self.frames.push((stored, raw.len() as u32, sha256));
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= STASH_BYTES
+    }
+
+    fn frames(&self) -> impl Iterator<Item = (&[u8], u32, Sha)> {
+        let mut rest = self.stored.as_slice();
+        self.frames.iter().map(move |(stored, raw, sha256)| {
+            let (frame, behind) = rest.split_at(*stored);
+            rest = behind;
+            (frame, *raw, *sha256)
         })
     }
 
-    fn store_map(&mut self, map: &FileMap) -> Result<MapPlace, ReadError> {
-        let packs: BTreeSet<Arc<str>> = map.frames.iter().map(|frame| frame.pack.clone()).collect();
-        let raw = object::to_json(map);
-        let stored = self.compressor.compress(&raw);
-        let frame = self.maps.add(stored, raw.len() as u32, Sha::of(&raw))?;
-        Ok(MapPlace::MapFrame { frame, packs: packs.into_iter().collect() })
+    fn clear(&mut self) {
+        self.bytes = 0;
+        self.frames.clear();
     }
 }
 

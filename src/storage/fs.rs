@@ -10,7 +10,7 @@
 //! as root, archiving as `postgres`), what it makes is given to the owner of the repository's directory.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek, SeekFrom, Write};
+use std::io::{self, Read as _, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,10 +19,12 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, OFlags};
 
+use super::direct;
 use super::memory::paginate;
 use super::{
     Body, Created, Depth, Fault, LIST_PAGE_KEYS, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError,
 };
+use crate::aligned::Pool;
 use crate::durable;
 
 /// How often a create begins again because its folder vanished.
@@ -32,6 +34,7 @@ const FOLDER_TRIES: usize = 100;
 pub struct DirectoryStorage {
     root: PathBuf,
     place: String,
+    buffers: Pool,
 }
 
 impl DirectoryStorage {
@@ -39,7 +42,7 @@ impl DirectoryStorage {
     /// repository, so nothing but [`DirectoryStorage::prepare`] ever makes it.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         let root = root.into();
-        DirectoryStorage { place: format!("file://{}", root.display()), root }
+        DirectoryStorage { place: format!("file://{}", root.display()), root, buffers: direct::pool() }
     }
 
     /// Makes the root directory; only `init` does this.
@@ -186,13 +189,19 @@ impl DirectoryStorage {
         if start.checked_add(wanted).is_none_or(|end| end > object_bytes) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        file.seek(SeekFrom::Start(start))?;
-        let mut bytes = Vec::with_capacity(wanted as usize);
-        file.take(wanted).read_to_end(&mut bytes)?;
+        let bytes = match direct::read(&file, start, wanted, &self.buffers)? {
+            Some(bytes) => bytes,
+            None => {
+                file.seek(SeekFrom::Start(start))?;
+                let mut bytes = Vec::with_capacity(wanted as usize);
+                file.take(wanted).read_to_end(&mut bytes)?;
+                bytes.into()
+            }
+        };
         if bytes.len() as u64 != wanted {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Read { bytes: bytes.into(), object_bytes })
+        Ok(Read { bytes, object_bytes })
     }
 
     fn list_now(&self, prefix: &str, after: Option<&str>, depth: Depth) -> io::Result<Page> {
@@ -292,12 +301,10 @@ fn info(key: ObjectKey, metadata: &fs::Metadata) -> ObjectInfo {
     ObjectInfo { key, bytes: metadata.len(), modified }
 }
 
-fn fill(mut file: &File, body: &Body) -> io::Result<()> {
+fn fill(file: &File, body: &Body) -> io::Result<()> {
     match body {
         Body::Bytes(pieces) => {
-            for piece in pieces {
-                file.write_all(piece)?;
-            }
+            direct::write(file, body, pieces)?;
         }
         Body::File { path, bytes } => copy(path, *bytes, file)?,
     }

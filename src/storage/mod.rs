@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+mod direct;
 pub mod fault;
 pub mod fs;
 pub mod limit;

@@ -55,7 +55,8 @@ pub struct Report {
 pub struct Request {
     /// Existence and lengths only.
     pub quick: bool,
-    pub at_once: usize,
+    /// For decompressing and proving.
+    pub threads: usize,
 }
 
 /// Verifies `manifests` (with those that could not be read) and the WAL of their windows.
@@ -214,7 +215,7 @@ impl Verifier<'_> {
             });
             (key.to_string(), checked)
         };
-        let mut reads = futures::stream::iter(unseen).map(read).buffered(self.request.at_once.max(1));
+        let mut reads = futures::stream::iter(unseen).map(read).buffered(2 * self.request.threads.max(1));
         while let Some((key, checked)) = reads.next().await {
             // One that is missing was told before.
             if !checked.as_ref().is_err_and(RepoError::is_not_found) {
@@ -316,7 +317,7 @@ impl Verifier<'_> {
         };
         self.report.frames += frames.len() as u64;
         self.report.bytes += frames.iter().map(|f| u64::from(f.raw_bytes)).sum::<u64>();
-        fetch::each(self.cluster, frames, self.request.at_once, visit).await?;
+        fetch::each(self.cluster, frames, self.request.threads, visit).await?;
         let found = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
         for (frame, what) in found {
             let object = self.cluster.layout().pack(&frame.pack).to_string();

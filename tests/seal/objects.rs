@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lastgood::aligned::Pool;
 use lastgood::repo::fetch;
 use lastgood::repo::frame::{Compressor, FrameRef};
 use lastgood::repo::manifest::PackLine;
@@ -70,8 +71,8 @@ async fn no_byte_of_a_document_can_be_changed() {
 
 async fn a_pack(cluster: &Cluster, name: &str) -> (ObjectKey, Vec<FrameRef>, PackLine) {
     let key = cluster.layout().pack(name);
-    let mut builder = PackBuilder::new(name, cluster.vault().sealer(&key));
-    let mut add = |raw: &[u8]| builder.add(Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
+    let mut builder = PackBuilder::new(name, cluster.vault().sealer(&key), &Pool::new(pack::CHUNK_BYTES));
+    let mut add = |raw: &[u8]| builder.add(&Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
     let frames = vec![add(b"first frame"), add(b"other frame"), add(b"third")];
     let finished = builder.finish();
     let line = PackLine { name: name.into(), bytes: finished.body.len(), head: finished.head };

@@ -1,0 +1,156 @@
+//! Threads that write, and read back what they wrote, so that those that decompress never wait for a disk.
+//!
+//! A file that is written past the page cache may be written by several lanes at once. One that goes through the page cache has one
+//! lane: the kernel lets in one writer at a time, and the others would burn their time in its queue.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use super::RestoreError;
+use crate::aligned::{Buffer, Pool};
+use crate::config::ReadBack;
+use crate::monitor::Monitor;
+
+/// One write takes at most this much: long enough for a disk to be at its best, and eight frames.
+pub const WRITE_BYTES: usize = 1 << 20;
+/// Writes that wait in a lane.
+const QUEUE: usize = 2;
+
+/// A file that is being written.
+#[derive(Debug)]
+pub struct OpenFile {
+    pub file: File,
+    pub path: PathBuf,
+    /// Past the page cache.
+    pub is_direct: bool,
+}
+
+/// Some bytes on their way into a file.
+#[derive(Debug)]
+pub struct Write {
+    pub file: u32,
+    pub offset: u64,
+    pub bytes: usize,
+    pub buffer: Buffer,
+}
+
+/// The way to the writing threads of one batch. They end when this is gone.
+pub struct Lanes {
+    senders: Vec<SyncSender<Write>>,
+    shared: Arc<Shared>,
+    next: AtomicUsize,
+}
+
+/// The writing threads themselves.
+pub struct Running {
+    shared: Arc<Shared>,
+    threads: Vec<tokio::task::JoinHandle<()>>,
+}
+
+struct Shared {
+    files: Vec<OpenFile>,
+    read_back: ReadBack,
+    monitor: Arc<dyn Monitor>,
+    /// Of [`WRITE_BYTES`].
+    buffers: Pool,
+    failure: Mutex<Option<RestoreError>>,
+}
+
+/// A lane failed; [`Running::finish`] says how.
+#[derive(Debug)]
+pub struct LaneFailed;
+
+impl Lanes {
+    pub fn start(files: Vec<OpenFile>, count: usize, read_back: ReadBack, monitor: Arc<dyn Monitor>) -> (Lanes, Running) {
+        let shared = Arc::new(Shared { files, read_back, monitor, buffers: Pool::new(WRITE_BYTES), failure: Mutex::default() });
+        let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        for _ in 0..count.max(1) {
+            let (sender, receiver) = sync_channel(QUEUE);
+            let shared = shared.clone();
+            senders.push(sender);
+            threads.push(tokio::task::spawn_blocking(move || shared.run(&receiver)));
+        }
+        (Lanes { senders, shared: shared.clone(), next: AtomicUsize::new(0) }, Running { shared, threads })
+    }
+
+    pub fn buffer(&self) -> Buffer {
+        self.shared.buffers.take()
+    }
+
+    /// Hands a write over; waits while all lanes that could take it are busy. Not for async code.
+    pub fn send(&self, write: Write) -> Result<(), LaneFailed> {
+        let count = self.senders.len();
+        if !self.shared.files[write.file as usize].is_direct {
+            return self.senders[write.file as usize % count].send(write).map_err(|_| LaneFailed);
+        }
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut write = write;
+        for lane in 0..count {
+            match self.senders[(first + lane) % count].try_send(write) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => write = back,
+            }
+        }
+        self.senders[first % count].send(write).map_err(|_| LaneFailed)
+    }
+}
+
+impl Running {
+    /// Waits until everything is written that was sent. Any failure of a lane comes out here.
+    pub async fn finish(self) -> Result<(), RestoreError> {
+        for thread in self.threads {
+            if let Err(panic) = thread.await {
+                std::panic::resume_unwind(panic.into_panic());
+            }
+        }
+        match self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    /// Ends with the channel, or at the first failure; then whoever sends learns it from the closed channel.
+    fn run(&self, writes: &Receiver<Write>) {
+        for write in writes {
+            if let Err(error) = self.write(&write) {
+                self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                return;
+            }
+            self.monitor.advance(write.bytes as u64);
+        }
+    }
+
+    fn write(&self, write: &Write) -> Result<(), RestoreError> {
+        let OpenFile { file, path, .. } = &self.files[write.file as usize];
+        let failed = |doing: &'static str| move |source: io::Error| RestoreError::Io { doing, path: path.clone(), source };
+        let bytes = &write.buffer[..write.bytes];
+        match file.write_all_at(bytes, write.offset) {
+            // Some file systems take the flag, and then nothing that is written with it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                fcntl_setfl(file, OFlags::empty()).map_err(|errno| failed("write")(errno.into()))?;
+                file.write_all_at(bytes, write.offset).map_err(failed("write"))?;
+            }
+            written => written.map_err(failed("write"))?,
+        }
+        if !self.read_back.wants(write.offset) {
+            return Ok(());
+        }
+        // Past the page cache this asks the disk itself (rule 38).
+        let mut again = self.buffers.take();
+        let again = &mut again[..write.bytes];
+        file.read_exact_at(again, write.offset).map_err(failed("read back"))?;
+        if again != bytes {
+            return Err(RestoreError::ReadBack { path: path.clone() });
+        }
+        Ok(())
+    }
+}
