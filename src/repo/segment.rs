@@ -1,13 +1,16 @@
 //! Archived WAL files: segments, and the history, `.partial` and `.backup` files beside them.
 //!
-//! Content: one zstd frame with exactly the file's bytes, sealed in chunks where the repository is. Trailer body: JSON with name, system identifier, length, SHA-256,
-//! and for a segment the summary that `postgres::wal::transaction` made of it.
+//! Content: zstd frames with exactly the file's bytes, half a mebibyte in each, sealed in chunks where the repository is. Trailer body: JSON
+//! with name, system identifier, length, SHA-256, and for a segment the summary that `postgres::wal::transaction` made of it.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use zstd::zstd_safe::CParameter;
 
 use super::RepoError;
 use super::object::{self, ObjectKind, Sha};
@@ -19,7 +22,7 @@ use crate::postgres::wal::name::WalFile;
 use crate::storage::{Body, Created, ObjectKey, Part};
 
 /// Compressed bytes that are kept in memory; a longer file is compressed into a temporary one.
-const IN_MEMORY_BYTES: usize = 24 << 20;
+const IN_MEMORY_BYTES: u64 = 24 << 20;
 /// Bytes asked for at once when an object is larger than one request should be.
 const PIECE_BYTES: u64 = 16 << 20;
 
@@ -59,7 +62,7 @@ struct Sealed {
 
 #[derive(Debug)]
 enum Content {
-    Memory(Vec<u8>),
+    Memory(Vec<Bytes>),
     File(TemporaryFile),
 }
 
@@ -75,7 +78,7 @@ impl Drop for TemporaryFile {
 
 /// Grows in memory until it is too long for that.
 struct Sink {
-    memory: Vec<u8>,
+    memory: Vec<Bytes>,
     file: Option<(std::fs::File, TemporaryFile)>,
     temporary: PathBuf,
     bytes: u64,
@@ -85,16 +88,17 @@ struct Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.file.is_none() && self.memory.len() + bytes.len() > IN_MEMORY_BYTES {
+        if self.file.is_none() && self.bytes + bytes.len() as u64 > IN_MEMORY_BYTES {
             let mut file = std::fs::File::create_new(&self.temporary)?;
             let guard = TemporaryFile(self.temporary.clone());
-            file.write_all(&self.memory)?;
-            self.memory = Vec::new();
+            for piece in std::mem::take(&mut self.memory) {
+                file.write_all(&piece)?;
+            }
             self.file = Some((file, guard));
         }
         match &mut self.file {
             Some((file, _)) => file.write_all(bytes)?,
-            None => self.memory.extend_from_slice(bytes),
+            None => self.memory.push(Bytes::copy_from_slice(bytes)),
         }
         self.bytes += bytes.len() as u64;
         if let Some(hasher) = &mut self.hasher {
@@ -108,7 +112,18 @@ impl Write for Sink {
     }
 }
 
+/// Raw bytes in one zstd frame of an archived file: as far as level 1 looks back. Frames that begin anew spare zstd the copying of
+/// what it looks back on.
+const FRAME_BYTES: usize = 512 << 10;
+/// Frames between the thread that reads and the one that compresses.
+const AHEAD: usize = 1;
+/// Level 1's table, for WAL: 16 KiB instead of 64, which stay in the core's nearest cache. Measured on pgbench and bulk loads: a third
+/// faster, 1.5 % longer.
+const WAL_HASH_LOG: u32 = 12;
+
 /// Compresses, hashes and seals a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
+///
+/// Reading, hashing and observing go on while a second thread compresses: a push takes about as long as the slower of the two.
 pub fn encode(
     mut source: impl Read,
     level: i32,
@@ -119,24 +134,31 @@ pub fn encode(
     let hasher = sealer.is_some().then(Sha256::new);
     let sink = Sink { memory: Vec::new(), file: None, temporary: temporary.into(), bytes: 0, hasher };
     let (content, trailer) = sealer.map(|s| (s.content, s.trailer)).unzip();
-    let mut encoder = zstd::stream::write::Encoder::new(SealingWriter::new(content, sink), level)?;
-    encoder.include_checksum(true)?;
+    let compressing = Compressing::new(level, SealingWriter::new(content, sink))?;
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 256 << 10];
     let mut raw_bytes = 0;
-    loop {
-        let count = match source.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        hasher.update(&buffer[..count]);
-        observe(&buffer[..count]);
-        encoder.write_all(&buffer[..count])?;
-        raw_bytes += count as u64;
-    }
-    let sink = encoder.finish()?.finish()?;
+    let compressing = std::thread::scope(|scope| {
+        let (full, frames) = std::sync::mpsc::sync_channel::<Vec<u8>>(AHEAD);
+        let (used, empty) = std::sync::mpsc::channel::<Vec<u8>>();
+        let thread = scope.spawn(move || compressing.run(&frames, &used));
+        loop {
+            let mut buffer = empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(FRAME_BYTES));
+            buffer.clear();
+            (&mut source).take(FRAME_BYTES as u64).read_to_end(&mut buffer)?;
+            hasher.update(&buffer);
+            observe(&buffer);
+            raw_bytes += buffer.len() as u64;
+            let is_last = buffer.len() < FRAME_BYTES;
+            // A file of whole frames ends with one; an empty file is an empty frame.
+            let is_needless = buffer.is_empty() && raw_bytes > 0;
+            if (!is_needless && full.send(buffer).is_err()) || is_last {
+                break;
+            }
+        }
+        drop(full);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let sink = compressing.sink.finish()?;
     let stored_bytes = sink.bytes;
     let sealed = trailer.zip(sink.hasher);
     let sealed = sealed.map(|(trailer, hasher)| Sealed { trailer, stored_sha256: Sha(hasher.finalize().into()) });
@@ -145,6 +167,36 @@ pub fn encode(
         None => Content::Memory(sink.memory),
     };
     Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()), stored_bytes, sealed })
+}
+
+/// The compressing half of [`encode`].
+struct Compressing {
+    compressor: zstd::bulk::Compressor<'static>,
+    stored: Vec<u8>,
+    sink: SealingWriter<Sink>,
+}
+
+impl Compressing {
+    fn new(level: i32, sink: SealingWriter<Sink>) -> io::Result<Compressing> {
+        let mut compressor = zstd::bulk::Compressor::new(level)?;
+        compressor.include_checksum(true)?;
+        if level == 1 {
+            compressor.set_parameter(CParameter::HashLog(WAL_HASH_LOG))?;
+        }
+        Ok(Compressing { compressor, stored: Vec::new(), sink })
+    }
+
+    fn run(mut self, frames: &Receiver<Vec<u8>>, used: &Sender<Vec<u8>>) -> io::Result<Compressing> {
+        for raw in frames {
+            self.stored.clear();
+            self.stored.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+            self.compressor.compress_to_buffer(&raw, &mut self.stored)?;
+            self.sink.write_all(&self.stored)?;
+            // The reader may have come to its end.
+            let _ = used.send(raw);
+        }
+        Ok(self)
+    }
 }
 
 /// What storing a file found.
@@ -176,7 +228,10 @@ pub async fn store(
     // Kept until the object is written.
     let mut _temporary = None;
     let body = match encoded.content {
-        Content::Memory(content) => Body::Bytes(vec![content.into(), trailer.into()]),
+        Content::Memory(mut pieces) => {
+            pieces.push(trailer.into());
+            Body::Bytes(pieces)
+        }
         Content::File(path) => {
             let failed = |source| RepoError::File { path: path.0.clone(), source };
             let mut whole = std::fs::OpenOptions::new().append(true).open(&path.0).map_err(failed)?;
