@@ -205,7 +205,8 @@ fn any_payload_is_read_or_passed_over() {
                 // A small number where numbers of items stand.
                 payload[14..18].copy_from_slice(&(count % 40).to_le_bytes());
             }
-            let record = Record { major, lsn: Lsn(40), xid: 1000, resource_manager, info, payload: &payload };
+            let payload_bytes = payload.len() as u32;
+            let record = Record { major, lsn: Lsn(40), xid: 1000, resource_manager, info, payload: &payload, payload_bytes };
             let _ = transaction::event(&record);
             Ok(())
         })
