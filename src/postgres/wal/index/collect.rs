@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::changed::{Collector, QuickMap};
-use super::facts::{BriefEnd, ClassChange, EARLY_ENDS, End, FEW_ROWS, RowPlace, Transaction, Use};
+use super::facts::{BriefEnd, CatalogChange, EARLY_ENDS, End, FEW_ROWS, PG_CLASS, PG_INDEX, PG_TYPE, RowPlace, Transaction, Use};
 use super::{Mark, SegmentIndex, What};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::database::{self, DatabaseChange, TablespaceChange};
@@ -15,11 +15,8 @@ use crate::postgres::wal::reference::{self, Layout, MAIN_FORK, Malformed, Refere
 use crate::postgres::wal::storage::{self, Storage};
 use crate::postgres::wal::xlog::{self, Control};
 
-/// `pg_class`, `pg_type`, `pg_database` and `pg_index`. All but the last are mapped: where their files lie no row tells.
-const CLASS: u32 = 1259;
-const TYPE: u32 = 1247;
-const DATABASE: u32 = 1262;
-const INDEX: u32 = 2610;
+/// Like `pg_class` and `pg_type` it is mapped: where its file lies no row tells.
+const PG_DATABASE: u32 = 1262;
 /// `FirstNormalObjectId`: what has a file number from here on is no catalog that was never rewritten.
 const FIRST_NORMAL: u32 = 16384;
 /// `DATCONNLIMIT_INVALID_DB`.
@@ -73,6 +70,12 @@ impl Live {
 
     fn is_noteworthy(&self) -> bool {
         self.facts.is_some() || self.uses_cut || self.uses.iter().any(|used| used.rows() >= FEW_ROWS)
+    }
+
+    /// An empty place, with its buffer.
+    fn clear(&mut self) {
+        self.uses.clear();
+        (self.facts, self.recent, self.uses_cut) = (None, 0, false);
     }
 
     /// All that is known, and an empty place.
@@ -136,7 +139,7 @@ impl Collect {
             manager::XLOG => self.control(record),
             manager::TRANSACTION => self.end(record),
             manager::STORAGE => self.storage(record, place),
-            manager::DATABASE | manager::TABLESPACE | manager::RELATION_MAP => self.database(record),
+            manager::DATABASE | manager::TABLESPACE | manager::RELATION_MAP => self.database(record, place),
             manager::STANDBY => self.standby(record),
             _ => {}
         }
@@ -188,39 +191,35 @@ impl Collect {
     }
 
     fn is_catalog(&self, locator: RelFileLocator, oid: u32) -> bool {
-        locator.number == self.mapped.get(&(locator.database, oid)).copied().unwrap_or(oid)
+        // Nothing else ever lies where initdb put a catalog.
+        locator.number == oid || self.mapped.get(&(locator.database, oid)) == Some(&locator.number)
     }
 
     fn catalog_row(&mut self, record: &Record, change: Change, (block, old): (Reference, Reference), place: Option<usize>) {
         let (locator, lsn) = (block.locator, record.lsn);
-        let is_class = self.is_catalog(locator, CLASS);
-        let (is_type, is_index) = (self.is_catalog(locator, TYPE), locator.number == INDEX);
         if let Change::InPlace { offset } = change
-            && self.is_catalog(locator, DATABASE)
+            && self.is_catalog(locator, PG_DATABASE)
             && let Some((oid, INVALID_DATABASE)) = heap::database_limit(record, offset)
         {
             self.mark(lsn, record.xid, What::DatabaseInvalid { oid });
         }
+        let Some(catalog) = [PG_CLASS, PG_TYPE, PG_INDEX].into_iter().find(|oid| self.is_catalog(locator, *oid)) else { return };
         let Some(live) = place.and_then(|place| self.live.get_mut(place)) else { return };
-        let at = |reference: Reference, offset| RowPlace { database: locator.database, block: reference.block, offset };
-        let class = match change {
-            Change::Delete { .. } if is_type || is_index => {
-                let facts = live.facts();
-                facts.types_deleted += u64::from(is_type);
-                facts.indexes_deleted += u64::from(is_index);
-                return;
+        let database = locator.database;
+        let at = |reference: Reference, offset| RowPlace { database, catalog, block: reference.block, offset };
+        let change = match change {
+            Change::Insert { offset } => {
+                let row = if catalog == PG_CLASS { heap::inserted_class_row(record, offset) } else { None };
+                CatalogChange::Insert { at: at(block, offset), row }
             }
-            Change::Insert { offset } if is_class => {
-                ClassChange::Insert { at: at(block, offset), row: heap::inserted_class_row(record, offset) }
+            Change::Update { old_offset, new_offset } => {
+                CatalogChange::Update { from: at(old, old_offset), to: at(block, new_offset) }
             }
-            Change::Update { old_offset, new_offset } if is_class => {
-                ClassChange::Update { from: at(old, old_offset), to: at(block, new_offset) }
-            }
-            Change::Delete { offset } if is_class => ClassChange::Delete { at: at(block, offset) },
-            _ => return,
+            Change::Delete { offset } => CatalogChange::Delete { at: at(block, offset) },
+            Change::MultiInsert { .. } | Change::InPlace { .. } => return,
         };
         let facts = live.facts();
-        push(&mut facts.class, class, &mut facts.is_cut);
+        push(&mut facts.catalog, change, &mut facts.is_cut);
     }
 
     fn mark(&mut self, lsn: Lsn, xid: u32, what: What) {
@@ -277,7 +276,7 @@ impl Collect {
         }
     }
 
-    fn database(&mut self, record: &Record) {
+    fn database(&mut self, record: &Record, place: Option<usize>) {
         if let Some(map) = storage::relation_map(record) {
             for (oid, number) in &map.mappings {
                 self.mapped.insert((map.database, *oid), *number);
@@ -298,6 +297,10 @@ impl Collect {
             (None, None) => return,
         };
         self.mark(record.lsn, record.xid, what);
+        // Its end is wanted.
+        if let Some(live) = place.and_then(|place| self.live.get_mut(place)) {
+            live.facts();
+        }
     }
 
     fn standby(&mut self, record: &Record) {
@@ -316,19 +319,18 @@ impl Collect {
         ended.files.iter().for_each(|locator| self.changed.remove(*locator));
         self.index.cut.blocks |= ended.is_cut;
         self.index.activity.add(ended.time, ended.is_commit);
-        let mut parts = Vec::new();
-        for xid in &ended.subtransactions {
-            if let Some(part) = self.leave(*xid).filter(|_| ended.is_commit) {
-                parts.push(part);
-            }
-        }
-        let own = self.leave(ended.xid);
         let left_files = !ended.files.is_empty() || !ended.dropped.is_empty() || ended.is_cut;
-        let is_noteworthy = ended.is_commit && (left_files || own.is_some() || !parts.is_empty());
+        let ids = || std::iter::once(&ended.xid).chain(&ended.subtransactions);
+        let is_noteworthy = ended.is_commit && (left_files || ids().any(|xid| self.is_noteworthy(*xid)));
+        // The transaction itself is the last one.
+        let left = ids().rev().filter_map(|xid| self.leave(*xid, is_noteworthy));
         if !is_noteworthy {
+            left.for_each(drop);
             self.early_end(record.lsn, ended);
             return;
         }
+        let mut parts: Vec<Transaction> = left.collect();
+        let own = parts.pop_if(|facts| facts.xid == ended.xid);
         let mut own = own.unwrap_or_else(|| Transaction { xid: ended.xid, first: record.lsn, ..Transaction::default() });
         let Ended { time, is_commit, is_prepared, database, subtransactions, files, dropped, is_cut, .. } = ended;
         let lsn = record.lsn;
@@ -341,24 +343,21 @@ impl Collect {
         self.index.transactions.extend(parts);
     }
 
-    /// Takes a transaction that ended; `None` when nothing is worth telling.
-    fn leave(&mut self, xid: u32) -> Option<Transaction> {
+    fn is_noteworthy(&self, xid: u32) -> bool {
+        self.places.get(&xid).is_some_and(|place| self.live[*place].is_noteworthy())
+    }
+
+    /// Forgets a transaction that ended, and gives its facts where they are wanted.
+    fn leave(&mut self, xid: u32, is_wanted: bool) -> Option<Transaction> {
         let place = self.places.remove(&xid)?;
         self.recent = None;
         self.free.push(place);
         let live = &mut self.live[place];
-        let (is_noteworthy, is_special) = (live.is_noteworthy(), live.facts.is_some());
-        if !is_noteworthy {
-            // Keeps the buffer.
-            live.uses.clear();
-            live.recent = 0;
+        if !is_wanted {
+            live.clear();
             return None;
         }
-        let mut facts = live.take(xid);
-        if !is_special {
-            facts.uses.retain(|used| used.rows() >= FEW_ROWS);
-        }
-        Some(facts)
+        Some(live.take(xid))
     }
 
     fn early_end(&mut self, lsn: Lsn, ended: Ended) {

@@ -12,7 +12,7 @@ use std::io::Read as _;
 
 use super::changed::{Change, ChangedBlocks, Fork};
 use super::codec::{Coded, In, Out, Read, Xid, damaged};
-use super::facts::{BriefEnd, ClassChange, End, RowPlace, Transaction, Use};
+use super::facts::{BriefEnd, CatalogChange, End, RowPlace, Transaction, Use};
 use super::seam::{Continuation, Kept, OpenRecord};
 use super::{Activity, Cut, Mark, NoIndex, SegmentIndex, What};
 use crate::postgres::wal::ended::DroppedStats;
@@ -49,7 +49,7 @@ fields! {
     ChangedBlocks { forks, databases }
     Fork { locator, fork }
     Use { locator, inserted, updated, deleted }
-    RowPlace { database, block, offset }
+    RowPlace { database, catalog, block, offset }
     ClassRow { oid, name, namespace, filenode, persistence, kind }
     DroppedStats { kind, database, object }
     Continuation { kept, crc, crc_8, crc_16, is_end }
@@ -170,8 +170,7 @@ impl Coded for Transaction {
         self.first.put(out);
         self.locks.put(out);
         self.created.put(out);
-        self.class.put(out);
-        (self.types_deleted, self.indexes_deleted).put(out);
+        self.catalog.put(out);
         self.uses.put(out);
         self.end.put(out);
         self.is_cut.put(out);
@@ -179,27 +178,26 @@ impl Coded for Transaction {
 
     fn get(from: &mut In) -> Read<Self> {
         let (xid, first, locks) = (Xid::get(from)?.0, Coded::get(from)?, Coded::get(from)?);
-        let (created, class) = (Coded::get(from)?, Coded::get(from)?);
-        let (types_deleted, indexes_deleted) = Coded::get(from)?;
+        let (created, catalog) = (Coded::get(from)?, Coded::get(from)?);
         let (uses, end, is_cut) = (Coded::get(from)?, Coded::get(from)?, Coded::get(from)?);
-        Ok(Transaction { xid, first, locks, created, class, types_deleted, indexes_deleted, uses, end, is_cut })
+        Ok(Transaction { xid, first, locks, created, catalog, uses, end, is_cut })
     }
 }
 
-impl Coded for ClassChange {
+impl Coded for CatalogChange {
     fn put(&self, out: &mut Out) {
         match self {
-            ClassChange::Insert { at, row } => {
+            CatalogChange::Insert { at, row } => {
                 out.number(0);
                 at.put(out);
                 row.put(out);
             }
-            ClassChange::Update { from, to } => {
+            CatalogChange::Update { from, to } => {
                 out.number(1);
                 from.put(out);
                 to.put(out);
             }
-            ClassChange::Delete { at } => {
+            CatalogChange::Delete { at } => {
                 out.number(2);
                 at.put(out);
             }
@@ -208,10 +206,10 @@ impl Coded for ClassChange {
 
     fn get(from: &mut In) -> Read<Self> {
         Ok(match from.number()? {
-            0 => ClassChange::Insert { at: Coded::get(from)?, row: Coded::get(from)? },
-            1 => ClassChange::Update { from: Coded::get(from)?, to: Coded::get(from)? },
-            2 => ClassChange::Delete { at: Coded::get(from)? },
-            _ => return damaged("an unknown change of pg_class"),
+            0 => CatalogChange::Insert { at: Coded::get(from)?, row: Coded::get(from)? },
+            1 => CatalogChange::Update { from: Coded::get(from)?, to: Coded::get(from)? },
+            2 => CatalogChange::Delete { at: Coded::get(from)? },
+            _ => return damaged("an unknown change of a catalog"),
         })
     }
 }

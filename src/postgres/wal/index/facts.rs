@@ -9,7 +9,7 @@ use crate::postgres::wal::ended::DroppedStats;
 use crate::postgres::wal::heap::ClassRow;
 use crate::postgres::wal::reference::RelFileLocator;
 
-/// Rows that a transaction which ended may change in a relation, in one segment, without being mentioned for it.
+/// Rows that a transaction which does nothing else must change in a relation, in the segment in which it ends, to be told of.
 pub const FEW_ROWS: u64 = 50;
 /// Transactions with the lowest ids of a segment whose ends are always kept. Who began earlier has one of the lowest ids: each id
 /// below it that the segment mentions began earlier too, and no more can have been open at its start than ran then.
@@ -25,12 +25,9 @@ pub struct Transaction {
     pub locks: Vec<(u32, u32)>,
     /// Files that it made.
     pub created: Vec<RelFileLocator>,
-    /// What it did to `pg_class`, in order.
-    pub class: Vec<ClassChange>,
-    /// Rows deleted from `pg_type` and `pg_index`.
-    pub types_deleted: u64,
-    pub indexes_deleted: u64,
-    /// What it wrote. Of a transaction that ended and left nothing else, only uses of [`FEW_ROWS`] rows and more.
+    /// What it did to `pg_class`, `pg_type` and `pg_index`, in order.
+    pub catalog: Vec<CatalogChange>,
+    /// What it wrote.
     pub uses: Vec<Use>,
     /// Absent when it was open at the end of the segment, or is a part of another one.
     pub end: Option<End>,
@@ -53,19 +50,25 @@ impl Use {
     }
 }
 
+/// OIDs of the catalogs whose rows are followed.
+pub const PG_CLASS: u32 = 1259;
+pub const PG_TYPE: u32 = 1247;
+pub const PG_INDEX: u32 = 2610;
+
 /// Where a row lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RowPlace {
     pub database: u32,
+    pub catalog: u32,
     pub block: u32,
     pub offset: u16,
 }
 
-/// A change of a row of `pg_class`. Followed from place to place, changes tell the rows that were born in a transaction from
+/// A change of a row of a catalog. Followed from place to place, changes tell the rows that were born in a transaction from
 /// those that it found, on every version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClassChange {
-    /// The row is absent when it cannot be read, as from an image of an unknown compression.
+pub enum CatalogChange {
+    /// With the row where it is one of `pg_class` and can be read.
     Insert {
         at: RowPlace,
         row: Option<ClassRow>,
@@ -106,8 +109,7 @@ pub struct BriefEnd {
 impl Transaction {
     /// Whether it did anything but change rows.
     pub fn is_special(&self) -> bool {
-        let nothing = self.locks.is_empty() && self.created.is_empty() && self.class.is_empty();
-        !nothing || self.types_deleted > 0 || self.indexes_deleted > 0 || self.is_cut
+        !self.locks.is_empty() || !self.created.is_empty() || !self.catalog.is_empty() || self.is_cut
     }
 }
 
