@@ -79,9 +79,9 @@ impl Facts {
 
     fn count(&mut self, used: &Use) {
         let known = self.uses.entry(used.locator).or_insert(Use { locator: used.locator, ..Use::default() });
-        known.inserted += used.inserted;
-        known.updated += used.updated;
-        known.deleted += used.deleted;
+        known.inserted = known.inserted.saturating_add(used.inserted);
+        known.updated = known.updated.saturating_add(used.updated);
+        known.deleted = known.deleted.saturating_add(used.deleted);
     }
 
     /// Takes in a subtransaction that committed with it.
@@ -170,7 +170,7 @@ impl Facts {
         }
         for used in self.uses.values() {
             let is_own = used.locator.number < FIRST_NORMAL || self.created.contains(&used.locator);
-            if !is_own && !lost.contains(&used.locator) && used.updated + used.deleted >= many {
+            if !is_own && !lost.contains(&used.locator) && used.updated.saturating_add(used.deleted) >= many {
                 deeds.push(Deed::Rows { used: *used });
             }
         }

@@ -96,7 +96,7 @@ pub struct Events {
     mapped: MappedFiles,
     /// Where the next segment begins.
     next: Option<Lsn>,
-    /// Transactions older than this one may have begun in a gap.
+    /// Where a gap ended last: what is first seen within a segment from there may have begun in the gap.
     gap_before: Option<Lsn>,
     segment_bytes: u64,
     names: Names,
@@ -132,7 +132,7 @@ impl Events {
         if self.next != Some(index.start) {
             self.forget(index.start);
         }
-        self.next = Some(Lsn(index.start.0 + self.segment_bytes));
+        self.next = Some(Lsn(index.start.0.saturating_add(self.segment_bytes)));
         let crossed = self.cross(index);
         if index.cut.transactions {
             self.gap_before = Some(index.last_record.unwrap_or(index.start));
@@ -215,7 +215,8 @@ impl Events {
             marks.extend(self.marks.remove(xid).unwrap_or_default());
         }
         let first = facts.first.unwrap_or(end.lsn);
-        let is_incomplete = facts.is_cut || end.is_cut || self.gap_before.is_some_and(|gap| first.0 < gap.0 + self.segment_bytes);
+        let is_incomplete =
+            facts.is_cut || end.is_cut || self.gap_before.is_some_and(|gap| first.0.saturating_sub(gap.0) < self.segment_bytes);
         let base = Event {
             first,
             lsn: end.lsn,

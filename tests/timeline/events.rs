@@ -40,6 +40,9 @@ const TABLES: &str = "
     CREATE TABLE indexed (id int PRIMARY KEY, what text); CREATE INDEX extra ON indexed (what); INSERT INTO indexed VALUES (1, 'i');
     CREATE TABLE traffic (id int, what text)";
 
+/// Transactions, and what must be found of each.
+type Expected = Vec<(Done, Box<dyn Fn(&Read, &Done)>)>;
+
 /// Of relations and schemas, as `lastgood backup` keeps them.
 async fn catalogue(play: &Play) -> Catalogue {
     let relations = play
@@ -57,7 +60,7 @@ async fn catalogue(play: &Play) -> Catalogue {
     serde_json::from_str(&json).unwrap()
 }
 
-async fn drops(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)>)>) {
+async fn drops(play: &Play, read: &mut Expected) {
     for (sql, relation, table) in [
         ("DROP MATERIALIZED VIEW sums", "sums", true),
         ("DROP TABLE orders", "orders", true),
@@ -81,7 +84,7 @@ fn with_schema(name: &str) -> String {
     if name.contains('.') { name.into() } else { format!("public.{name}") }
 }
 
-async fn truncations(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)>)>) {
+async fn truncations(play: &Play, read: &mut Expected) {
     for (sql, relation) in [
         (&["TRUNCATE emptied"][..], "emptied"),
         (&["TRUNCATE refilled", "INSERT INTO refilled SELECT i, 'again' FROM generate_series(1, 300) i"], "refilled"),
@@ -97,7 +100,7 @@ async fn truncations(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)
     }
 }
 
-async fn rows(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)>)>) {
+async fn rows(play: &Play, read: &mut Expected) {
     for (sql, relation, updated, deleted) in [
         (&["DELETE FROM deleted"][..], "deleted", 0, 60000),
         (
@@ -117,7 +120,7 @@ async fn rows(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)>)>) {
     }
 }
 
-async fn two_phases(play: &Play, read: &mut Vec<(Done, Box<dyn Fn(&Read, &Done)>)>) {
+async fn two_phases(play: &Play, read: &mut Expected) {
     let (oid, file) = (play.oid("two_phases").await, play.file("two_phases").await);
     let done = play.transaction(play.world.session(), &["DROP TABLE two_phases"], "COMMIT PREPARED 'two phases'").await;
     let check = move |read: &Read, done: &Done| {
@@ -176,7 +179,7 @@ async fn found(major: u32) {
         .into_iter()
         .map(|session| tokio::spawn(traffic(session, stop.clone())))
         .collect();
-    let mut expected = Vec::new();
+    let mut expected = Expected::new();
     drops(&play, &mut expected).await;
     play.sql("SELECT pg_create_restore_point('half way'); CHECKPOINT").await;
     truncations(&play, &mut expected).await;

@@ -11,6 +11,8 @@ use lastgood::postgres::wal::index::{MappedFiles, NoIndex, SegmentIndex};
 use lastgood::postgres::wal::reader::{PAGE_BYTES, Record, Walk};
 use lastgood::postgres::wal::reference::{self, RelFileLocator};
 use lastgood::postgres::wal::{database, ended, heap, image, storage, xlog};
+use lastgood::timeline::catalogue::Names;
+use lastgood::timeline::events::Events;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -98,7 +100,7 @@ fn expected(dumped: &[Dumped]) -> Expected {
                 let files = what.split("; rels: ").nth(1).map_or("", |rest| rest.split(';').next().unwrap());
                 for file in files.split_whitespace() {
                     let main = fork(file, "main");
-                    [0, 2, 3].map(|fork| limit(&mut expected, Fork { fork, ..main }, 0));
+                    [0, 2, 3].into_iter().for_each(|fork| limit(&mut expected, Fork { fork, ..main }, 0));
                 }
             }
             _ => {}
@@ -271,10 +273,9 @@ async fn a_damaged_index_is_read_or_refused() {
     world.start().await;
     let known = load::play(&world, 1 << 20).await;
     world.server.stop(Stop::Immediate);
-    let raws: Vec<Vec<u8>> = indexes(&Wal::read(&world, &known))
-        .iter()
-        .map(|index| zstd::decode_all(index.encode().unwrap().as_slice()).unwrap())
-        .collect();
+    let wal = Wal::read(&world, &known);
+    let sound = indexes(&wal);
+    let raws: Vec<Vec<u8>> = sound.iter().map(|index| zstd::decode_all(index.encode().unwrap().as_slice()).unwrap()).collect();
     let case = (
         any::<prop::sample::Index>(),
         proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
@@ -291,7 +292,15 @@ async fn a_damaged_index_is_read_or_refused() {
                 }
             }
             match SegmentIndex::parse(&raw) {
-                Ok(index) => drop(index.encode()),
+                Ok(index) => {
+                    let _ = index.encode();
+                    // Read after a sound one, and before itself: whatever crosses a border is put together or refused.
+                    let mut events = Events::new(wal.segment_bytes, 10, Names::default());
+                    for index in [&sound[0], &index, &index] {
+                        let _ = events.add(index);
+                    }
+                    events.drain();
+                }
                 Err(NoIndex::Damaged { .. } | NoIndex::Newer { .. }) => prop_assert!(!changes.is_empty()),
                 Err(other) => prop_assert!(false, "{other}"),
             }

@@ -1,7 +1,7 @@
 //! An index as bytes: numbers of variable length, differences instead of positions, one zstd frame around all.
 //!
 //! # Layout
-//! The frame holds the version, then the fields of [`SegmentIndex`] in their order. `docs/format.md` has the same to the byte.
+//! The frame holds the version, then the fields of [`SegmentIndex`] in the order in which they are declared, nested ones in place.
 //! A number is LEB128: seven bits a byte, the lowest first, the high bit says that more follow. A signed one is zigzag. Lists have
 //! their length in front, an optional value a byte 0 or 1. LSNs, times, transaction ids and relation files are signed differences
 //! to the last of their kind that was written before, wherever that was; the first to 0.

@@ -46,7 +46,7 @@ pub struct Use {
 
 impl Use {
     pub fn rows(&self) -> u64 {
-        self.inserted + self.updated + self.deleted
+        self.inserted.saturating_add(self.updated).saturating_add(self.deleted)
     }
 }
 

@@ -125,7 +125,7 @@ const ASSEMBLED_BYTES: usize = 1 << 20;
 impl Seam {
     /// `major` is that of the segment with the head.
     pub fn new(head: OpenRecord, major: u32) -> Seam {
-        let (crc, seen) = (head.crc, head.header.len() as u64 + head.payload.bytes);
+        let (crc, seen) = (head.crc, (head.header.len() as u64).saturating_add(head.payload.bytes));
         let mut seam = Seam { crc, seen, major, payload: Vec::new(), whole: 0, has_gap: false, head };
         let payload = std::mem::take(&mut seam.head.payload);
         seam.add(&payload, 0);
@@ -160,7 +160,7 @@ impl Seam {
         let missing = RECORD_HEADER_BYTES - self.head.header.len().min(RECORD_HEADER_BYTES);
         let header = continuation.kept.front.get(..missing.min(continuation.kept.bytes as usize))?;
         self.head.header.extend_from_slice(header);
-        self.seen += continuation.kept.bytes;
+        self.seen = self.seen.saturating_add(continuation.kept.bytes);
         let payload_bytes = continuation.kept.bytes.saturating_sub(missing as u64) as usize;
         self.crc = crc32c::crc32c_combine(self.crc, continuation.crc_after(header.len() as u64), payload_bytes);
         self.add(&continuation.kept, header.len());
