@@ -70,6 +70,10 @@ async fn a_flipped_byte_ends_the_walk_there() {
             let in_header = at % PAGE_BYTES < 24 || position % wal.segment_bytes < 40;
             match (holder, &end) {
                 (Some(holder), Some(_)) if !in_header => prop_assert!(found.len() <= holder),
+                // A length that grew on the last page: the record seems to go on behind what is read.
+                (Some(holder), None) if at / PAGE_BYTES == WINDOW - 1 && position - good[holder].lsn.0 < 4 => {
+                    prop_assert!(found.len() == holder || found.len() == good.len());
+                }
                 (_, None) => prop_assert_eq!(found.len(), good.len()),
                 _ => {}
             }
