@@ -19,6 +19,7 @@ mod snapshot;
 mod storage;
 mod support;
 mod tidy;
+mod timeline;
 mod variety;
 mod verify;
 mod versions;

@@ -2,6 +2,7 @@
 
 mod control;
 mod damage;
+mod index;
 mod load;
 mod pages;
 
@@ -16,7 +17,7 @@ use crate::support::world::World;
 use load::Wal;
 
 /// One line of pg_waldump: where the record begins, its transaction, and what it says of itself.
-struct Dumped {
+pub struct Dumped {
     lsn: Lsn,
     xid: u32,
     manager: String,
@@ -127,6 +128,8 @@ async fn same_as_waldump(segment_megabytes: u32) {
     assert!(wal.files.len() > 1 && found.len() > 200, "{} segments, {} events", wal.files.len(), found.len());
     check_summaries(&wal, &events);
     known.check(&events);
+    index::same_blocks(&wal, &dumped);
+    index::pieces_do_not_matter(&wal);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,8 @@
 //! - [`tail`]: ends of WAL that are no whole archived segments.
 //! - [`windows`]: the stretches of time to which a restore can go.
 //! - [`target`]: what a person types after `--to`.
+//! - [`events`]: what happened, from the indexes of segments. [`classify`]: what a transaction did. [`catalogue`]: names for
+//!   numbers.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
 //!
 //! Every target becomes an LSN, exclusive or inclusive, by reading the WAL that decides it. Two reasons: recovery to a time
@@ -12,6 +14,9 @@
 //! only a position says the same to a person, to the plan, and to the server (rules 39, 42, 43).
 
 pub mod archive;
+pub mod catalogue;
+pub mod classify;
+pub mod events;
 pub mod find;
 pub mod scan;
 pub mod tail;

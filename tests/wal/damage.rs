@@ -70,6 +70,10 @@ async fn a_flipped_byte_ends_the_walk_there() {
             let in_header = at % PAGE_BYTES < 24 || position % wal.segment_bytes < 40;
             match (holder, &end) {
                 (Some(holder), Some(_)) if !in_header => prop_assert!(found.len() <= holder),
+                // A length that grew on the last page: the record seems to go on behind what is read.
+                (Some(holder), None) if at / PAGE_BYTES == WINDOW - 1 && position - good[holder].lsn.0 < 4 => {
+                    prop_assert!(found.len() == holder || found.len() == good.len());
+                }
                 (_, None) => prop_assert_eq!(found.len(), good.len()),
                 _ => {}
             }
@@ -205,7 +209,8 @@ fn any_payload_is_read_or_passed_over() {
                 // A small number where numbers of items stand.
                 payload[14..18].copy_from_slice(&(count % 40).to_le_bytes());
             }
-            let record = Record { major, lsn: Lsn(40), xid: 1000, resource_manager, info, payload: &payload };
+            let payload_bytes = payload.len() as u32;
+            let record = Record { major, lsn: Lsn(40), xid: 1000, resource_manager, info, payload: &payload, payload_bytes };
             let _ = transaction::event(&record);
             Ok(())
         })

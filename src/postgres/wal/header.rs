@@ -2,6 +2,7 @@
 //!
 //! Source: `src/include/access/xlog_internal.h`, `XLogLongPageHeaderData`; `XLOG_PAGE_MAGIC` per version.
 
+use super::fields::Fields;
 use super::name::SegmentName;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 
@@ -96,5 +97,29 @@ impl SegmentHeader {
             return Err(HeaderError::LaterTimeline { name, timeline: self.timeline });
         }
         Ok(())
+    }
+}
+
+/// What every page begins with (`XLogPageHeaderData`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHeader {
+    pub major: u32,
+    pub flags: u16,
+    pub timeline: Timeline,
+    pub address: Lsn,
+    /// Bytes of the record that is continued here, in this and later pages (`xlp_rem_len`).
+    pub remaining: u32,
+    /// Length of the header itself.
+    pub bytes: usize,
+}
+
+impl PageHeader {
+    /// `None` for what is not the first page of anything that 13 to 18 wrote.
+    pub fn parse(page: &[u8]) -> Option<PageHeader> {
+        let mut fields = Fields(page);
+        let (major, flags) = (major_of_magic(fields.u16()?)?, fields.u16()?);
+        let (timeline, address, remaining) = (Timeline(fields.u32()?), Lsn(fields.u64()?), fields.u32()?);
+        let bytes = if flags & LONG_HEADER_FLAG != 0 { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES };
+        (page.len() >= bytes).then_some(PageHeader { major, flags, timeline, address, remaining, bytes })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! # What
 //! The caller feeds pages in order ([`Walk::page`]); complete records go to its closure. A record that lies in one page is
-//! handed on as a slice of it; one that crosses pages or segments is put together first. Of records whose payload nobody
-//! here reads only the CRC is computed, so memory stays small whatever a record's size (up to 1,020 MiB).
+//! handed on as a slice of it; one that crosses pages or segments is put together first. Of a long one only the beginning is
+//! kept ([`manager::kept_bytes`]), and the CRC of all, so memory stays small whatever a record's size (up to 1,020 MiB).
 //!
 //! # Where it ends
 //! WAL ends where a page does not carry its own address, a length or CRC does not fit, or nothing but zeros follows.
@@ -12,7 +12,7 @@
 //! Source: `src/backend/access/transam/xlogreader.c`, `src/include/access/xlogrecord.h`; the record header has been the same
 //! since 9.5.
 
-use super::header;
+use super::{header, manager};
 use crate::postgres::lsn::Lsn;
 
 /// `XLOG_BLCKSZ`, as built everywhere.
@@ -22,10 +22,6 @@ pub const RECORD_HEADER_BYTES: usize = 24;
 /// `XLogRecordMaxSize`, since 16; nothing longer was ever readable.
 const RECORD_MAX_BYTES: u32 = 1020 << 20;
 
-/// Resource managers whose payload we read: `RM_XLOG_ID`, `RM_XACT_ID` and `RM_TBLSPC_ID`.
-pub const RM_XLOG: u8 = 0;
-pub const RM_TRANSACTION: u8 = 1;
-pub const RM_TABLESPACE: u8 = 5;
 /// `XLOG_SWITCH`.
 const SWITCH: u8 = 0x40;
 
@@ -39,9 +35,17 @@ pub struct Record<'a> {
     pub resource_manager: u8,
     /// `xl_info`; the upper four bits belong to the resource manager.
     pub info: u8,
-    /// Everything after the record header; empty for a record that crosses pages and is none of [`RM_XLOG`],
-    /// [`RM_TRANSACTION`] or [`RM_TABLESPACE`].
+    /// What follows the record header; only the beginning of it in a record that is cut.
     pub payload: &'a [u8],
+    /// Length of the whole payload.
+    pub payload_bytes: u32,
+}
+
+impl Record<'_> {
+    /// The payload was too long to be kept whole.
+    pub fn is_cut(&self) -> bool {
+        self.payload.len() < self.payload_bytes as usize
+    }
 }
 
 /// Why the walk stopped for good.
@@ -62,15 +66,18 @@ impl End {
 }
 
 /// A record of which only the head was seen so far.
-#[derive(Debug)]
-struct Unfinished {
-    lsn: Lsn,
-    header: Vec<u8>,
-    payload: Vec<u8>,
-    crc: u32,
+#[derive(Debug, Clone)]
+pub struct Unfinished {
+    pub lsn: Lsn,
+    /// As much as there is of the [`RECORD_HEADER_BYTES`].
+    pub header: Vec<u8>,
+    /// As much as is kept of the payload.
+    pub payload: Vec<u8>,
+    /// Of the payload so far.
+    pub crc: u32,
     /// Bytes of the record seen so far, header included.
-    seen: u32,
-    total: u32,
+    pub seen: u32,
+    pub total: u32,
 }
 
 /// The state between pages.
@@ -80,6 +87,8 @@ pub struct Walk {
     /// Of the page that is being read.
     major: u32,
     unfinished: Option<Unfinished>,
+    /// The buffers of the last record that crossed pages.
+    spare: Option<Unfinished>,
     /// Set by a switch record: nothing before this position holds records.
     resume_at: Lsn,
     /// Where the last complete record begins: the next one names it.
@@ -90,7 +99,7 @@ pub struct Walk {
 impl Walk {
     /// A walk that begins at any page border; what continues a record from before is passed over.
     pub fn new(segment_bytes: u64) -> Walk {
-        Walk { segment_bytes, major: 0, unfinished: None, resume_at: Lsn(0), previous: None, records: 0 }
+        Walk { segment_bytes, major: 0, unfinished: None, spare: None, resume_at: Lsn(0), previous: None, records: 0 }
     }
 
     /// Complete records seen so far.
@@ -101,7 +110,12 @@ impl Walk {
     /// Resource manager of a record that the pages so far begin but do not finish; `Some(None)` when even its header
     /// is cut.
     pub fn open_record(&self) -> Option<Option<u8>> {
-        self.unfinished.as_ref().map(|u| u.header.get(17).copied())
+        self.unfinished.as_ref().map(Unfinished::manager)
+    }
+
+    /// The record that the pages so far begin but do not finish.
+    pub fn unfinished(&self) -> Option<&Unfinished> {
+        self.unfinished.as_ref()
     }
 
     /// Reads one page at `address`; records that end in it go to `visit`.
@@ -162,13 +176,15 @@ impl Walk {
             }
             let here = &page[at..PAGE_BYTES.min(at + total as usize)];
             if here.len() < total as usize {
-                let mut unfinished = Unfinished { lsn, header: Vec::new(), payload: Vec::new(), crc: 0, seen: 0, total };
+                let mut unfinished = self.spare.take().unwrap_or_else(Unfinished::empty);
+                (unfinished.lsn, unfinished.total) = (lsn, total);
                 unfinished.take(here);
                 self.unfinished = Some(unfinished);
                 return Ok(());
             }
             let (header, payload) = here.split_at(RECORD_HEADER_BYTES);
-            self.finish(lsn, address, header, payload, crc32c::crc32c(payload), visit)?;
+            let crc = crc32c::crc32c(payload);
+            self.finish((lsn, address), header, (payload, total), crc, visit)?;
             at += total as usize;
         }
     }
@@ -191,8 +207,10 @@ impl Walk {
         }
         unfinished.take(&page[at..end]);
         if unfinished.seen == unfinished.total {
-            let Some(done) = self.unfinished.take() else { return Ok(end) };
-            self.finish(done.lsn, address, &done.header, &done.payload, done.crc, visit)?;
+            let Some(mut done) = self.unfinished.take() else { return Ok(end) };
+            self.finish((done.lsn, address), &done.header, (&done.payload, done.total), done.crc, visit)?;
+            done.reset();
+            self.spare = Some(done);
         }
         Ok(end)
     }
@@ -200,10 +218,9 @@ impl Walk {
     /// Checks and hands on a record that ends on the page at `page`.
     fn finish(
         &mut self,
-        lsn: Lsn,
-        page: Lsn,
+        (lsn, page): (Lsn, Lsn),
         header: &[u8],
-        payload: &[u8],
+        (payload, total): (&[u8], u32),
         crc: u32,
         visit: &mut dyn FnMut(Record),
     ) -> Result<(), End> {
@@ -223,9 +240,10 @@ impl Walk {
             info: header[16],
             resource_manager: header[17],
             payload,
+            payload_bytes: total - RECORD_HEADER_BYTES as u32,
         };
         self.records += 1;
-        if record.resource_manager == RM_XLOG && record.info & 0xF0 == SWITCH {
+        if record.resource_manager == manager::XLOG && record.info & 0xF0 == SWITCH {
             // A switch record that ends in a segment ends that one, wherever it began.
             self.resume_at = Lsn((page.segment(self.segment_bytes) + 1) * self.segment_bytes);
         }
@@ -235,14 +253,30 @@ impl Walk {
 }
 
 impl Unfinished {
+    fn empty() -> Unfinished {
+        Unfinished { lsn: Lsn(0), header: Vec::new(), payload: Vec::new(), crc: 0, seen: 0, total: 0 }
+    }
+
+    /// Keeps the buffers, unless one of them grew for a record as there are few.
+    fn reset(&mut self) {
+        self.header.clear();
+        self.payload.clear();
+        self.payload.shrink_to(PAGE_BYTES * 4);
+        (self.crc, self.seen) = (0, 0);
+    }
+
+    /// The resource manager, unless the header is cut before it.
+    pub fn manager(&self) -> Option<u8> {
+        self.header.get(17).copied()
+    }
+
     fn take(&mut self, bytes: &[u8]) {
         self.seen += bytes.len() as u32;
         let missing = (RECORD_HEADER_BYTES - self.header.len()).min(bytes.len());
         let (header, payload) = bytes.split_at(missing);
         self.header.extend_from_slice(header);
         self.crc = crc32c::crc32c_append(self.crc, payload);
-        if matches!(self.header.get(17), Some(&RM_XLOG | &RM_TRANSACTION | &RM_TABLESPACE)) {
-            self.payload.extend_from_slice(payload);
-        }
+        let room = manager::kept_bytes(self.manager().unwrap_or_default()).saturating_sub(self.payload.len());
+        self.payload.extend_from_slice(&payload[..payload.len().min(room)]);
     }
 }

@@ -1,19 +1,18 @@
 //! What a restore target can mean: commits, aborts and restore points; tablespaces that replay will make; and the summary of
 //! all that for one segment.
-//!
-//! Source: `src/include/access/xact.h` (`xl_xact_commit`, `xl_xact_abort`, `XACT_XINFO_*`), `xlogrecord.h` (block headers),
-//! `src/include/catalog/pg_control.h` (`XLOG_RESTORE_POINT`), `xlog_internal.h` (`xl_restore_point`), `commands/tablespace.h`
-//! (`xl_tblspc_create_rec`).
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::reader::{End, PAGE_BYTES, RM_TABLESPACE, RM_TRANSACTION, RM_XLOG, Record, Walk};
+use super::database::{self, TablespaceChange};
+use super::ended::{self, Ended};
+use super::manager;
+use super::reader::{End, PAGE_BYTES, Record, Walk};
+use super::xlog::{self, Control};
 use crate::postgres::lsn::Lsn;
 
 /// Seconds from 1970-01-01 to 2000-01-01, where PostgreSQL's timestamps begin.
 const EPOCH_2000_S: i64 = 946_684_800;
-const RESTORE_POINT: u8 = 0x70;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -41,50 +40,19 @@ impl Event {
 
 /// Reads a record; `None` for all that is none of these events, or that is not built as we know it.
 pub fn event(record: &Record) -> Option<Event> {
-    match (record.resource_manager, record.info & 0x70) {
-        (RM_XLOG, RESTORE_POINT) if record.info & 0xF0 == RESTORE_POINT => restore_point(record),
-        (RM_TRANSACTION, 0x00) => transaction_end(record, false, false),
-        (RM_TRANSACTION, 0x20) => transaction_end(record, true, false),
-        (RM_TRANSACTION, 0x30) => transaction_end(record, false, true),
-        (RM_TRANSACTION, 0x40) => transaction_end(record, true, true),
-        _ => None,
+    let lsn = record.lsn;
+    if let Some(Control::RestorePoint { time, name }) = xlog::control(record) {
+        return Some(Event { lsn, time, kind: Kind::RestorePoint { name } });
     }
+    let Ended { xid, is_commit, time, subtransactions, .. } = ended::ended(record)?;
+    let kind = if is_commit { Kind::Commit { xid, subtransactions } } else { Kind::Abort { xid } };
+    Some(Event { lsn, time, kind })
 }
 
-/// The main data of a record without block references: what follows the small headers.
-fn main_data(payload: &[u8]) -> Option<&[u8]> {
-    let mut rest = payload;
-    loop {
-        let (id, after) = rest.split_first()?;
-        match id {
-            255 => {
-                let (length, data) = after.split_first()?;
-                return data.get(..*length as usize);
-            }
-            254 => {
-                let length = u32::from_le_bytes(after.get(..4)?.try_into().ok()?);
-                return after[4..].get(..length as usize);
-            }
-            // Replication origin and top-level transaction id.
-            253 => rest = after.get(2..)?,
-            252 => rest = after.get(4..)?,
-            _ => return None,
-        }
-    }
-}
-
-fn timestamp(raw: &[u8]) -> Option<Timestamp> {
+/// A `TimestampTz`.
+pub(super) fn timestamp(raw: &[u8]) -> Option<Timestamp> {
     let microseconds = i64::from_le_bytes(raw.get(..8)?.try_into().ok()?);
     Timestamp::from_microsecond(microseconds.checked_add(EPOCH_2000_S * 1_000_000)?).ok()
-}
-
-fn restore_point(record: &Record) -> Option<Event> {
-    let data = main_data(record.payload)?;
-    // MAXFNAMELEN
-    let name = data.get(8..72)?;
-    let name = &name[..name.iter().position(|b| *b == 0)?];
-    let name = String::from_utf8_lossy(name).into_owned();
-    Some(Event { lsn: record.lsn, time: timestamp(data)?, kind: Kind::RestorePoint { name } })
 }
 
 /// A tablespace that replay of this record makes, in the directory that the original had.
@@ -96,70 +64,10 @@ pub struct TablespaceCreated {
 }
 
 fn tablespace_created(record: &Record) -> Option<TablespaceCreated> {
-    // XLOG_TBLSPC_CREATE
-    if record.resource_manager != RM_TABLESPACE || record.info & 0xF0 != 0 {
-        return None;
+    match database::tablespace(record)? {
+        TablespaceChange::Create { oid, location } => Some(TablespaceCreated { lsn: record.lsn, oid, location }),
+        TablespaceChange::Drop { .. } => None,
     }
-    let data = main_data(record.payload)?;
-    let oid = u32::from_le_bytes(data.get(..4)?.try_into().ok()?);
-    let location = data[4..].split(|b| *b == 0).next()?;
-    Some(TablespaceCreated { lsn: record.lsn, oid, location: String::from_utf8_lossy(location).into_owned() })
-}
-
-/// Takes fields from the front of a record's data.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let taken = self.0.get(..count)?;
-        self.0 = &self.0[count..];
-        Some(taken)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        Some(u32::from_le_bytes(self.bytes(4)?.try_into().ok()?))
-    }
-
-    /// A count and that many items of `item_bytes`.
-    fn array(&mut self, item_bytes: usize) -> Option<&'a [u8]> {
-        let count = self.u32()? as usize;
-        self.bytes(count.checked_mul(item_bytes)?)
-    }
-}
-
-fn transaction_end(record: &Record, is_abort: bool, is_prepared: bool) -> Option<Event> {
-    let data = main_data(record.payload)?;
-    let time = timestamp(data)?;
-    let mut fields = Fields(&data[8..]);
-    // XLOG_XACT_HAS_INFO
-    let info = if record.info & 0x80 != 0 { fields.u32()? } else { 0 };
-    let has = |bit: u32| info & (1 << bit) != 0;
-    if has(0) {
-        fields.bytes(8)?; // database and tablespace
-    }
-    let mut subtransactions = Vec::new();
-    if has(1) {
-        let raw = fields.array(4)?;
-        subtransactions = raw.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect();
-    }
-    let mut xid = record.xid;
-    if is_prepared {
-        if has(2) {
-            fields.array(12)?; // relfilenodes
-        }
-        if has(8) {
-            // xl_xact_stats_item: kind, database, object; the last grew from 4 to 8 bytes in 18.
-            fields.array(if record.major >= 18 { 16 } else { 12 })?;
-        }
-        if has(3) {
-            fields.array(16)?; // invalidation messages
-        }
-        if has(4) {
-            xid = fields.u32()?;
-        }
-    }
-    let kind = if is_abort { Kind::Abort { xid } } else { Kind::Commit { xid, subtransactions } };
-    Some(Event { lsn: record.lsn, time, kind })
 }
 
 /// What one segment's records say about time and transactions, kept beside the stored segment.
@@ -247,7 +155,8 @@ impl Summarizer {
     }
 
     pub fn finish(mut self) -> SegmentSummary {
-        let relevant = |manager: Option<u8>| manager.is_none_or(|m| matches!(m, RM_XLOG | RM_TRANSACTION | RM_TABLESPACE));
+        let relevant =
+            |manager: Option<u8>| manager.is_none_or(|m| matches!(m, manager::XLOG | manager::TRANSACTION | manager::TABLESPACE));
         self.summary.open = !self.ended && self.walk.open_record().is_some_and(relevant);
         self.summary
     }

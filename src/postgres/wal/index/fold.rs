@@ -1,0 +1,134 @@
+//! Takes the pages of one segment, and gives its index.
+
+use super::collect::{Collect, MappedFiles};
+use super::seam::{Continuation, OpenRecord};
+use super::{NoIndex, SegmentIndex};
+use crate::postgres::lsn::Lsn;
+use crate::postgres::wal::header::{self, PageHeader};
+use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
+
+#[derive(Debug)]
+pub struct Fold {
+    walk: Walk,
+    collect: Collect,
+    next_page: Lsn,
+    /// A page that came in pieces.
+    buffer: Vec<u8>,
+    timeline: u32,
+    continuation: Option<Continuation>,
+    state: State,
+    problem: Option<NoIndex>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing was read.
+    New,
+    /// What was read continues a record from the segment before.
+    Continuing,
+    Reading,
+    Ended(Lsn),
+}
+
+impl Fold {
+    /// For the segment that begins at `start`. `mapped` tells where mapped catalogs lie, as far as they were moved.
+    pub fn new(start: Lsn, segment_bytes: u64, mapped: MappedFiles) -> Fold {
+        Fold {
+            walk: Walk::new(segment_bytes),
+            collect: Collect::new(mapped),
+            next_page: start,
+            buffer: Vec::new(),
+            timeline: 0,
+            continuation: None,
+            state: State::New,
+            problem: None,
+        }
+        .starting(start)
+    }
+
+    fn starting(mut self, start: Lsn) -> Fold {
+        self.collect.index.start = start;
+        self
+    }
+
+    /// Bytes of the segment, in whatever pieces they come.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        if !self.buffer.is_empty() {
+            let missing = (PAGE_BYTES - self.buffer.len()).min(bytes.len());
+            self.buffer.extend_from_slice(&bytes[..missing]);
+            bytes = &bytes[missing..];
+            if self.buffer.len() < PAGE_BYTES {
+                return;
+            }
+            let page = std::mem::take(&mut self.buffer);
+            self.page(&page);
+        }
+        let (pages, rest) = bytes.as_chunks::<PAGE_BYTES>();
+        pages.iter().for_each(|page| self.page(page));
+        self.buffer.extend_from_slice(rest);
+    }
+
+    fn page(&mut self, page: &[u8]) {
+        let address = self.next_page;
+        self.next_page = Lsn(address.0 + PAGE_BYTES as u64);
+        if matches!(self.state, State::Ended(_)) || self.problem.is_some() {
+            return;
+        }
+        if self.state != State::Reading {
+            self.begin(page, address);
+        }
+        let (collect, problem) = (&mut self.collect, &mut self.problem);
+        let walked = self.walk.page(page, address, &mut |record| {
+            if problem.is_none() && collect.record(&record).is_err() {
+                *problem = Some(NoIndex::Malformed { lsn: record.lsn });
+            }
+        });
+        if let Err(end) = walked {
+            self.state = State::Ended(end.lsn());
+        }
+    }
+
+    /// Keeps what continues a record from before; the walk passes it over.
+    fn begin(&mut self, page: &[u8], address: Lsn) {
+        let header = PageHeader::parse(page).filter(|header| header.address == address);
+        let Some(header) = header else {
+            self.state = State::Reading;
+            return;
+        };
+        if self.state == State::New {
+            self.timeline = header.timeline.0;
+        }
+        let continues = header.flags & header::FIRST_IS_CONTINUATION != 0 && header.remaining > 0;
+        if !continues {
+            // Begun twice: the server did not finish what it had begun.
+            self.continuation = None;
+            self.state = State::Reading;
+            return;
+        }
+        let end = (header.bytes + header.remaining as usize).min(PAGE_BYTES);
+        let continuation = self.continuation.get_or_insert_default();
+        continuation.take(&page[header.bytes..end]);
+        continuation.is_end = header.bytes + header.remaining as usize <= PAGE_BYTES;
+        self.state = if continuation.is_end { State::Reading } else { State::Continuing };
+    }
+
+    pub fn finish(self) -> Result<SegmentIndex, NoIndex> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let open = match self.state {
+            State::New => return Err(NoIndex::NoWal),
+            State::Ended(_) => None,
+            State::Continuing | State::Reading => self.walk.unfinished().map(OpenRecord::of),
+        };
+        let mut index = self.collect.finish();
+        if let State::Ended(lsn) = self.state {
+            index.ends_at = Some(lsn);
+            if self.timeline == 0 {
+                return Err(NoIndex::NoWal);
+            }
+        }
+        (index.timeline, index.open, index.continuation) = (self.timeline, open, self.continuation);
+        Ok(index)
+    }
+}

@@ -1,0 +1,309 @@
+//! What happened, from the indexes of segments read one after another.
+//!
+//! [`Events`] takes indexes in the order of the WAL and gives [`Event`]s. Transactions that are open at the end of a segment are
+//! carried over; so is a record that crosses the border. After a gap everything open is forgotten, and what ends then is told from
+//! what is known of it, marked as incomplete.
+//!
+//! # Exact targets
+//! A transaction did not happen when recovery stops before its COMMIT record. Files of databases and tablespaces are removed by
+//! records of their own, whatever becomes of the transaction: there the target is the earlier record, and for DROP DATABASE the
+//! one that marked the database as invalid (minor versions since August 2023 write it).
+
+use std::collections::{BTreeMap, HashMap};
+
+use jiff::Timestamp;
+
+use super::catalogue::Names;
+use super::classify::{Deed, Facts};
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::index::facts::{BriefEnd, End, Transaction, precedes};
+use crate::postgres::wal::index::seam::Seam;
+use crate::postgres::wal::index::{MappedFiles, Mark, NoIndex, SegmentIndex, What};
+use crate::postgres::wal::xlog::Parameters;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// The first record of it that is known.
+    pub first: Lsn,
+    /// The COMMIT record; for what is no transaction, the record itself.
+    pub lsn: Lsn,
+    /// Recovery to here, exclusive, is just before it.
+    pub target: Lsn,
+    /// When it committed. A checkpoint's and a restore point's own time; absent where no record tells.
+    pub time: Option<Timestamp>,
+    /// 0 for what is no transaction.
+    pub xid: u32,
+    pub subtransactions: Vec<u32>,
+    pub what: Happened,
+    /// Facts may be missing: there was a gap, or more than is kept.
+    pub is_incomplete: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Happened {
+    Relations(Deed),
+    DatabaseDropped {
+        oid: u32,
+        tablespaces: Vec<u32>,
+        /// Only its files in these tablespaces went: ALTER DATABASE SET TABLESPACE.
+        moved: bool,
+    },
+    DatabaseCreated {
+        oid: u32,
+        tablespace: u32,
+    },
+    TablespaceDropped {
+        oid: u32,
+    },
+    TablespaceCreated {
+        oid: u32,
+        location: String,
+    },
+    RestorePoint {
+        name: String,
+    },
+    Checkpoint {
+        shutdown: bool,
+    },
+    ParameterChange(Parameters),
+    EndOfRecovery {
+        timeline: Timeline,
+        previous_timeline: Timeline,
+    },
+}
+
+impl Event {
+    /// A record that means something by itself; what, the caller says.
+    fn at(mark: &Mark, time: Option<Timestamp>) -> Event {
+        let (lsn, xid, what) = (mark.lsn, mark.xid, Happened::Checkpoint { shutdown: false });
+        Event { first: lsn, lsn, target: lsn, time, xid, subtransactions: Vec::new(), what, is_incomplete: false }
+    }
+}
+
+/// Reads indexes into events.
+#[derive(Debug)]
+pub struct Events {
+    /// Rows of one relation that are worth an event.
+    many: u64,
+    open: HashMap<u32, Facts>,
+    /// Marks of transactions that did not end yet.
+    marks: BTreeMap<u32, Vec<Mark>>,
+    /// Where databases became invalid.
+    invalid: HashMap<u32, Lsn>,
+    /// Tablespaces into which databases were copied.
+    copied: HashMap<u32, Vec<u32>>,
+    seam: Option<Seam>,
+    mapped: MappedFiles,
+    /// Where the next segment begins.
+    next: Option<Lsn>,
+    /// Where a gap ended last: what is first seen within a segment from there may have begun in the gap.
+    gap_before: Option<Lsn>,
+    segment_bytes: u64,
+    names: Names,
+    found: Vec<Event>,
+}
+
+impl Events {
+    pub fn new(segment_bytes: u64, many: u64, names: Names) -> Events {
+        Events {
+            many,
+            open: HashMap::new(),
+            marks: BTreeMap::new(),
+            invalid: HashMap::new(),
+            copied: HashMap::new(),
+            seam: None,
+            mapped: MappedFiles::new(),
+            next: None,
+            gap_before: None,
+            segment_bytes,
+            names,
+            found: Vec::new(),
+        }
+    }
+
+    /// Names as they are after what was read.
+    pub fn into_names(self) -> Names {
+        self.names
+    }
+
+    /// Takes the index of the next segment. An error tells that the record that crosses into it could not be put together; all
+    /// else of the segment was taken in nevertheless.
+    pub fn add(&mut self, index: &SegmentIndex) -> Result<(), NoIndex> {
+        if self.next != Some(index.start) {
+            self.forget(index.start);
+        }
+        self.next = Some(Lsn(index.start.0.saturating_add(self.segment_bytes)));
+        let crossed = self.cross(index);
+        if index.cut.transactions {
+            self.gap_before = Some(index.last_record.unwrap_or(index.start));
+        }
+        self.take(index);
+        if let Some(open) = &index.open {
+            self.seam = Some(Seam::new(open.clone(), index.major));
+        }
+        crossed
+    }
+
+    /// The segment before this position is not known.
+    fn forget(&mut self, start: Lsn) {
+        (self.seam, self.gap_before) = (None, Some(start));
+        self.open.clear();
+        self.marks.clear();
+    }
+
+    fn cross(&mut self, index: &SegmentIndex) -> Result<(), NoIndex> {
+        let (Some(head), Some(continuation)) = (self.seam.take(), &index.continuation) else { return Ok(()) };
+        let lost = NoIndex::Malformed { lsn: head.lsn() };
+        let continued = head.continued(continuation).ok_or(lost)?;
+        if continuation.is_end {
+            let between = continued.finish(&self.mapped)?;
+            self.take(&between);
+        } else {
+            self.seam = Some(continued);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, index: &SegmentIndex) {
+        for mark in &index.marks {
+            self.mark(mark);
+        }
+        for facts in &index.transactions {
+            self.open.entry(facts.xid).or_default().add(facts, index.major);
+            if let Some(end) = &facts.end {
+                self.end(facts, end);
+            }
+        }
+        for end in &index.early_ends {
+            self.early_end(end, index.major);
+        }
+        if let Some(oldest) = index.oldest_running {
+            // Ended where no index tells: rolled back, or in a gap.
+            self.open.retain(|xid, _| !precedes(*xid, oldest));
+        }
+    }
+
+    fn early_end(&mut self, brief: &BriefEnd, major: u32) {
+        let BriefEnd { xid, lsn, time, is_commit, subtransactions } = brief.clone();
+        let is_known = self.open.contains_key(&xid) || self.marks.contains_key(&xid);
+        if !is_known && !subtransactions.iter().any(|part| self.open.contains_key(part)) {
+            return;
+        }
+        let end = End {
+            lsn,
+            time,
+            is_commit,
+            is_prepared: false,
+            database: None,
+            subtransactions,
+            files: Vec::new(),
+            dropped: Vec::new(),
+            is_cut: false,
+        };
+        let facts = Transaction { xid, first: lsn, ..Transaction::default() };
+        self.open.entry(xid).or_default().add(&facts, major);
+        self.end(&facts, &end);
+    }
+
+    fn end(&mut self, own: &Transaction, end: &End) {
+        let mut facts = self.open.remove(&own.xid).unwrap_or_default();
+        let mut marks = self.marks.remove(&own.xid).unwrap_or_default();
+        for xid in &end.subtransactions {
+            if let Some(part) = self.open.remove(xid) {
+                facts.join(part);
+            }
+            marks.extend(self.marks.remove(xid).unwrap_or_default());
+        }
+        let first = facts.first.unwrap_or(end.lsn);
+        let is_incomplete =
+            facts.is_cut || end.is_cut || self.gap_before.is_some_and(|gap| first.0.saturating_sub(gap.0) < self.segment_bytes);
+        let base = Event {
+            first,
+            lsn: end.lsn,
+            target: end.lsn,
+            time: Some(end.time),
+            xid: own.xid,
+            subtransactions: end.subtransactions.clone(),
+            what: Happened::Checkpoint { shutdown: false },
+            is_incomplete,
+        };
+        for mark in &marks {
+            // What a rolled back transaction did to whole directories was done nevertheless.
+            let is_removal = matches!(mark.what, What::DatabaseDropped { .. } | What::TablespaceDropped { .. });
+            if end.is_commit || is_removal {
+                self.directories(mark, &base);
+            }
+        }
+        if !end.is_commit {
+            return;
+        }
+        for deed in facts.deeds(end, self.many) {
+            self.found.push(Event { what: Happened::Relations(deed), ..base.clone() });
+        }
+        for (database, oid, file) in facts.moved() {
+            self.names.moved(database, oid, file);
+        }
+        for (database, row) in facts.born() {
+            let tablespace = facts.tablespace_of(database, row.filenode);
+            self.names.learn(database, tablespace, &row);
+        }
+    }
+
+    /// Databases and tablespaces, at the end of the transaction.
+    fn directories(&mut self, mark: &Mark, base: &Event) {
+        let (what, target) = match &mark.what {
+            What::DatabaseDropped { oid, tablespaces } => {
+                let invalid = self.invalid.remove(oid);
+                let moved = invalid.is_none()
+                    && self.copied.get(oid).is_some_and(|copies| !copies.iter().all(|c| tablespaces.contains(c)));
+                (Happened::DatabaseDropped { oid: *oid, tablespaces: tablespaces.clone(), moved }, invalid.unwrap_or(mark.lsn))
+            }
+            What::DatabaseCreated { oid, tablespace, .. } => {
+                (Happened::DatabaseCreated { oid: *oid, tablespace: *tablespace }, base.target)
+            }
+            What::TablespaceDropped { oid } => (Happened::TablespaceDropped { oid: *oid }, mark.lsn),
+            What::TablespaceCreated { oid, location } => {
+                (Happened::TablespaceCreated { oid: *oid, location: location.clone() }, base.target)
+            }
+            _ => return,
+        };
+        self.found.push(Event { what, target, first: base.first.min(target), ..base.clone() });
+    }
+
+    fn mark(&mut self, mark: &Mark) {
+        let Mark { lsn, xid, what } = mark;
+        let (time, what) = match what {
+            What::Checkpoint { shutdown, time, .. } => (Some(*time), Happened::Checkpoint { shutdown: *shutdown }),
+            What::RestorePoint { time, name } => (Some(*time), Happened::RestorePoint { name: name.clone() }),
+            What::ParameterChange(parameters) => (None, Happened::ParameterChange(*parameters)),
+            What::EndOfRecovery { time, timeline, previous_timeline } => {
+                (Some(*time), Happened::EndOfRecovery { timeline: *timeline, previous_timeline: *previous_timeline })
+            }
+            What::DatabaseInvalid { oid } => {
+                self.invalid.insert(*oid, *lsn);
+                return;
+            }
+            What::RelationMap(map) => {
+                self.mapped.extend(map.mappings.iter().map(|(oid, number)| ((map.database, *oid), *number)));
+                return;
+            }
+            What::MinimalWal => return,
+            What::DatabaseCreated { oid, tablespace, .. } => {
+                self.copied.entry(*oid).or_default().push(*tablespace);
+                return self.marks.entry(*xid).or_default().push(mark.clone());
+            }
+            // ALTER DATABASE SET TABLESPACE removes files in a transaction that has no id.
+            What::DatabaseDropped { .. } if *xid == 0 => return self.directories(mark, &Event::at(mark, None)),
+            What::DatabaseDropped { .. } | What::TablespaceCreated { .. } | What::TablespaceDropped { .. } => {
+                return self.marks.entry(*xid).or_default().push(mark.clone());
+            }
+        };
+        self.found.push(Event { what, ..Event::at(mark, time) });
+    }
+
+    /// What was found since, in the order of the LSNs.
+    pub fn drain(&mut self) -> Vec<Event> {
+        self.found.sort_by_key(|event| event.lsn);
+        std::mem::take(&mut self.found)
+    }
+}
