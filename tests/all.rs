@@ -4,6 +4,7 @@
 
 mod archive;
 mod bad_input;
+mod cost;
 mod crash;
 mod docs;
 mod format;
@@ -24,3 +25,6 @@ mod variety;
 mod verify;
 mod versions;
 mod wal;
+
+#[global_allocator]
+static ALLOCATOR: cost::allocations::Counting = cost::allocations::Counting;

@@ -15,7 +15,7 @@ use lastgood::storage::{Fault, Storage};
 
 use crate::support::world::World;
 
-fn request() -> Request {
+pub fn request() -> Request {
     Request {
         full: true,
         paranoid: false,

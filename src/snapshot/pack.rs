@@ -17,8 +17,8 @@ use crate::repo::pack::{CHUNK_BYTES, FinishedPack, PackBuilder};
 use crate::repo::repository::Cluster;
 use crate::storage::Created;
 
-/// Packs on their way to the store besides the open one.
-const IN_FLIGHT: usize = 2;
+/// Packs on their way to the store besides the open one: enough that a distant store's latency is hidden, few enough for memory.
+const IN_FLIGHT: usize = 4;
 
 /// The store gave up, or the snapshot was cancelled; the reason is with the task that stores.
 #[derive(Debug)]

@@ -178,14 +178,12 @@ impl Snapshot<'_> {
 
     /// Everything up to the manifest, which is not written yet.
     async fn take(&self) -> Result<Manifest, SnapshotError> {
-        let swept = sweep::sweep(self.cluster, &self.id).await?;
+        let history = self.history()?;
+        let sweep = async { sweep::sweep(self.cluster, &self.id).await.map_err(SnapshotError::from) };
+        // A segment takes its time to arrive; what is left of others is removed meanwhile.
+        let (swept, ()) = tokio::try_join!(sweep, self.prove_archiving())?;
         if let Some(text) = swept.describe() {
             self.monitor.note(&text);
-        }
-        let history = self.history()?;
-        if !self.facts.in_recovery {
-            self.monitor.phase("check archiving", 0);
-            wait::prove_archiving(self.cluster, self.facts.system_identifier, self.session, self.request.archive_timeout).await?;
         }
         self.monitor.phase("checkpoint", 0);
         let (start_lsn, start_time) =
@@ -211,6 +209,15 @@ impl Snapshot<'_> {
         self.check_still_the_same().await?;
         let segments = self.wait_for_wal(&history, start_lsn, &stopped).await?;
         self.manifest(parent, copied, start_lsn, start_time, listed_ns, stopped, segments).await
+    }
+
+    async fn prove_archiving(&self) -> Result<(), SnapshotError> {
+        if self.facts.in_recovery {
+            return Ok(());
+        }
+        self.monitor.phase("check archiving", 0);
+        let (system, timeout) = (self.facts.system_identifier, self.request.archive_timeout);
+        wait::prove_archiving(self.cluster, system, self.session, timeout).await.map(drop)
     }
 
     /// The path to the server's timeline, from its own history file.
@@ -332,13 +339,18 @@ impl Snapshot<'_> {
     ) -> Result<Manifest, SnapshotError> {
         use std::os::unix::fs::MetadataExt;
         self.monitor.phase("commit", 0);
+        let layout = self.cluster.layout();
+        let (pack_key, wal_key) = (layout.pack_table(&self.id), layout.wal_table(&self.id));
+        let (missing, pack_table, wal_table, audit) = tokio::try_join!(
+            presence::missing_packs(self.cluster, &copied.packs),
+            manifest::put_table(self.cluster, &pack_key, &copied.packs),
+            manifest::put_table(self.cluster, &wal_key, &segments),
+            self.audit_head(),
+        )?;
         // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
-        if let Some((key, what)) = presence::missing_packs(self.cluster, &copied.packs).await?.into_iter().next() {
+        if let Some((key, what)) = missing.into_iter().next() {
             return Err(RepoError::Damaged { key, what: format!("{what}, although this snapshot needs it; run it again") }.into());
         }
-        let layout = self.cluster.layout();
-        let pack_table = manifest::put_table(self.cluster, &layout.pack_table(&self.id), &copied.packs).await?;
-        let wal_table = manifest::put_table(self.cluster, &layout.wal_table(&self.id), &segments).await?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
@@ -376,7 +388,7 @@ impl Snapshot<'_> {
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
             damaged_pages: copied.damaged,
-            audit: self.audit_head().await?,
+            audit,
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         })

@@ -41,10 +41,10 @@ impl Swept {
 /// Sweeps everything that belongs to no snapshot but `own`. The caller holds the lease for backups, so nobody else is writing one.
 pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
     let mut ids = BTreeSet::new();
-    for prefix in [cluster.layout().all_packs(), cluster.layout().all_files()] {
-        let page = list_all(cluster.storage(), &prefix, Depth::Folder).await?;
-        ids.extend(page.folders.iter().map(|f| f.trim_end_matches('/').to_string()));
-    }
+    let (packs, files) = (cluster.layout().all_packs(), cluster.layout().all_files());
+    let storage = cluster.storage();
+    let (packs, files) = tokio::try_join!(list_all(storage, &packs, Depth::Folder), list_all(storage, &files, Depth::Folder))?;
+    ids.extend(packs.folders.iter().chain(&files.folders).map(|f| f.trim_end_matches('/').to_string()));
     // In this order: a snapshot that commits between the two is seen as living or as committed.
     let standing = lease::standing(cluster).await?;
     let living: BTreeSet<&str> = standing.living.iter().map(|work| work.beat.snapshot.as_str()).collect();

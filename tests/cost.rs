@@ -1,0 +1,6 @@
+//! What things cost, counted without a clock: requests, allocations, bytes and instructions. Bounds have a margin over what was
+//! counted when they were written; who crosses one has made something dearer.
+
+pub mod allocations;
+mod instructions;
+mod requests;
