@@ -96,6 +96,6 @@ async fn measure_all() -> Result<()> {
             report::write(&bench.settings, &described, &bench.samples.borrow())?;
         }
     }
-    report::show(&bench.settings, &bench.samples.borrow());
+    report::show(&bench.samples.borrow());
     Ok(())
 }

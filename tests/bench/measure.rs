@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 const SAMPLE: Duration = Duration::from_millis(20);
 /// How long descendants may outlive the last program.
 const GRACE: Duration = Duration::from_secs(30);
+/// What is shown of what a failed program printed, from its end.
+const ERROR_CHARS: usize = 1200;
 /// What is kept of what a program printed, from its end.
 const OUTPUT_BYTES: usize = 256 << 10;
 
@@ -270,7 +272,8 @@ fn run_step(step: &Step, output: &Path, measured: &mut Measured) -> Result<()> {
     let printed = fs::read(output).unwrap_or_default();
     let printed = String::from_utf8_lossy(&printed[printed.len().saturating_sub(OUTPUT_BYTES)..]).trim().to_string();
     if !status.success() {
-        bail!("{} {}: {status}: {printed}", step.program.display(), step.args.join(" "));
+        let from = printed.char_indices().rev().nth(ERROR_CHARS).map_or(0, |(at, _)| at);
+        bail!("{} {}: {status}: {}", step.program.display(), step.args.join(" "), &printed[from..]);
     }
     measured.output = printed;
     match &step.server {

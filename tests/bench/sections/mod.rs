@@ -162,6 +162,8 @@ impl Scene<'_> {
     pub async fn turn_to(&self, player: &mut Player) -> Result<()> {
         let data = self.stage.server.data();
         self.stage.archive_with(None)?;
+        // What the turn before left on its way arrives in the inbox before this segment does.
+        self.stage.switch().await?;
         let Some(push) = player.tool.push(data, "%1", Ahead::No) else { return Ok(()) };
         let as_step = |path: &Path| player.tool.push(data, &path.display().to_string(), Ahead::No);
         self.stage.feed(&mut player.fed, |path| as_step(path).unwrap_or_else(|| push.clone())).await?;
