@@ -24,7 +24,7 @@ const SCALE_BYTES: u64 = 16_300_000;
 /// Rows of each kind that are made at a time.
 const BATCH_ROWS: u64 = 50_000;
 /// Rows that [`work`] adds.
-const WORK_ROWS: u64 = 4000;
+const WORK_ROWS: u64 = 12_000;
 /// Longest time for a server to answer.
 const START: Duration = Duration::from_secs(600);
 
@@ -202,7 +202,7 @@ pub async fn work(session: &Session, turn: u64) -> Result<()> {
     let rows = format!("id > {first} AND id <= {first} + {WORK_ROWS}");
     session.run(&format!("INSERT INTO bench.documents SELECT id + {id}, {columns} FROM bench.documents WHERE {rows}")).await?;
     let scattered =
-        "SELECT DISTINCT (1 + random() * (SELECT max(aid) - 1 FROM pgbench_accounts))::int FROM generate_series(1, 1500)";
+        "SELECT DISTINCT (1 + random() * (SELECT max(aid) - 1 FROM pgbench_accounts))::int FROM generate_series(1, 800)";
     session.run(&format!("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid IN ({scattered})")).await?;
     Ok(())
 }

@@ -114,7 +114,8 @@ pub struct Measured {
     pub sync_s: f64,
     pub cpu_user_s: f64,
     pub cpu_system_s: f64,
-    /// The largest sum over all processes at one moment; pages that several share count in each.
+    /// The largest sum over all processes but PostgreSQL's at one moment that was looked at; pages that several share count in
+    /// each.
     pub peak_bytes: u64,
     /// The largest single process.
     pub peak_process_bytes: u64,
@@ -133,6 +134,11 @@ pub struct Measured {
 impl Measured {
     pub fn cpu_s(&self) -> f64 {
         self.cpu_user_s + self.cpu_system_s
+    }
+
+    /// What ends between two looks is known by its largest process only.
+    pub fn most_bytes(&self) -> u64 {
+        self.peak_bytes.max(self.peak_process_bytes)
     }
 }
 
@@ -226,7 +232,7 @@ pub fn run_task() -> Result<()> {
     measured.read_bytes = after.0 - before.0;
     measured.written_bytes = after.1 - before.1;
     usage(&mut measured);
-    measured.peak_bytes = watch.peak.load(Ordering::Relaxed).max(measured.peak_process_bytes);
+    measured.peak_bytes = watch.peak.load(Ordering::Relaxed);
     serde_json::to_writer(std::io::stdout(), &measured)?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lastgood::postgres::owner::Ids;
 use lastgood::storage::s3::S3Storage;
 use lastgood::storage::{Depth, list_all};
@@ -47,10 +47,17 @@ impl S3 {
     }
 }
 
+/// A Garage server, and the way to it.
+pub struct Served {
+    garage: Garage,
+    proxy: Proxy,
+    s3: S3,
+}
+
 /// What stands behind a place in one round.
 pub enum Store {
     Directory(PathBuf),
-    S3 { garage: Garage, proxy: Proxy, s3: S3 },
+    S3(Box<Served>),
 }
 
 impl Store {
@@ -59,6 +66,9 @@ impl Store {
         lastgood::postgres::scratch::make_directory(home, user)?;
         if kind == "directory" {
             return Ok(Store::Directory(home.into()));
+        }
+        if !garage::program().exists() {
+            bail!("there is no {}; tests/tools/install bench", garage::program().display());
         }
         let certificates = home.join("certificates");
         std::fs::create_dir(&certificates)?;
@@ -75,14 +85,14 @@ impl Store {
         let is_far = kind == "distant";
         let port = if is_far { proxy.far_port } else { proxy.near_port };
         let s3 = S3 { port, is_far, prefix: String::new(), certificates, credentials };
-        Ok(Store::S3 { garage, proxy, s3 })
+        Ok(Store::S3(Box::new(Served { garage, proxy, s3 })))
     }
 
     /// A place in the store; what has another `part` is apart from it.
     pub fn place(&self, part: &str) -> Place {
         match self {
             Store::Directory(path) => Place::Directory(path.join(part)),
-            Store::S3 { s3, .. } => Place::S3(S3 { prefix: format!("{part}/"), ..s3.clone() }),
+            Store::S3(served) => Place::S3(S3 { prefix: format!("{part}/"), ..served.s3.clone() }),
         }
     }
 
@@ -90,8 +100,8 @@ impl Store {
     pub async fn stored(&self, part: &str) -> Result<u64> {
         match self {
             Store::Directory(path) => Ok(stage::stored(&path.join(part))),
-            Store::S3 { garage, .. } => {
-                let storage = S3Storage::connect(BUCKET, "", &garage.config()).await?;
+            Store::S3(served) => {
+                let storage = S3Storage::connect(BUCKET, "", &served.garage.config()).await?;
                 let prefix = format!("{part}/");
                 let listing = list_all(&storage, &prefix, Depth::All);
                 let page = tokio::time::timeout(LISTING, listing).await.context("listing the bucket takes too long")??;
@@ -104,7 +114,7 @@ impl Store {
     pub async fn counts(&self) -> Result<Counts> {
         match self {
             Store::Directory(_) => Ok(Counts::default()),
-            Store::S3 { proxy, .. } => proxy.counts().await,
+            Store::S3(served) => served.proxy.counts().await,
         }
     }
 
@@ -120,7 +130,7 @@ impl Store {
         match self {
             Store::Directory(path) => stage::warm(path).map(drop),
             // Its server has just written them.
-            Store::S3 { .. } => Ok(()),
+            Store::S3(_) => Ok(()),
         }
     }
 }

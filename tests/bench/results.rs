@@ -102,7 +102,7 @@ fn summary(samples: &[&Sample]) -> Summary {
         wall_s: spread(&|m| m.wall_s),
         durable_s: spread(&|m| m.wall_s + m.sync_s),
         cpu_s: spread(&Measured::cpu_s),
-        peak_bytes: most(&|m| m.peak_bytes),
+        peak_bytes: most(&Measured::most_bytes),
         peak_process_bytes: most(&|m| m.peak_process_bytes),
         read_bytes: middle(&|_, m| m.read_bytes),
         written_bytes: middle(&|_, m| m.written_bytes),

@@ -10,7 +10,9 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The kinds of repository, and what is measured on them; `ONLY` chooses from both.
 pub const PLACES: [&str; 3] = ["directory", "garage", "distant"];
-pub const TOPICS: [&str; 7] = ["snapshot", "push", "fetch", "recovery", "list", "files", "basebackup"];
+pub const TOPICS: [&str; 6] = ["snapshot", "push", "fetch", "recovery", "list", "files"];
+/// Those of [`TOPICS`] that need the database.
+const OF_DATABASE: [&str; 4] = ["snapshot", "push", "fetch", "recovery"];
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -82,6 +84,11 @@ impl Settings {
     /// Whether a kind of repository is wanted.
     pub fn wants_place(&self, place: &str) -> bool {
         !self.only.iter().any(|word| PLACES.contains(&word.as_str())) || self.only.iter().any(|word| word == place)
+    }
+
+    /// Whether anything is wanted that needs the database.
+    pub fn wants_database(&self) -> bool {
+        OF_DATABASE.iter().any(|topic| self.wants(topic))
     }
 
     /// Whether a topic is wanted.

@@ -107,7 +107,8 @@ impl Drop for Garage {
     }
 }
 
-fn program() -> PathBuf {
+/// The server, whether it is installed or not.
+pub fn program() -> PathBuf {
     tools().join("garage-2.5.0/bin/garage")
 }
 

@@ -34,6 +34,7 @@ pub fn write(settings: &Settings, tools: &[(String, String, String)], samples: &
 pub fn show(samples: &[Sample]) {
     let summaries = summaries(samples);
     println!("\n{}\n\n{}", table::terminal(&summaries), goals::terminal(&goals::judge(&summaries)));
+    print!("{}", table::failures(&summaries));
 }
 
 fn page(
@@ -55,6 +56,10 @@ fn page(
     text += "\n## Goals\n\n";
     text += &goals::markdown(goals);
     text += &table::markdown(summaries);
+    let failures = table::failures(summaries);
+    if !failures.is_empty() {
+        write!(text, "\n## What failed\n\n{failures}")?;
+    }
     for file in charts::names(summaries) {
         writeln!(text, "\n![{file}]({file})")?;
     }

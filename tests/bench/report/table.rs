@@ -73,19 +73,9 @@ fn of_place<'a>(summaries: &'a [Summary], place: &str) -> Vec<&'a Summary> {
 fn cells(summaries: &[Summary], summary: &Summary) -> [String; 10] {
     let (work, tool) = (summary.work.clone(), summary.tool.clone());
     if summary.rounds == 0 {
-        let error = summary.errors.first().map_or("not measured".into(), |error| one_line(error));
-        return [
-            work,
-            tool,
-            format!("failed: {error}"),
-            "".into(),
-            "".into(),
-            "".into(),
-            "".into(),
-            "".into(),
-            "".into(),
-            "".into(),
-        ];
+        let mut cells: [String; 10] = Default::default();
+        (cells[0], cells[1], cells[2]) = (work, tool, "failed, see below".into());
+        return cells;
     }
     let ours = summaries.iter().find(|s| s.place == summary.place && s.work == work && s.tool == RIVALS[0] && s.rounds > 0);
     let share = ours.filter(|_| tool != RIVALS[0]).map(|ours| ours.wall_s.median / summary.wall_s.median);
@@ -105,10 +95,18 @@ fn cells(summaries: &[Summary], summary: &Summary) -> [String; 10] {
     ]
 }
 
-fn one_line(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c == '\n' || c == '|' { ' ' } else { c }).collect();
-    let short: String = line.chars().take(160).collect();
-    if short.len() < line.len() { short + " …" } else { short }
+/// What failed, and why: a line for each kind of failure.
+pub fn failures(summaries: &[Summary]) -> String {
+    let mut text = String::new();
+    for summary in summaries {
+        if let Some(error) = summary.errors.first() {
+            let line = error.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', " ");
+            let (place, work, tool, times) = (&summary.place, &summary.work, &summary.tool, summary.errors.len());
+            // Writing into a string cannot fail.
+            let _ = writeln!(text, "- {place}, {work}, {tool}, {times} times: {line}");
+        }
+    }
+    text
 }
 
 /// Of one time: a segment, when there were many.

@@ -13,10 +13,12 @@ use crate::settings::Settings;
 use crate::stage::Stage;
 use crate::tools::{self, Ahead, Ground, Tool};
 
+mod files;
 mod recovery;
 pub use recovery::{run as recover, start_stop};
 mod segments;
 mod snapshots;
+mod synthetic;
 
 /// What all rounds share.
 pub struct Bench {
@@ -47,7 +49,20 @@ pub struct Scene<'a> {
 
 impl Bench {
     /// Everything that is wanted on one kind of repository, once.
-    pub async fn round(&self, kind: &str, round: usize) -> Result<()> {
+    pub async fn all(&self, kind: &str, round: usize) -> Result<()> {
+        if self.settings.wants_database() {
+            self.round(kind, round).await?;
+        }
+        if kind == "directory" && self.settings.wants("list") {
+            synthetic::play(self, round).await?;
+        }
+        if kind == "directory" && self.settings.wants("files") {
+            files::play(self, round).await.context("small files")?;
+        }
+        Ok(())
+    }
+
+    async fn round(&self, kind: &str, round: usize) -> Result<()> {
         let home = self.home.join(format!("{kind}-{round}"));
         lastgood::postgres::scratch::make_directory(&home, self.meter.user)?;
         let store = Store::open(kind, &home.join("store"), &self.settings.harness, self.meter.user).await?;
@@ -85,7 +100,7 @@ impl Bench {
                 "{what} {:>9.3} s {:>8.2} CPU s {:>6.0} MiB, {:>8.1} MiB stored, {} requests",
                 m.wall_s,
                 m.cpu_s(),
-                m.peak_bytes as f64 / f64::from(1 << 20),
+                m.most_bytes() as f64 / f64::from(1 << 20),
                 sample.stored_bytes as f64 / f64::from(1 << 20),
                 sample.counts.requests.values().sum::<u64>()
             ),
@@ -114,7 +129,7 @@ impl Scene<'_> {
     /// The tools that this round is about, prepared; one that cannot be prepared is shown as failed and left out.
     async fn players(&self) -> Result<Vec<Player>> {
         let mut players = self.prepared("").await?;
-        if self.kind == "directory" && self.bench.settings.wants("snapshot") {
+        if self.kind == "directory" {
             let mut grounds = Vec::new();
             for name in tools::MEASURES {
                 grounds.push(self.ground(name).await?);

@@ -12,7 +12,7 @@ use crate::{database, tools};
 pub async fn play(scene: &Scene<'_>, players: &mut [Player]) -> Result<()> {
     baseline(scene).await?;
     backups(scene, players, "full", true).await?;
-    restores(scene, players).await?;
+    restores(scene, players, "restore").await?;
     verifies(scene, players).await;
     backups(scene, players, "second-0", false).await?;
     database::scatter(&scene.stage.session).await.context("change pages")?;
@@ -31,7 +31,7 @@ async fn baseline(scene: &Scene<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn backups(scene: &Scene<'_>, players: &mut [Player], work: &str, full: bool) -> Result<()> {
+pub async fn backups(scene: &Scene<'_>, players: &mut [Player], work: &str, full: bool) -> Result<()> {
     for player in scene.order(players) {
         let Some(step) = player.tool.backup(full) else { continue };
         if let Err(error) = scene.turn_to(player).await {
@@ -56,12 +56,12 @@ pub async fn assert_sound(scene: &Scene<'_>, player: &Player, after: &str) {
     }
 }
 
-async fn restores(scene: &Scene<'_>, players: &mut [Player]) -> Result<()> {
+pub async fn restores(scene: &Scene<'_>, players: &mut [Player], work: &str) -> Result<()> {
     for player in scene.order(players) {
         let into = scene.stage.directory("restored")?;
         let Some(step) = player.tool.restore(&into) else { continue };
         scene.store.warm()?;
-        let is_good = scene.measure("restore", player, vec![step], None, 1).await;
+        let is_good = scene.measure(work, player, vec![step], None, 1).await;
         // Once is enough: what is stored does not depend on the round or on the kind of store.
         if is_good && scene.round == 0 && scene.kind == "directory" && player.tool.restores_whole() {
             recovery::check(scene, player, &into).await;
