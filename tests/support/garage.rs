@@ -15,7 +15,7 @@ use lastgood::storage::{ObjectKey, Storage};
 use super::s3::write_credentials;
 
 pub const BUCKET: &str = "backups";
-const ACCESS_KEY: &str = "GK0123456789abcdef01234567";
+pub const ACCESS_KEY: &str = "GK0123456789abcdef01234567";
 const STARTS: usize = 5;
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -29,17 +29,22 @@ pub struct Garage {
 impl Garage {
     /// Starts a server and waits until it answers for its bucket.
     pub async fn start() -> Garage {
+        Self::start_below(&std::env::temp_dir()).await
+    }
+
+    /// The same with its data in a directory below `parent`.
+    pub async fn start_below(parent: &Path) -> Garage {
         // Another test may take a free port between our finding and Garage's binding it; then Garage ends at once.
         for _ in 0..STARTS {
-            if let Some(garage) = Self::start_once().await {
+            if let Some(garage) = Self::start_once(parent).await {
                 return garage;
             }
         }
         panic!("Garage did not start {STARTS} times; is it installed? tests/tools/install test");
     }
 
-    async fn start_once() -> Option<Garage> {
-        let home = tempfile::tempdir().unwrap();
+    async fn start_once(parent: &Path) -> Option<Garage> {
+        let home = tempfile::tempdir_in(parent).unwrap();
         let [port, rpc_port] = free_ports();
         let secret_key = clock::random_hex(32);
         std::fs::write(home.path().join("garage.toml"), configuration(home.path(), port, rpc_port)).unwrap();
@@ -102,7 +107,8 @@ impl Drop for Garage {
     }
 }
 
-fn program() -> PathBuf {
+/// The server, whether it is installed or not.
+pub fn program() -> PathBuf {
     tools().join("garage-2.5.0/bin/garage")
 }
 
@@ -123,10 +129,11 @@ fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
+/// What is stored is compressed already: Garage need not try again.
 fn configuration(home: &Path, port: u16, rpc_port: u16) -> String {
     format!(
         "metadata_dir = \"{home}/meta\"\ndata_dir = \"{home}/data\"\ndb_engine = \"lmdb\"\nreplication_factor = 1\n\
-         metadata_fsync = false\ndata_fsync = false\n\
+         metadata_fsync = false\ndata_fsync = false\ncompression_level = \"none\"\n\
          rpc_bind_addr = \"127.0.0.1:{rpc_port}\"\nrpc_public_addr = \"127.0.0.1:{rpc_port}\"\nrpc_secret = \"{secret}\"\n\
          [s3_api]\ns3_region = \"garage\"\napi_bind_addr = \"127.0.0.1:{port}\"\nroot_domain = \".s3.garage\"\n",
         home = home.display(),
