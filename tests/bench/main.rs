@@ -1,7 +1,7 @@
 //! `make bench`: lastgood beside pgBackRest, wal-rus, `pg_basebackup`, and what the machine could do at best.
 //!
 //! `docs/benchmarks/README.md` says how to run it and how to read it. The program is also its own helper: as a process apart it
-//! measures ([`measure`]), stands in front of an S3 store ([`proxy`]), shows the limit ([`limit`]), and recovers a server.
+//! measures ([`worker`]), stands in front of an S3 store ([`proxy`]), shows the limit ([`limit`]), and recovers a server.
 //!
 //! Everything runs on the main thread, one thing at a time. What was started is ended by the values that stand for it, also when
 //! the run is interrupted.
@@ -28,6 +28,7 @@ mod stage;
 #[allow(dead_code, clippy::unwrap_used, reason = "the tests use the rest of it, and may panic")]
 mod support;
 mod tools;
+mod worker;
 
 fn main() -> std::process::ExitCode {
     // Cargo passes --bench.
@@ -45,7 +46,7 @@ fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         None => bench(),
         Some((word, rest)) => match word.as_str() {
-            "run-task" => measure::run_task(),
+            "run-task" => worker::run_task(),
             "proxy" => proxy::serve(rest),
             "limit" => limit::run(rest),
             "recover" => sections::recover(rest),

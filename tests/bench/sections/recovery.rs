@@ -47,21 +47,24 @@ fn copy_command(scene: &Scene<'_>) -> String {
 async fn one(scene: &Scene<'_>, player: &Player, name: &str, command: &dyn Fn(&Path) -> String, expected: &str) -> Result<()> {
     let into = scene.stage.directory("recovered")?;
     let Some(restore) = player.tool.restore(&into) else { return Ok(()) };
-    let counts = scene.store.counts().await?;
     let recovered = async {
         scene.bench.meter.run(vec![restore]).await?;
         scene.store.warm()?;
-        recover(scene, &into, &command(&into), "measure").await
-    }
-    .await;
-    let measured = recovered.and_then(|(measured, recovered)| {
+        // The restore has a row of its own: its requests do not count here.
+        let counts = scene.store.counts().await?;
+        let (measured, recovered) = recover(scene, &into, &command(&into), "measure").await?;
         if recovered.last_row != expected {
             bail!("recovery ended at row {}, the server is at {expected}", recovered.last_row);
         }
+        let counts = scene.store.counts().await?.since(&counts);
         // The largest process is PostgreSQL's.
-        Ok(Measured { wall_s: recovered.seconds, peak_process_bytes: 0, ..measured })
-    });
-    let counts = scene.store.counts().await?.since(&counts);
+        Ok((Measured { wall_s: recovered.seconds, peak_process_bytes: 0, ..measured }, counts))
+    }
+    .await;
+    let (measured, counts) = match recovered {
+        Ok((measured, counts)) => (Ok(measured), counts),
+        Err(error) => (Err(error), Default::default()),
+    };
     scene.keep("recovery", name, 1, measured, 0, counts);
     Ok(std::fs::remove_dir_all(&into)?)
 }
