@@ -287,7 +287,7 @@ fn root_line(line: &FileLine) -> Vec<u8> {
 }
 
 async fn put_part(cluster: &Cluster, key: &ObjectKey, raw: &[u8]) -> Result<Part, RepoError> {
-    object::put_document(cluster.vault(), key, raw).await?;
+    object::put_own_document(cluster.vault(), key, raw).await?;
     Ok(Part { raw_bytes: raw.len() as u64, sha256: Sha::of(raw) })
 }
 

@@ -213,7 +213,18 @@ pub fn document(raw: &[u8], sealer: Option<&Sealer>) -> Vec<u8> {
 
 /// Writes a document; the same content under the same key again is no conflict.
 pub async fn put_document(vault: &Vault, key: &ObjectKey, raw: &[u8]) -> Result<Created, RepoError> {
-    match vault.storage().create(key, document(raw, vault.sealer(key).as_ref()).into()).await? {
+    let created = vault.storage().create(key, document(raw, vault.sealer(key).as_ref()).into()).await?;
+    settle(vault, key, raw, created).await
+}
+
+/// The same below a name that is the writer's own, such as the id of a snapshot under the lease for backups.
+pub async fn put_own_document(vault: &Vault, key: &ObjectKey, raw: &[u8]) -> Result<Created, RepoError> {
+    let created = vault.storage().create_own(key, document(raw, vault.sealer(key).as_ref()).into()).await?;
+    settle(vault, key, raw, created).await
+}
+
+async fn settle(vault: &Vault, key: &ObjectKey, raw: &[u8], created: Created) -> Result<Created, RepoError> {
+    match created {
         Created::New => Ok(Created::New),
         Created::AlreadyThere if get_document(vault, key).await? == raw => Ok(Created::AlreadyThere),
         Created::AlreadyThere => Err(RepoError::Conflict { key: key.clone() }),

@@ -10,7 +10,6 @@ use std::sync::mpsc::{Receiver, Sender};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use zstd::zstd_safe::CParameter;
 
 use super::RepoError;
 use super::object::{self, ObjectKind, Sha};
@@ -116,10 +115,7 @@ impl Write for Sink {
 /// what it looks back on.
 const FRAME_BYTES: usize = 512 << 10;
 /// Frames between the thread that reads and the one that compresses.
-const AHEAD: usize = 1;
-/// Level 1's table, for WAL: 16 KiB instead of 64, which stay in the core's nearest cache. Measured on pgbench and bulk loads: a third
-/// faster, 1.5 % longer.
-const WAL_HASH_LOG: u32 = 12;
+const AHEAD: usize = 0;
 
 /// Compresses, hashes and seals a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
 ///
@@ -180,9 +176,6 @@ impl Compressing {
     fn new(level: i32, sink: SealingWriter<Sink>) -> io::Result<Compressing> {
         let mut compressor = zstd::bulk::Compressor::new(level)?;
         compressor.include_checksum(true)?;
-        if level == 1 {
-            compressor.set_parameter(CParameter::HashLog(WAL_HASH_LOG))?;
-        }
         Ok(Compressing { compressor, stored: Vec::new(), sink })
     }
 

@@ -18,7 +18,7 @@ use crate::repo::repository::Cluster;
 use crate::storage::Created;
 
 /// Packs on their way to the store besides the open one: enough that a distant store's latency is hidden, few enough for memory.
-const IN_FLIGHT: usize = 4;
+const IN_FLIGHT: usize = 3;
 
 /// The store gave up, or the snapshot was cancelled; the reason is with the task that stores.
 #[derive(Debug)]
@@ -145,9 +145,12 @@ fn flatten(done: Option<Result<Stored, tokio::task::JoinError>>) -> Stored {
 async fn store(cluster: Cluster, pack: FinishedPack) -> Stored {
     let key = cluster.layout().pack(&pack.name);
     let line = PackLine { name: pack.name.to_string(), bytes: pack.body.len(), head: pack.head };
-    match cluster.storage().create(&key, pack.body).await? {
-        Created::New => Ok((pack.name, line)),
-        // Snapshot ids are unique, so nobody else can have written this pack.
-        Created::AlreadyThere => Err(RepoError::Conflict { key }),
+    if cluster.storage().create_own(&key, pack.body).await? == Created::New {
+        return Ok((pack.name, line));
+    }
+    // Snapshot ids are unique: an attempt of ours arrived after all, or something is very wrong.
+    match cluster.storage().stat(&key).await? {
+        Some(there) if there.bytes == line.bytes => Ok((pack.name, line)),
+        _ => Err(RepoError::Conflict { key }),
     }
 }

@@ -37,6 +37,11 @@ impl<S: Storage> Storage for Limit<S> {
         self.inner.create(key, body).await
     }
 
+    async fn create_own(&self, key: &ObjectKey, body: Body) -> Result<Created> {
+        let _turn = self.turn().await;
+        self.inner.create_own(key, body).await
+    }
+
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read> {
         let _turn = self.turn().await;
         self.inner.read(key, part).await

@@ -172,6 +172,12 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn conditional_create(&self) -> bool;
     /// Makes an object, durably and whole, unless the key is taken.
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created>;
+    /// [`create`](Storage::create) for a key that nobody else ever uses, because the writer's own random name is part of it. Where the
+    /// store itself cannot refuse a taken key, this spares the questions before and after. Already there: an earlier attempt of
+    /// the same call arrived.
+    async fn create_own(&self, key: &ObjectKey, body: Body) -> Result<Created> {
+        self.create(key, body).await
+    }
     /// Reads a part of an object.
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read>;
     /// Length and age, or `None` when the place says there is no such object.
@@ -281,6 +287,10 @@ impl<S: Storage + ?Sized> Storage for std::sync::Arc<S> {
 
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created> {
         (**self).create(key, body).await
+    }
+
+    async fn create_own(&self, key: &ObjectKey, body: Body) -> Result<Created> {
+        (**self).create_own(key, body).await
     }
 
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read> {

@@ -162,6 +162,10 @@ impl<S: Storage> Storage for Retry<S> {
         self.run("create", key.as_str(), || self.inner.create(key, body.clone())).await
     }
 
+    async fn create_own(&self, key: &ObjectKey, body: Body) -> Result<Created> {
+        self.run("create", key.as_str(), || self.inner.create_own(key, body.clone())).await
+    }
+
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read> {
         self.run("read", key.as_str(), || self.inner.read(key, part)).await
     }
