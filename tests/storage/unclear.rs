@@ -107,3 +107,20 @@ async fn a_store_without_conditions_may_lose_the_race_it_cannot_see() {
     assert_eq!(store.create(&key("a"), body("mine")).await.unwrap(), Created::New);
     assert_eq!(content(&store, "a").await, "mine");
 }
+
+/// A name that only its writer uses costs one request, and an unclear end of it one more.
+#[tokio::test]
+async fn an_own_name_is_written_without_questions() {
+    for conditional in [true, false] {
+        let server = S3Server::start().await;
+        let store = Retry::new(store(&server, conditional).await, policy());
+        let before = server.seen().len();
+        assert_eq!(store.create_own(&key("a"), body("mine")).await.unwrap(), Created::New);
+        assert_eq!(server.seen().len() - before, 1, "conditional: {conditional}");
+        assert_eq!(content(&store, "a").await, "mine");
+        server.next_puts(&[Oddity::WriteThenFail]);
+        store.create_own(&key("b"), body("also mine")).await.unwrap();
+        assert_eq!(server.oddities_left(), 0);
+        assert_eq!(content(&store, "b").await, "also mine");
+    }
+}
