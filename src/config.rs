@@ -168,7 +168,7 @@ pub struct Postgres {
 pub struct Snapshot {
     /// zstd level, 1 to 19.
     pub compression_level: i32,
-    /// Threads that read, hash and compress; the number of cores when absent.
+    /// Threads that read, hash and compress; one for each core, at most 8, when absent.
     pub threads: Option<usize>,
     /// How long to wait until the WAL that the snapshot needs is archived.
     pub archive_timeout_s: u64,
@@ -212,7 +212,7 @@ impl Default for Archive {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Restore {
-    /// Threads that decompress, check and write; the number of cores when absent.
+    /// Threads that decompress, check and write; one for each core, at most 8, when absent.
     pub threads: Option<usize>,
     pub read_back: ReadBack,
 }

@@ -176,7 +176,11 @@ async fn connection(config: &Config) -> anyhow::Result<Connection> {
     })
 }
 
+/// More threads than this are for those who ask for them: each takes about 15 MiB of a restore, and 256 MiB are promised.
+const THREADS_MAX: usize = 8;
+
 /// Threads for CPU work: as configured, or one for each core.
 pub fn threads(configured: Option<usize>) -> usize {
-    configured.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)).max(1)
+    let cores = || std::thread::available_parallelism().map_or(2, usize::from).min(THREADS_MAX);
+    configured.unwrap_or_else(cores).max(1)
 }

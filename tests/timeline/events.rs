@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lastgood::postgres::session::Session;
+use lastgood::postgres::wal::index::facts::FEW_ROWS;
 use lastgood::timeline::catalogue::{Catalogue, Names};
 use lastgood::timeline::classify::Deed;
 use lastgood::timeline::events::Happened;
@@ -114,7 +115,10 @@ async fn rows(play: &Play, read: &mut Expected) {
         let done = play.committed(sql).await;
         let check = move |read: &Read, done: &Done| {
             let Deed::Rows { used } = read.deed(done) else { panic!("{sql:?}: {:?}", read.one(done)) };
-            assert_eq!((used.locator, used.updated, used.deleted), (file, updated, deleted), "{sql:?}");
+            assert_eq!(used.locator, file, "{sql:?}");
+            // Where the border of a segment falls between the last rows and the commit, a few are not counted (`FEW_ROWS`).
+            let is_right = |counted: u64, rows: u64| counted <= rows && counted + FEW_ROWS > rows;
+            assert!(is_right(used.updated, updated) && is_right(used.deleted, deleted), "{sql:?}: {used:?}");
         };
         read.push((done, Box::new(check)));
     }
