@@ -135,6 +135,22 @@ async fn a_store_that_freezes_can_be_given_up() {
     sound(&world, "at the end");
 }
 
+/// A pack that arrived although its answer was lost is found to be ours by the next attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_whose_answers_are_lost_are_no_conflict() {
+    use lastgood::storage::record::Operation;
+    use lastgood::storage::retry::Retry;
+    let world = small().await;
+    let script = Script::new();
+    script.add_times(When::OperationOn(Operation::Create, "/packs/".into()), Trouble::Lie, 1);
+    let store = Retry::new(FaultInjection::new(DirectoryStorage::new(world.repository()), &script), crate::storage::policy());
+    let session = Session::open(&world.server.connection()).await.unwrap();
+    let repository = Repository::open(Arc::new(store), &Keys::default()).await.unwrap();
+    let (cluster, record) = repository.registered("shop").await.unwrap();
+    take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.unwrap();
+    sound(&world, "after a lie about a pack");
+}
+
 /// The order of writes: nothing refers to what is not there yet, and the manifest is last.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_manifest_is_written_last() {

@@ -107,6 +107,19 @@ impl Layout {
         ObjectKey::new(format!("{}{epoch:08}/{name}", self.lease(resource)))
     }
 
+    /// Where alerts are; a folder for each.
+    pub fn alerts(&self) -> String {
+        format!("{}alerts/", self.root)
+    }
+
+    pub fn alert(&self, id: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{id}/alert", self.alerts()))
+    }
+
+    pub fn acknowledgement(&self, id: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{id}/acknowledged", self.alerts()))
+    }
+
     /// Where one history's segments are; a folder for each block.
     pub fn segments(&self, system: SystemId) -> String {
         format!("{}wal/{system}/segments/", self.root)
@@ -116,6 +129,15 @@ impl Layout {
     pub fn block(&self, system: SystemId, segment: SegmentName) -> String {
         let name = segment.to_string();
         format!("{}{}/", self.segments(system), &name[..22])
+    }
+
+    /// Where roll-ups of one level are, named after their first segments.
+    pub fn rollups(&self, system: SystemId, level: u8) -> String {
+        format!("{}wal/{system}/index/{level}/", self.root)
+    }
+
+    pub fn rollup(&self, system: SystemId, level: u8, first: SegmentName) -> ObjectKey {
+        ObjectKey::new(format!("{}{first}", self.rollups(system, level)))
     }
 
     pub fn histories(&self, system: SystemId) -> String {

@@ -8,7 +8,8 @@
 //! - [`manifest`]: a snapshot: its manifest (the commit point), its file lists, its WAL.
 //! - [`segment`]: WAL segments and the other files that the server archives.
 //! - [`record`]: what the repository and a cluster are.
-//! - [`audit`]: who did what, as a chain.
+//! - [`rollup`]: what is known of many neighbouring segments.
+//! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
 //! - [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing.
@@ -19,6 +20,7 @@
 //! Nothing is ever overwritten. Data is written before what refers to it, and deleted after it, so that a crash leaves
 //! garbage and never a hole.
 
+pub mod alert;
 pub mod audit;
 pub mod fetch;
 pub mod frame;
@@ -31,6 +33,7 @@ pub mod pack;
 pub mod presence;
 pub mod record;
 pub mod repository;
+pub mod rollup;
 pub mod seal;
 pub mod segment;
 pub mod vault;

@@ -114,8 +114,6 @@ impl Write for Sink {
 /// Raw bytes in one zstd frame of an archived file: as far as level 1 looks back. Frames that begin anew spare zstd the copying of
 /// what it looks back on.
 const FRAME_BYTES: usize = 512 << 10;
-/// Frames between the thread that reads and the one that compresses.
-const AHEAD: usize = 0;
 
 /// Compresses, hashes and seals a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
 ///
@@ -134,7 +132,8 @@ pub fn encode(
     let mut hasher = Sha256::new();
     let mut raw_bytes = 0;
     let compressing = std::thread::scope(|scope| {
-        let (full, frames) = std::sync::mpsc::sync_channel::<Vec<u8>>(AHEAD);
+        // From hand to hand: a push shall stay small.
+        let (full, frames) = std::sync::mpsc::sync_channel::<Vec<u8>>(0);
         let (used, empty) = std::sync::mpsc::channel::<Vec<u8>>();
         let thread = scope.spawn(move || compressing.run(&frames, &used));
         loop {

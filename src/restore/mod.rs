@@ -13,7 +13,7 @@
 //!   not empty and holds no cluster is refused.
 //! - pg_control is written last: a half restored directory cannot be started (rule 37). Until then a mark says what the
 //!   directory is, and a lock in it keeps a second restore out; an interrupted restore is run again over its own remains.
-//! - What was written is read back and compared (rule 38).
+//! - What is written was proven in the very memory that it is written from; a sample of it, or all, is read back and compared (rule 38).
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
 pub mod execute;

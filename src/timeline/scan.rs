@@ -3,7 +3,8 @@
 use super::archive::Archive;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
-use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
+use crate::postgres::wal::pages::Pages;
+use crate::postgres::wal::reader::Walk;
 use crate::postgres::wal::transaction::{self, Event};
 use crate::repo::RepoError;
 
@@ -38,42 +39,28 @@ pub async fn segment(
 /// Reads events from segments as they are decompressed.
 struct Scanner {
     walk: Walk,
-    page: Vec<u8>,
-    address: Lsn,
+    pages: Pages,
     ended: bool,
     events: Vec<Event>,
 }
 
 impl Scanner {
     fn new(segment_bytes: u64) -> Scanner {
-        Scanner { walk: Walk::new(segment_bytes), page: Vec::new(), address: Lsn(0), ended: false, events: Vec::new() }
+        Scanner { walk: Walk::new(segment_bytes), pages: Pages::default(), ended: false, events: Vec::new() }
     }
 
     fn begin(&mut self, start: Lsn) {
-        self.page.clear();
-        self.address = start;
-    }
-
-    fn take_page(&mut self) {
-        let page = std::mem::take(&mut self.page);
-        if !self.ended {
-            let events = &mut self.events;
-            self.ended = transaction::events(&mut self.walk, &page, self.address, &mut |event| events.push(event)).is_err();
-        }
-        self.address = Lsn(self.address.0 + PAGE_BYTES as u64);
-        self.page = page;
-        self.page.clear();
+        self.pages = Pages::new(start);
     }
 }
 
 impl std::io::Write for Scanner {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let taken = bytes.len().min(PAGE_BYTES - self.page.len());
-        self.page.extend_from_slice(&bytes[..taken]);
-        if self.page.len() == PAGE_BYTES {
-            self.take_page();
-        }
-        Ok(taken)
+        let Scanner { walk, pages, ended, events } = self;
+        pages.feed(bytes, &mut |page, address| {
+            *ended = *ended || transaction::events(walk, page, address, &mut |event| events.push(event)).is_err();
+        });
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

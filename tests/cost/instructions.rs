@@ -33,7 +33,7 @@ fn bytes(count: usize) -> Vec<u8> {
 
 /// The arithmetic of a snapshot, a restore and a push: run under callgrind by the test below.
 #[test]
-#[ignore = "the work that `a_fixed_piece_of_work` counts"]
+#[ignore = "the work that `of_a_fixed_piece_of_work` counts"]
 fn work() {
     let raw = bytes(FRAME_BYTES);
     let pool = Pool::new(CHUNK_BYTES);

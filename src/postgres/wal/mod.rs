@@ -1,7 +1,7 @@
 //! Write-ahead log: file names, segment headers, and records.
 //!
 //! - [`name`]: every kind of file that the server archives. [`header`]: the first page of a segment.
-//! - [`reader`]: walks records across pages and segments. [`manager`]: who wrote one. [`reference`]: which blocks it changes, and
+//! - [`pages`]: cuts bytes into pages. [`reader`]: walks records across pages and segments. [`manager`]: who wrote one. [`reference`]: which blocks it changes, and
 //!   where its parts lie. [`image`]: pages in it.
 //! - Payloads: [`ended`] (commits and aborts), [`heap`], [`storage`] (files, locks, the relation map), [`database`] (and
 //!   tablespaces), [`xlog`] (checkpoints, parameters, restore points).
@@ -19,6 +19,7 @@ pub mod image;
 pub mod index;
 pub mod manager;
 pub mod name;
+pub mod pages;
 pub mod reader;
 pub mod reference;
 pub mod storage;

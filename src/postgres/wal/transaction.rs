@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::database::{self, TablespaceChange};
 use super::ended::{self, Ended};
 use super::manager;
+use super::pages::Pages;
 use super::reader::{End, PAGE_BYTES, Record, Walk};
 use super::xlog::{self, Control};
 use crate::postgres::lsn::Lsn;
@@ -105,53 +106,27 @@ pub struct SegmentSummary {
 #[derive(Debug)]
 pub struct Summarizer {
     walk: Walk,
-    next_page: Lsn,
-    buffer: Vec<u8>,
+    pages: Pages,
     summary: SegmentSummary,
     ended: bool,
 }
 
 impl Summarizer {
     pub fn new(start: Lsn, segment_bytes: u64) -> Summarizer {
-        Summarizer {
-            walk: Walk::new(segment_bytes),
-            next_page: start,
-            buffer: Vec::new(),
-            summary: SegmentSummary::default(),
-            ended: false,
-        }
+        Summarizer { walk: Walk::new(segment_bytes), pages: Pages::new(start), summary: SegmentSummary::default(), ended: false }
     }
 
-    pub fn feed(&mut self, mut bytes: &[u8]) {
-        if !self.buffer.is_empty() {
-            let missing = (PAGE_BYTES - self.buffer.len()).min(bytes.len());
-            self.buffer.extend_from_slice(&bytes[..missing]);
-            bytes = &bytes[missing..];
-            if self.buffer.len() < PAGE_BYTES {
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let Summarizer { walk, pages, summary, ended } = self;
+        pages.feed(bytes, &mut |page, address| {
+            if *ended {
                 return;
             }
-            let page = std::mem::take(&mut self.buffer);
-            self.page(&page);
-        }
-        let whole = bytes.len() / PAGE_BYTES * PAGE_BYTES;
-        for page in bytes[..whole].chunks_exact(PAGE_BYTES) {
-            self.page(page);
-        }
-        self.buffer.extend_from_slice(&bytes[whole..]);
-    }
-
-    fn page(&mut self, page: &[u8]) {
-        let address = self.next_page;
-        self.next_page = Lsn(address.0 + PAGE_BYTES as u64);
-        if self.ended {
-            return;
-        }
-        let summary = &mut self.summary;
-        let walked = self.walk.page(page, address, &mut |record| summary.add(&record));
-        if let Err(end) = walked {
-            self.ended = true;
-            self.summary.ends_at = Some(end.lsn());
-        }
+            if let Err(end) = walk.page(page, address, &mut |record| summary.add(&record)) {
+                *ended = true;
+                summary.ends_at = Some(end.lsn());
+            }
+        });
     }
 
     pub fn finish(mut self) -> SegmentSummary {

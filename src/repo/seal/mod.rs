@@ -64,7 +64,7 @@ impl std::fmt::Display for Role {
 enum Class {
     /// Readers and writers: documents, maps, and the small files beside the WAL.
     Meta,
-    /// Readers: packs of data, WAL.
+    /// Readers: packs of data, WAL, and what its records did: pieces of records stand in the index.
     Data,
 }
 
@@ -74,7 +74,7 @@ impl Class {
         let parts: Vec<&str> = key.as_str().split('/').collect();
         let is_data = match parts.as_slice() {
             ["clusters", _, "packs", _, pack] => pack.starts_with('d'),
-            ["clusters", _, "wal", _, kind, ..] => matches!(*kind, "segments" | "partial" | "torn"),
+            ["clusters", _, "wal", _, kind, ..] => matches!(*kind, "segments" | "partial" | "torn" | "index"),
             _ => false,
         };
         if is_data { Class::Data } else { Class::Meta }

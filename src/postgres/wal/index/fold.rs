@@ -5,15 +5,14 @@ use super::seam::{Continuation, OpenRecord};
 use super::{NoIndex, SegmentIndex};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::header::{self, PageHeader};
+use crate::postgres::wal::pages::Pages;
 use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
 
 #[derive(Debug)]
 pub struct Fold {
     walk: Walk,
     collect: Collect,
-    next_page: Lsn,
-    /// A page that came in pieces.
-    buffer: Vec<u8>,
+    pages: Pages,
     timeline: u32,
     continuation: Option<Continuation>,
     state: State,
@@ -33,44 +32,27 @@ enum State {
 impl Fold {
     /// For the segment that begins at `start`. `mapped` tells where mapped catalogs lie, as far as they were moved.
     pub fn new(start: Lsn, segment_bytes: u64, mapped: MappedFiles) -> Fold {
+        let mut collect = Collect::new(mapped);
+        collect.index.start = start;
         Fold {
             walk: Walk::new(segment_bytes),
-            collect: Collect::new(mapped),
-            next_page: start,
-            buffer: Vec::new(),
+            collect,
+            pages: Pages::new(start),
             timeline: 0,
             continuation: None,
             state: State::New,
             problem: None,
         }
-        .starting(start)
-    }
-
-    fn starting(mut self, start: Lsn) -> Fold {
-        self.collect.index.start = start;
-        self
     }
 
     /// Bytes of the segment, in whatever pieces they come.
-    pub fn feed(&mut self, mut bytes: &[u8]) {
-        if !self.buffer.is_empty() {
-            let missing = (PAGE_BYTES - self.buffer.len()).min(bytes.len());
-            self.buffer.extend_from_slice(&bytes[..missing]);
-            bytes = &bytes[missing..];
-            if self.buffer.len() < PAGE_BYTES {
-                return;
-            }
-            let page = std::mem::take(&mut self.buffer);
-            self.page(&page);
-        }
-        let (pages, rest) = bytes.as_chunks::<PAGE_BYTES>();
-        pages.iter().for_each(|page| self.page(page));
-        self.buffer.extend_from_slice(rest);
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.feed(bytes, &mut |page, address| self.page(page, address));
+        self.pages = pages;
     }
 
-    fn page(&mut self, page: &[u8]) {
-        let address = self.next_page;
-        self.next_page = Lsn(address.0 + PAGE_BYTES as u64);
+    fn page(&mut self, page: &[u8], address: Lsn) {
         if matches!(self.state, State::Ended(_)) || self.problem.is_some() {
             return;
         }

@@ -1,0 +1,153 @@
+//! `[repository]`: where everything is kept, and how to reach it.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{ConfigError, invalid};
+
+/// Long enough for a store that is down for a while, short enough that the night's second try succeeds.
+pub const LEASE_S: u64 = 900;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Repository {
+    /// `/path`, `file:///path` or `s3://bucket/prefix`.
+    pub url: String,
+    /// A holder of a lease that was silent for so long may be taken over, by any host. Each lease carries its own number.
+    pub lease_s: u64,
+    pub s3: S3,
+}
+
+impl Default for Repository {
+    fn default() -> Self {
+        Repository { url: String::new(), lease_s: LEASE_S, s3: S3::default() }
+    }
+}
+
+impl Repository {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if self.url.is_empty() {
+            return invalid(
+                "no repository is configured",
+                "set `url` under [repository], or pass --repo /path or --repo s3://bucket/prefix",
+            );
+        }
+        if !(1..=86_400).contains(&self.lease_s) {
+            let what = format!("[repository] lease_s is {}", self.lease_s);
+            return invalid(what, "use 60 to 86400, or leave it out for 900");
+        }
+        // Said without the URL, which would put the secret into logs.
+        let authority = |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_string());
+        for (key, url) in [("url", Some(&self.url)), ("endpoint", self.s3.endpoint.as_ref())] {
+            if url.and_then(|url| authority(url)).is_some_and(|authority| authority.contains('@')) {
+                let what = format!("the {key} of the repository holds a user name or a secret before an '@'");
+                return invalid(what, "put credentials into credentials_file, or into the environment");
+            }
+        }
+        self.s3.check()
+    }
+}
+
+/// How to reach an S3 store. Credentials come from the AWS chain: environment, profile, web identity, container, IMDSv2.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3 {
+    pub region: Option<String>,
+    /// Base URL of an S3-compatible store; AWS when absent.
+    pub endpoint: Option<String>,
+    /// `https://host/bucket/key` instead of `https://bucket.host/key`.
+    pub path_style: bool,
+    /// PEM file with the certificate authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Allow an endpoint on another host without TLS; `check` stays red while it is set. Certificates are verified even so.
+    pub insecure: bool,
+    /// Profile of the AWS configuration files.
+    pub profile: Option<String>,
+    /// AWS-style credentials file, used instead of the default place.
+    pub credentials_file: Option<PathBuf>,
+    pub encryption: ServerSideEncryption,
+    pub kms_key_id: Option<String>,
+    /// For example `STANDARD_IA`; the bucket's default when absent.
+    pub storage_class: Option<String>,
+    /// `false` for stores that do not know `If-None-Match: *`; `init` and `check` find out by trying.
+    pub conditional_create: bool,
+    /// Send and check the SDK's own checksums; many S3-compatible stores reject them.
+    pub sdk_checksums: bool,
+    /// Calls at the same time.
+    pub max_requests: usize,
+    /// Longest time for one attempt of one call.
+    pub attempt_timeout_s: u64,
+    /// Longest time for one call with all its attempts.
+    pub call_timeout_s: u64,
+}
+
+impl Default for S3 {
+    fn default() -> Self {
+        S3 {
+            region: None,
+            endpoint: None,
+            path_style: false,
+            ca_file: None,
+            insecure: false,
+            profile: None,
+            credentials_file: None,
+            encryption: ServerSideEncryption::None,
+            kms_key_id: None,
+            storage_class: None,
+            conditional_create: true,
+            sdk_checksums: false,
+            max_requests: 16,
+            attempt_timeout_s: 60,
+            call_timeout_s: 300,
+        }
+    }
+}
+
+impl S3 {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.kms_key_id.is_some() && self.encryption != ServerSideEncryption::SseKms {
+            return invalid("kms_key_id is set, but encryption is not \"sse-kms\"", "set encryption = \"sse-kms\"");
+        }
+        if let Some(host) = self.plain_host()
+            && !self.insecure
+        {
+            return invalid(
+                format!("the endpoint {host} is reached without TLS, so everybody on the way could read and change backups"),
+                "use https:// (and ca_file for an authority of your own), or set insecure = true under [repository.s3]",
+            );
+        }
+        if self.max_requests == 0 || self.attempt_timeout_s == 0 || self.call_timeout_s == 0 {
+            return invalid(
+                "max_requests and the time-outs of [repository.s3] must be above 0",
+                "leave them out for the defaults",
+            );
+        }
+        Ok(())
+    }
+
+    /// The host of an endpoint on the network that is reached without TLS.
+    pub fn plain_host(&self) -> Option<&str> {
+        let (scheme, rest) = self.endpoint.as_deref()?.split_once("://")?;
+        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        // An IPv6 address stands in brackets, because it holds colons itself.
+        let name = host.strip_prefix('[').and_then(|host| host.split(']').next());
+        let name = name.unwrap_or_else(|| host.split(':').next().unwrap_or_default());
+        (scheme.eq_ignore_ascii_case("http") && !is_loopback(name)).then_some(name)
+    }
+}
+
+/// Whether a host name or address can only mean this host.
+pub fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerSideEncryption {
+    #[default]
+    None,
+    SseS3,
+    SseKms,
+}

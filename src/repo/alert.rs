@@ -1,0 +1,101 @@
+//! Alerts: what the tripwire met in the WAL, kept until somebody acknowledges it.
+//!
+//! `alerts/<id>/alert` is written once; `alerts/<id>/acknowledged` closes it. An alert is never deleted by whoever may only write.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::RepoError;
+use super::object;
+use super::repository::Cluster;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::storage::{Created, Depth, list_all};
+
+/// Something destructive passed through the archive.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// When it was noticed, by the clock of the host that archives.
+    pub noticed: Timestamp,
+    pub host: String,
+    pub system_identifier: SystemId,
+    pub timeline: Timeline,
+    /// Where recovery must stop, exclusive, to be just before it.
+    pub target: Lsn,
+    /// The id that `timeline` shows and `restore --before` takes.
+    pub event: String,
+    /// When it was committed; absent where no record tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
+    pub xid: u32,
+    /// The rule that it met, as the configuration calls it.
+    pub rule: String,
+    /// What happened, for people.
+    pub what: String,
+    /// The command that brings back the moment before it.
+    pub restore: String,
+}
+
+/// Who has seen an alert, and what they say.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Acknowledgement {
+    pub at: Timestamp,
+    pub user: String,
+    pub host: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+impl Alert {
+    /// One for each event and rule, whoever notices it.
+    pub fn id(&self) -> String {
+        format!("{}-{}-{:016X}-{}", self.system_identifier, self.timeline, self.target.0, self.rule)
+    }
+
+    /// Writes it; `false` when it was there: the event was noticed before.
+    pub async fn raise(&self, cluster: &Cluster) -> Result<bool, RepoError> {
+        let key = cluster.layout().alert(&self.id());
+        match object::put_document(cluster.vault(), &key, &object::to_json(self)).await {
+            Ok(created) => Ok(created == Created::New),
+            // Another host, or another moment, told the same event in other words.
+            Err(RepoError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub async fn read(cluster: &Cluster, id: &str) -> Result<Alert, RepoError> {
+        let key = cluster.layout().alert(id);
+        object::from_json(&key, &object::get_document(cluster.vault(), &key).await?)
+    }
+}
+
+/// Ids of all alerts, oldest names first, and whether each was acknowledged.
+pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, bool>, RepoError> {
+    let prefix = cluster.layout().alerts();
+    let mut ids = BTreeMap::new();
+    for object in list_all(cluster.storage(), &prefix, Depth::All).await?.objects {
+        let Some((id, name)) = object.key.as_str()[prefix.len()..].split_once('/') else { continue };
+        *ids.entry(id.to_string()).or_insert(false) |= name == "acknowledged";
+    }
+    Ok(ids)
+}
+
+/// Alerts that nobody acknowledged. While there are any, nothing may be expired (rule 53).
+pub async fn open(cluster: &Cluster) -> Result<Vec<(String, Alert)>, RepoError> {
+    let mut open = Vec::new();
+    for (id, _) in all(cluster).await?.into_iter().filter(|(_, is_acknowledged)| !is_acknowledged) {
+        let alert = Alert::read(cluster, &id).await?;
+        open.push((id, alert));
+    }
+    Ok(open)
+}
+
+/// Closes an alert; who was first stays the one who did.
+pub async fn acknowledge(cluster: &Cluster, id: &str, by: &Acknowledgement) -> Result<(), RepoError> {
+    let key = cluster.layout().acknowledgement(id);
+    match object::put_document(cluster.vault(), &key, &object::to_json(by)).await {
+        Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

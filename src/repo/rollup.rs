@@ -1,0 +1,146 @@
+//! Roll-ups: the WAL indexes of 16, 256 or 4,096 neighbouring segments in one object.
+//!
+//! # What
+//! A roll-up is a [pack](super::pack) whose frames are the indexes of its segments, in order; what an index says is the business of
+//! `postgres::wal::index`. Groups are aligned: the first segment's number is a multiple of the group's size.
+//!
+//! # What a key proves
+//! A roll-up is written when all its segments are stored, so its key alone says that they are there, and a listing of many years
+//! is a few keys. Whoever deletes a segment deletes the roll-ups over it first ([`keys_over`]): never a reference to what is gone.
+
+use std::ops::RangeInclusive;
+
+use super::RepoError;
+use super::frame::{Compressor, Decompressor, FRAME_MAX_BYTES};
+use super::object::{self, ObjectKind, Sha};
+use super::pack::{self, CHUNK_BYTES, PackBuilder};
+use super::repository::Cluster;
+use crate::aligned::Pool;
+use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::wal::name::SegmentName;
+use crate::storage::{Created, ObjectKey, Part};
+
+/// Groups of each level are made of so many of the level below; those of the first level, of so many segments.
+pub const FAN: u64 = 16;
+pub const LEVELS: RangeInclusive<u8> = 1..=3;
+/// A roll-up that would be longer is not made; the level below stands for it.
+const STORED_MAX_BYTES: usize = 32 << 20;
+/// zstd level of the frames: they are small, and read more often than written.
+const LEVEL: i32 = 6;
+
+/// Neighbouring segments of one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Group {
+    pub timeline: Timeline,
+    pub level: u8,
+    /// Number of the first segment.
+    pub first: u64,
+}
+
+impl Group {
+    /// Segments in a group of this level.
+    pub fn size(level: u8) -> u64 {
+        FAN.pow(u32::from(level))
+    }
+
+    /// The group that holds segment `number`.
+    pub fn of(timeline: Timeline, level: u8, number: u64) -> Group {
+        Group { timeline, level, first: number - number % Group::size(level) }
+    }
+
+    pub fn numbers(&self) -> RangeInclusive<u64> {
+        self.first..=self.first + Group::size(self.level) - 1
+    }
+
+    pub fn key(&self, cluster: &Cluster, system: SystemId, segment_bytes: u64) -> ObjectKey {
+        let first = SegmentName::new(self.timeline, self.first, segment_bytes);
+        cluster.layout().rollup(system, self.level, first)
+    }
+
+    /// The group that a key stands for; `None` for anything else.
+    pub fn named(level: u8, key: &ObjectKey, segment_bytes: u64) -> Option<Group> {
+        let name: SegmentName = key.name().parse().ok()?;
+        let first = name.number(segment_bytes)?;
+        first.is_multiple_of(Group::size(level)).then_some(Group { timeline: name.timeline, level, first })
+    }
+}
+
+/// Keys of all roll-ups that can exist over segments of a timeline: to be deleted before any of these segments is.
+pub fn keys_over(
+    cluster: &Cluster,
+    system: SystemId,
+    timeline: Timeline,
+    segment_bytes: u64,
+    numbers: RangeInclusive<u64>,
+) -> Vec<ObjectKey> {
+    let mut keys = Vec::new();
+    for level in LEVELS.rev() {
+        let size = Group::size(level);
+        let first = Group::of(timeline, level, *numbers.start()).first;
+        let groups = (first..=*numbers.end()).step_by(size as usize);
+        keys.extend(groups.map(|first| Group { timeline, level, first }.key(cluster, system, segment_bytes)));
+    }
+    keys
+}
+
+/// Stores the indexes of a group: one for each of its segments, in order, all of which are stored. `false` when it would be too
+/// long, and was not made.
+pub async fn write(
+    cluster: &Cluster,
+    system: SystemId,
+    segment_bytes: u64,
+    group: &Group,
+    indexes: impl Iterator<Item = Vec<u8>>,
+) -> Result<bool, RepoError> {
+    let key = group.key(cluster, system, segment_bytes);
+    let mut builder = PackBuilder::new("", cluster.vault().sealer(&key), &Pool::new(CHUNK_BYTES));
+    let (mut compressor, mut count, mut stored) = (Compressor::new(LEVEL), 0, 0);
+    for raw in indexes {
+        let frame = compressor.compress(&raw);
+        stored += frame.len();
+        if stored > STORED_MAX_BYTES {
+            return Ok(false);
+        }
+        builder.add(&frame, raw.len() as u32, Sha::of(&raw));
+        count += 1;
+    }
+    assert_eq!(count, Group::size(group.level), "a roll-up holds all of its group");
+    // Whoever was first wrote the same: an index follows from its segment.
+    let _: Created = cluster.storage().create(&key, builder.finish().body).await?;
+    Ok(true)
+}
+
+/// Reads a roll-up, and hands the number of each segment and what was written for it to `visit`, in order. `false` where there is
+/// none.
+pub async fn read(
+    cluster: &Cluster,
+    system: SystemId,
+    segment_bytes: u64,
+    group: &Group,
+    visit: &mut (dyn FnMut(u64, &[u8]) + Send),
+) -> Result<bool, RepoError> {
+    let key = group.key(cluster, system, segment_bytes);
+    let Some(read) = object::absent(cluster.storage().read(&key, Part::Whole).await.map_err(RepoError::from))? else {
+        return Ok(false);
+    };
+    let trailer = object::parse_trailer(cluster.vault(), &key, ObjectKind::Pack, &read.bytes, read.object_bytes)?;
+    let frames = pack::frames(&key, "", &trailer)?;
+    if frames.len() as u64 != Group::size(group.level) {
+        return Err(RepoError::damaged(&key, "it does not hold as many indexes as it should"));
+    }
+    let opens = match (cluster.vault().seal(), &trailer.head) {
+        (Some(seal), Some(head)) => Some(seal.content_key(&key, head)?),
+        _ => None,
+    };
+    let (mut decompressor, mut raw) = (Decompressor::default(), Vec::new());
+    for (frame, number) in frames.iter().zip(group.numbers()) {
+        if frame.raw_bytes > FRAME_MAX_BYTES {
+            return Err(RepoError::damaged(&key, "a frame announces an impossible length"));
+        }
+        raw.resize(frame.raw_bytes as usize, 0);
+        let stored = &read.bytes[frame.offset as usize..frame.offset as usize + frame.stored_bytes as usize];
+        decompressor.open(frame, stored, opens.as_ref(), &mut raw).map_err(|what| RepoError::damaged(&key, what))?;
+        visit(number, &raw);
+    }
+    Ok(true)
+}
