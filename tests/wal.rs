@@ -11,7 +11,9 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use lastgood::postgres::lsn::Lsn;
 use lastgood::postgres::scratch::Stop;
-use lastgood::postgres::wal::transaction::{Event, Kind, Summarizer};
+use lastgood::postgres::wal::index::MappedFiles;
+use lastgood::postgres::wal::index::fold::Fold;
+use lastgood::postgres::wal::transaction::{Event, Kind};
 
 use crate::support::world::World;
 use load::Wal;
@@ -79,9 +81,9 @@ fn check_summaries(wal: &Wal, events: &[Event]) {
     for (name, bytes) in &wal.files {
         let start = name.start(wal.segment_bytes).unwrap();
         let summarize = |pieces: usize| {
-            let mut summarizer = Summarizer::new(start, wal.segment_bytes);
-            bytes.chunks(pieces).for_each(|piece| summarizer.feed(piece));
-            summarizer.finish()
+            let mut fold = Fold::new(start, wal.segment_bytes, MappedFiles::new());
+            bytes.chunks(pieces).for_each(|piece| fold.feed(piece));
+            fold.finish().summary
         };
         let summary = summarize(bytes.len());
         assert_eq!(summary, summarize(8191), "{name}: the pieces do not matter");

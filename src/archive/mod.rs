@@ -1,6 +1,7 @@
 //! WAL in and out of the repository: what `archive_command` and `restore_command` call.
 //!
 //! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
+//! - [`job`]: one file, read once. [`index`]: what it says, on its way into roll-ups.
 //! - [`get`]: one file out, verified; then the next ones fetched before recovery asks.
 //! - [`rival`]: two servers that write into one archive.
 //! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
@@ -9,6 +10,8 @@
 //! earlier call proved (that the repository knows this system) is kept in the spool.
 
 pub mod get;
+pub mod index;
+mod job;
 pub mod push;
 pub mod rival;
 pub mod spool;

@@ -8,25 +8,24 @@
 //! - Look-ahead never decides the result of the call: what it could not do, the next call does.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::job::{Job, checked_header};
 use super::rival::{self, Candidate};
 use super::spool::{Acknowledgement, Spool};
-use crate::clock;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::lsn::{SystemId, Timeline};
-use crate::postgres::wal::header::{HeaderError, LONG_HEADER_BYTES, SegmentHeader};
+use crate::postgres::mapped;
+use crate::postgres::wal::header::HeaderError;
+use crate::postgres::wal::index::MappedFiles;
 use crate::postgres::wal::name::{NameError, SegmentName, WalFile};
-use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
 use crate::repo::RepoError;
 use crate::repo::audit::{self, Event, Who};
-use crate::repo::object::Sha;
 use crate::repo::repository::{Cluster, Repository};
-use crate::repo::seal::Sealer;
 use crate::repo::seal::keys::Keys;
-use crate::repo::segment::{self, Stored};
+use crate::repo::segment::Stored;
 use crate::repo::vault::Vault;
 
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +132,8 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
     let spool = Spool::open(&request.spool, &repository.cluster_name, system, &data_directory).ok();
     opened.clone_from(&spool);
     refuse_restored(&data_directory)?;
-    let job = Job { path, file, system, level: request.compression_level };
+    let mapped = Arc::new(if matches!(file, WalFile::Segment(_)) { mapped::moved(&data_directory) } else { MappedFiles::new() });
+    let job = Job { path, file, system, level: request.compression_level, mapped, spool: spool.clone() };
     if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
         let now = Acknowledgement::of(&metadata(&job.path)?, &repository.identity()?);
         let waiting = ready(&data_directory);
@@ -267,76 +267,6 @@ fn system_of(path: &Path, file: &WalFile, data_directory: &Path) -> Result<Syste
     }
 }
 
-fn checked_header(path: &Path, name: SegmentName) -> Result<SegmentHeader, PushError> {
-    let failed = |source| PushError::Read { path: path.into(), source };
-    let mut file = fs::File::open(path).map_err(failed)?;
-    let mut head = Vec::with_capacity(LONG_HEADER_BYTES);
-    file.by_ref().take(LONG_HEADER_BYTES as u64).read_to_end(&mut head).map_err(failed)?;
-    let bytes = file.metadata().map_err(failed)?.len();
-    let refused = |source| PushError::Header { path: path.into(), source };
-    let header = SegmentHeader::parse(&head).map_err(refused)?;
-    header.check(name, bytes).map_err(refused)?;
-    Ok(header)
-}
-
-/// One file on its way.
-#[derive(Debug, Clone)]
-struct Job {
-    path: PathBuf,
-    file: WalFile,
-    system: SystemId,
-    level: i32,
-}
-
-impl Job {
-    async fn run(&self, cluster: &Cluster) -> Result<Stored, PushError> {
-        let job = self.clone();
-        let sealer = cluster.vault().sealer(&cluster.layout().wal(self.system, &self.file));
-        let encoding = tokio::task::spawn_blocking(move || job.encode(sealer));
-        let (encoded, summary) = match encoding.await {
-            Ok(encoded) => encoded?,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
-        let here = describe(encoded.sha256, summary.as_ref());
-        match segment::store(cluster, self.system, &self.file, encoded, summary).await? {
-            Stored::Different { there } => {
-                let stored = segment::read_trailer(cluster, self.system, &self.file).await?;
-                let there = describe(there, stored.summary.as_ref());
-                Err(PushError::Conflict { name: self.file.to_string(), cluster: cluster.name().into(), there, here })
-            }
-            stored => Ok(stored),
-        }
-    }
-
-    /// Reads, hashes, compresses, seals and, for a segment, summarises in one pass.
-    fn encode(&self, sealer: Option<Sealer>) -> Result<(segment::Encoded, Option<serde_json::Value>), PushError> {
-        let failed = |source| PushError::Read { path: self.path.clone(), source };
-        let source = fs::File::open(&self.path).map_err(failed)?;
-        let temporary = std::env::temp_dir().join(format!("lastgood-{}-{}", self.file, clock::random_hex(6)));
-        let WalFile::Segment(name) = self.file else {
-            return Ok((segment::encode(source, self.level, sealer, &temporary, &mut |_| {}).map_err(failed)?, None));
-        };
-        let header = checked_header(&self.path, name)?;
-        let mut summarizer = Summarizer::new(header.address, header.segment_bytes);
-        let mut observe = |bytes: &[u8]| summarizer.feed(bytes);
-        let encoded = segment::encode(source, self.level, sealer, &temporary, &mut observe).map_err(failed)?;
-        let summary: SegmentSummary = summarizer.finish();
-        Ok((encoded, serde_json::to_value(summary).ok()))
-    }
-}
-
-/// A history in words: what a segment holds.
-fn describe(sha256: Sha, summary: Option<&serde_json::Value>) -> String {
-    let hash = &sha256.to_string()[..16];
-    let summary = summary.and_then(|value| serde_json::from_value::<SegmentSummary>(value.clone()).ok());
-    match summary {
-        Some(SegmentSummary { commits, earliest: Some(from), latest: Some(to), .. }) => {
-            format!("{hash}…, {commits} transactions from {} to {}", clock::seconds(from), clock::seconds(to))
-        }
-        _ => format!("{hash}…"),
-    }
-}
-
 /// Segments that PostgreSQL wants archived, in order.
 fn ready(data_directory: &Path) -> Vec<SegmentName> {
     let entries = fs::read_dir(data_directory.join("pg_wal/archive_status")).into_iter().flatten().flatten();
@@ -362,14 +292,14 @@ async fn push_ahead(
     for name in next.take(count) {
         let path = data_directory.join("pg_wal").join(name.to_string());
         let (cluster, spool, identity) = (cluster.clone(), spool.clone(), identity.to_string());
-        let (system, level) = (first.system, first.level);
+        let first = first.clone();
         running.spawn(async move {
             let before = Acknowledgement::of(&metadata(&path)?, &identity);
             // Never under another system's name, whatever lies in pg_wal.
-            if checked_header(&path, name)?.system_identifier != system {
+            if checked_header(&path, name)?.system_identifier != first.system {
                 return Ok::<bool, PushError>(false);
             }
-            Job { path, file: WalFile::Segment(name), system, level }.run(&cluster).await?;
+            Job { path, file: WalFile::Segment(name), ..first }.run(&cluster).await?;
             Ok(spool.acknowledge(name, &before).is_ok())
         });
     }

@@ -4,7 +4,7 @@
 //! copy never believes what was written for its original (rule 25). Without a usable spool everything works, one file at a time.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,8 @@ use crate::postgres::wal::name::SegmentName;
 
 /// For so long nobody asks again whether a rival has appeared.
 const KNOWN_S: i64 = 60;
+/// zstd level of the indexes that wait to be rolled up.
+const INDEX_LEVEL: i32 = 3;
 
 #[derive(Debug, Clone)]
 pub struct Spool {
@@ -33,6 +35,27 @@ pub struct Acknowledgement {
     pub place: String,
 }
 
+/// What one call leaves for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Why the last segment has no index.
+    IndexProblem,
+    /// The last segment that may hold something destructive.
+    Suspicion,
+    /// The last segment that the tripwire has looked at.
+    Watched,
+}
+
+impl Note {
+    fn file(self) -> &'static str {
+        match self {
+            Note::IndexProblem => "index-problem",
+            Note::Suspicion => "suspicion",
+            Note::Watched => "watched",
+        }
+    }
+}
+
 impl Acknowledgement {
     pub fn of(metadata: &fs::Metadata, place: &str) -> Acknowledgement {
         let modified_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
@@ -45,7 +68,7 @@ impl Spool {
     pub fn open(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
         let place = fs::metadata(data_directory)?;
         let dir = root.join(cluster).join(format!("{system}-{:x}-{:x}", place.dev(), place.ino()));
-        for sub in ["pushed", "fetched"] {
+        for sub in ["pushed", "fetched", "index"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(sub))?;
         }
         Ok(Spool { dir })
@@ -89,6 +112,39 @@ impl Spool {
         self.remove("fetched", |name| name.parse().is_ok_and(&passed));
     }
 
+    fn indexed(&self, segment: SegmentName) -> PathBuf {
+        self.dir.join("index").join(segment.to_string())
+    }
+
+    /// Keeps the index of a segment that was stored.
+    pub fn keep_index(&self, segment: SegmentName, index: &[u8]) -> io::Result<()> {
+        write_private(&self.indexed(segment), &zstd::bulk::compress(index, INDEX_LEVEL)?)
+    }
+
+    pub fn has_index(&self, segment: SegmentName) -> bool {
+        self.indexed(segment).exists()
+    }
+
+    /// The index of a segment, as it was kept. What a crash left of one is none.
+    pub fn index(&self, segment: SegmentName) -> Option<Vec<u8>> {
+        let mut decoder = zstd::stream::read::Decoder::new(fs::File::open(self.indexed(segment)).ok()?).ok()?;
+        let mut index = Vec::new();
+        decoder.read_to_end(&mut index).ok()?;
+        Some(index)
+    }
+
+    /// Segments whose indexes are kept, in order.
+    pub fn indexes(&self) -> Vec<SegmentName> {
+        let entries = fs::read_dir(self.dir.join("index")).into_iter().flatten().flatten();
+        let mut names: Vec<SegmentName> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    pub fn forget_indexes(&self, unwanted: impl Fn(SegmentName) -> bool) {
+        self.remove("index", |name| name.parse().is_ok_and(&unwanted));
+    }
+
     fn remove(&self, sub: &str, unwanted: impl Fn(&str) -> bool) {
         for entry in fs::read_dir(self.dir.join(sub)).into_iter().flatten().flatten() {
             if entry.file_name().to_str().is_some_and(&unwanted) {
@@ -112,6 +168,19 @@ impl Spool {
         let limit = limit.map_or("-".to_string(), |limit| limit.to_string());
         // Only saves requests next time.
         let _ = write_private(&self.dir.join("known"), format!("{place} {timeline} {limit}").as_bytes());
+    }
+
+    /// Leaves a note for others, or takes it away. Only saves work, so a note that cannot be written is none.
+    pub fn note(&self, note: Note, text: Option<&str>) {
+        let path = self.dir.join(note.file());
+        let _ = match text {
+            Some(text) => write_private(&path, text.as_bytes()),
+            None => fs::remove_file(&path),
+        };
+    }
+
+    pub fn noted(&self, note: Note) -> Option<String> {
+        fs::read_to_string(self.dir.join(note.file())).ok()
     }
 
     /// Whether a refusal is another than the last one that was noted: PostgreSQL tries again each second.

@@ -16,6 +16,7 @@ pub mod control;
 pub mod data_directory;
 pub mod history;
 pub mod lsn;
+pub mod mapped;
 pub mod owner;
 pub mod page;
 pub mod postmaster;

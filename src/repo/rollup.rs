@@ -10,11 +10,14 @@
 
 use std::ops::RangeInclusive;
 
+use bytes::Bytes;
+
 use super::RepoError;
-use super::frame::{Compressor, Decompressor, FRAME_MAX_BYTES};
+use super::frame::{Compressor, Decompressor, FRAME_MAX_BYTES, FrameRef};
 use super::object::{self, ObjectKind, Sha};
 use super::pack::{self, CHUNK_BYTES, PackBuilder};
 use super::repository::Cluster;
+use super::seal::crypto::GcmKey;
 use crate::aligned::Pool;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
@@ -110,18 +113,21 @@ pub async fn write(
     Ok(true)
 }
 
-/// Reads a roll-up, and hands the number of each segment and what was written for it to `visit`, in order. `false` where there is
-/// none.
-pub async fn read(
-    cluster: &Cluster,
-    system: SystemId,
-    segment_bytes: u64,
-    group: &Group,
-    visit: &mut (dyn FnMut(u64, &[u8]) + Send),
-) -> Result<bool, RepoError> {
+/// A roll-up that was fetched; its indexes are opened one at a time.
+#[derive(Debug)]
+pub struct RollUp {
+    group: Group,
+    key: ObjectKey,
+    bytes: Bytes,
+    frames: Vec<FrameRef>,
+    opens: Option<GcmKey>,
+}
+
+/// Fetches a roll-up; `None` where there is none.
+pub async fn fetch(cluster: &Cluster, system: SystemId, segment_bytes: u64, group: &Group) -> Result<Option<RollUp>, RepoError> {
     let key = group.key(cluster, system, segment_bytes);
     let Some(read) = object::absent(cluster.storage().read(&key, Part::Whole).await.map_err(RepoError::from))? else {
-        return Ok(false);
+        return Ok(None);
     };
     let trailer = object::parse_trailer(cluster.vault(), &key, ObjectKind::Pack, &read.bytes, read.object_bytes)?;
     let frames = pack::frames(&key, "", &trailer)?;
@@ -132,15 +138,29 @@ pub async fn read(
         (Some(seal), Some(head)) => Some(seal.content_key(&key, head)?),
         _ => None,
     };
-    let (mut decompressor, mut raw) = (Decompressor::default(), Vec::new());
-    for (frame, number) in frames.iter().zip(group.numbers()) {
-        if frame.raw_bytes > FRAME_MAX_BYTES {
-            return Err(RepoError::damaged(&key, "a frame announces an impossible length"));
-        }
-        raw.resize(frame.raw_bytes as usize, 0);
-        let stored = &read.bytes[frame.offset as usize..frame.offset as usize + frame.stored_bytes as usize];
-        decompressor.open(frame, stored, opens.as_ref(), &mut raw).map_err(|what| RepoError::damaged(&key, what))?;
-        visit(number, &raw);
+    Ok(Some(RollUp { group: *group, key, bytes: read.bytes, frames, opens }))
+}
+
+impl RollUp {
+    pub fn group(&self) -> &Group {
+        &self.group
     }
-    Ok(true)
+
+    /// Hands the number of each segment and what was written for it to `visit`, in order, until it answers `false`.
+    pub fn each(&self, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), RepoError> {
+        let (mut decompressor, mut raw) = (Decompressor::default(), Vec::new());
+        for (frame, number) in self.frames.iter().zip(self.group.numbers()) {
+            if frame.raw_bytes > FRAME_MAX_BYTES {
+                return Err(RepoError::damaged(&self.key, "a frame announces an impossible length"));
+            }
+            raw.resize(frame.raw_bytes as usize, 0);
+            let stored = &self.bytes[frame.offset as usize..frame.offset as usize + frame.stored_bytes as usize];
+            let opened = decompressor.open(frame, stored, self.opens.as_ref(), &mut raw);
+            opened.map_err(|what| RepoError::damaged(&self.key, what))?;
+            if !visit(number, &raw) {
+                break;
+            }
+        }
+        Ok(())
+    }
 }

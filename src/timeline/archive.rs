@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 
+use super::listing::{self, Runs};
 use super::tail::{self, Tail};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
@@ -11,6 +12,7 @@ use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::postgres::wal::transaction::SegmentSummary;
 use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
+use crate::repo::rollup::{self, Group};
 use crate::repo::segment;
 use crate::storage::{Depth, list_all};
 
@@ -20,7 +22,9 @@ pub struct Archive {
     cluster: Cluster,
     pub system: SystemId,
     pub segment_bytes: u64,
-    runs: BTreeMap<Timeline, Vec<(u64, u64)>>,
+    runs: Runs,
+    /// Roll-ups of the WAL index, the highest over each stretch, in order.
+    groups: Vec<Group>,
     histories: BTreeMap<Timeline, History>,
     /// Ends of WAL that are no whole archived segments.
     tails: BTreeMap<SegmentName, Tail>,
@@ -31,19 +35,20 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// Lists the segments, page by page, and reads the history files.
+    /// Lists roll-ups and segments, page by page, and reads the history files.
     pub async fn load(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<Archive, RepoError> {
+        let (runs, groups) = listing::list(cluster, system, segment_bytes).await?;
         let mut archive = Archive {
             cluster: cluster.clone(),
             system,
             segment_bytes,
-            runs: BTreeMap::new(),
+            runs,
+            groups,
             histories: BTreeMap::new(),
             tails: BTreeMap::new(),
             abandoned: Vec::new(),
             unreadable: Vec::new(),
         };
-        archive.load_segments().await?;
         archive.load_histories().await?;
         archive.tails =
             tail::stored(cluster, system).await?.into_iter().filter(|(name, _)| !archive.is_archived(*name)).collect();
@@ -72,27 +77,6 @@ impl Archive {
         self.tails.get(&name)
     }
 
-    async fn load_segments(&mut self) -> Result<(), RepoError> {
-        let prefix = self.cluster.layout().segments(self.system);
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.cluster.storage().list(&prefix, after.as_deref(), Depth::All).await?;
-            for object in &page.objects {
-                let Ok(name) = object.key.name().parse::<SegmentName>() else { continue };
-                let Some(number) = name.number(self.segment_bytes) else { continue };
-                let runs = self.runs.entry(name.timeline).or_default();
-                match runs.last_mut() {
-                    Some(last) if last.1 + 1 == number => last.1 = number,
-                    _ => runs.push((number, number)),
-                }
-            }
-            after = page.objects.last().map(|o| o.key.to_string());
-            if !page.more {
-                return Ok(());
-            }
-        }
-    }
-
     async fn load_histories(&mut self) -> Result<(), RepoError> {
         let prefix = self.cluster.layout().histories(self.system);
         for object in list_all(self.cluster.storage(), &prefix, Depth::All).await?.objects {
@@ -113,6 +97,18 @@ impl Archive {
         Ok(())
     }
 
+    /// Runs of archived segments, by timeline.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
+    /// The roll-up that holds a segment's index.
+    pub fn group(&self, name: SegmentName) -> Option<Group> {
+        let number = name.number(self.segment_bytes)?;
+        let of = |level| Group::of(name.timeline, level, number);
+        rollup::LEVELS.rev().map(of).find(|group| self.groups.binary_search(group).is_ok())
+    }
+
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
@@ -128,22 +124,20 @@ impl Archive {
     /// Whether the whole segment is archived.
     pub fn is_archived(&self, name: SegmentName) -> bool {
         let Some(number) = name.number(self.segment_bytes) else { return false };
-        let runs = self.runs.get(&name.timeline).map_or(&[][..], Vec::as_slice);
-        let at = runs.partition_point(|run| run.1 < number);
-        runs.get(at).is_some_and(|run| run.0 <= number)
+        self.runs.around(name.timeline, number).is_some()
     }
 
     /// Every timeline that has WAL or a history.
     pub fn timelines(&self) -> Vec<Timeline> {
         let tails = self.tails.keys().map(|name| name.timeline);
-        let mut all: Vec<Timeline> = self.runs.keys().chain(self.histories.keys()).copied().chain(tails).collect();
+        let mut all: Vec<Timeline> = self.runs.timelines().chain(self.histories.keys().copied()).chain(tails).collect();
         all.sort_unstable();
         all.dedup();
         all
     }
 
     pub fn count(&self) -> u64 {
-        self.runs.values().flatten().map(|run| run.1 - run.0 + 1).sum()
+        self.runs.count()
     }
 
     /// The path to a timeline; `None` when its history file is missing.
@@ -208,8 +202,7 @@ impl Archive {
 
     /// The first segment after `number` that exists on the path: where a gap ends.
     pub fn after_gap(&self, path: &History, number: u64) -> Option<u64> {
-        let on_timeline = |timeline: Timeline| self.runs.get(&timeline).map_or(&[][..], Vec::as_slice);
-        let starts = path.stretches().iter().flat_map(|stretch| on_timeline(stretch.timeline).iter());
+        let starts = path.stretches().iter().flat_map(|stretch| self.runs.of(stretch.timeline));
         let later = starts.map(|run| run.0.max(number + 1)).filter(|first| *first > number);
         later.filter(|first| self.on_path(path, *first).is_some()).min()
     }

@@ -1,6 +1,7 @@
 //! What can be reached: the WAL in the archive, the windows it makes with the snapshots, and the record a target means.
 //!
-//! - [`archive`]: which segments and histories there are, as runs without gaps.
+//! - [`archive`]: which segments and histories there are, as runs without gaps. [`listing`]: from which keys that is known.
+//! - [`indexes`]: what the records of segments did, in order, from wherever it is known.
 //! - [`scan`]: the events of a segment.
 //! - [`tail`]: ends of WAL that are no whole archived segments.
 //! - [`windows`]: the stretches of time to which a restore can go.
@@ -18,6 +19,8 @@ pub mod catalogue;
 pub mod classify;
 pub mod events;
 pub mod find;
+pub mod indexes;
+pub mod listing;
 pub mod scan;
 pub mod tail;
 pub mod target;

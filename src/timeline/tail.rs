@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
+use crate::postgres::wal::index::MappedFiles;
+use crate::postgres::wal::index::fold::Fold;
 use crate::postgres::wal::name::{SegmentName, WalFile};
-use crate::postgres::wal::transaction::{SegmentSummary, Summarizer};
+use crate::postgres::wal::transaction::SegmentSummary;
 use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
 use crate::repo::segment;
@@ -102,12 +104,12 @@ pub async fn summary(path: PathBuf, name: SegmentName, segment_bytes: u64) -> Op
     let start = name.start(segment_bytes)?;
     let summarize = move || {
         let mut file = fs::File::open(path).ok()?;
-        let mut summarizer = Summarizer::new(start, segment_bytes);
+        let mut fold = Fold::new(start, segment_bytes, MappedFiles::new());
         let mut buffer = vec![0u8; 256 << 10];
         loop {
             match file.read(&mut buffer).ok()? {
-                0 => return Some(summarizer.finish()),
-                count => summarizer.feed(&buffer[..count]),
+                0 => return Some(fold.finish().summary),
+                count => fold.feed(&buffer[..count]),
             }
         }
     };

@@ -5,7 +5,8 @@ use std::process::Command;
 use lastgood::aligned::Pool;
 use lastgood::postgres::lsn::Lsn;
 use lastgood::postgres::page;
-use lastgood::postgres::wal::transaction::Summarizer;
+use lastgood::postgres::wal::index::MappedFiles;
+use lastgood::postgres::wal::index::fold::Fold;
 use lastgood::repo::frame::{COMPRESSED_MAX_BYTES, Compressor, Decompressor, FRAME_BYTES};
 use lastgood::repo::object::Sha;
 use lastgood::repo::pack::{CHUNK_BYTES, PackBuilder};
@@ -47,10 +48,10 @@ fn work() {
         let frame = pack.add(&stored[..length], raw.len() as u32, Sha::of(&raw));
         decompressor.open(&frame, &stored[..length], None, &mut again).unwrap();
     }
-    let mut summarizer = Summarizer::new(Lsn(0x0100_0000), 1 << 20);
+    let mut fold = Fold::new(Lsn(0x0100_0000), 1 << 20, MappedFiles::new());
     let temporary = std::env::temp_dir().join("lastgood-cost");
     let segment = bytes(1 << 20);
-    segment::encode(&segment[..], 1, None, &temporary, &mut |bytes| summarizer.feed(bytes)).unwrap();
+    segment::encode(&segment[..], 1, None, &temporary, &mut |bytes| fold.feed(bytes)).unwrap();
 }
 
 #[test]

@@ -98,16 +98,17 @@ impl Play {
             let start = Lsn(number * SEGMENT_BYTES);
             let mut fold = Fold::new(start, SEGMENT_BYTES, mapped.clone());
             fold.feed(&bytes);
-            let index = fold.finish().unwrap();
-            let encoded = index.encode().unwrap();
-            assert_eq!(SegmentIndex::decode(&encoded).unwrap(), index);
+            let index = fold.finish().index.unwrap();
+            let encoded = index.to_bytes().unwrap();
+            assert_eq!(SegmentIndex::parse(&encoded).unwrap(), index);
             for mark in &index.marks {
                 if let What::RelationMap(map) = &mark.what {
                     mapped.extend(map.mappings.iter().map(|(oid, number)| ((map.database, *oid), *number)));
                 }
             }
             events.add(&index).unwrap_or_else(|e| panic!("{name}: {e}"));
-            (read.index_bytes, read.segments) = (read.index_bytes + encoded.len(), read.segments + 1);
+            (read.index_bytes, read.segments) =
+                (read.index_bytes + zstd::bulk::compress(&encoded, 6).unwrap().len(), read.segments + 1);
             for (page, bytes) in bytes.chunks(PAGE_BYTES).enumerate() {
                 let address = Lsn(start.0 + (page * PAGE_BYTES) as u64);
                 walk.page(bytes, address, &mut |record| read.ends.extend(transaction::event(&record))).unwrap();

@@ -5,9 +5,11 @@ use std::cell::Cell;
 use lastgood::postgres::lsn::Lsn;
 use lastgood::postgres::scratch::Stop;
 use lastgood::postgres::wal::header::SegmentHeader;
+use lastgood::postgres::wal::index::MappedFiles;
+use lastgood::postgres::wal::index::fold::Fold;
 use lastgood::postgres::wal::name::WalFile;
 use lastgood::postgres::wal::reader::{End, PAGE_BYTES, Record, Walk};
-use lastgood::postgres::wal::transaction::{self, Summarizer};
+use lastgood::postgres::wal::transaction;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -144,9 +146,9 @@ async fn truncated_input_ends_the_walk() {
             prop_assert_eq!(end.is_some(), length % PAGE_BYTES != 0);
             let whole = length - length % PAGE_BYTES;
             prop_assert!(found.iter().all(|record| record.lsn.0 < start.0 + whole as u64));
-            let mut summarizer = Summarizer::new(start, wal.segment_bytes);
-            summarizer.feed(&bytes[..length]);
-            prop_assert_eq!(summarizer.finish().last_record, found.last().map(|record| record.lsn));
+            let mut fold = Fold::new(start, wal.segment_bytes, MappedFiles::new());
+            fold.feed(&bytes[..length]);
+            prop_assert_eq!(fold.finish().summary.last_record, found.last().map(|record| record.lsn));
             let header = SegmentHeader::parse(&bytes[..length]);
             prop_assert_eq!(header.is_ok(), length >= 40);
             if let Ok(header) = header {

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::database::{self, TablespaceChange};
 use super::ended::{self, Ended};
 use super::manager;
-use super::pages::Pages;
 use super::reader::{End, PAGE_BYTES, Record, Walk};
 use super::xlog::{self, Control};
 use crate::postgres::lsn::Lsn;
@@ -102,43 +101,13 @@ pub struct SegmentSummary {
     pub ends_at: Option<Lsn>,
 }
 
-/// Builds a [`SegmentSummary`] from the pages of one segment, in whatever pieces they come.
-#[derive(Debug)]
-pub struct Summarizer {
-    walk: Walk,
-    pages: Pages,
-    summary: SegmentSummary,
-    ended: bool,
-}
-
-impl Summarizer {
-    pub fn new(start: Lsn, segment_bytes: u64) -> Summarizer {
-        Summarizer { walk: Walk::new(segment_bytes), pages: Pages::new(start), summary: SegmentSummary::default(), ended: false }
-    }
-
-    pub fn feed(&mut self, bytes: &[u8]) {
-        let Summarizer { walk, pages, summary, ended } = self;
-        pages.feed(bytes, &mut |page, address| {
-            if *ended {
-                return;
-            }
-            if let Err(end) = walk.page(page, address, &mut |record| summary.add(&record)) {
-                *ended = true;
-                summary.ends_at = Some(end.lsn());
-            }
-        });
-    }
-
-    pub fn finish(mut self) -> SegmentSummary {
-        let relevant =
-            |manager: Option<u8>| manager.is_none_or(|m| matches!(m, manager::XLOG | manager::TRANSACTION | manager::TABLESPACE));
-        self.summary.open = !self.ended && self.walk.open_record().is_some_and(relevant);
-        self.summary
-    }
-}
-
 impl SegmentSummary {
-    fn add(&mut self, record: &Record) {
+    /// Whether a record of this manager (`None`: not known yet) that ends in the next segment could be in a summary.
+    pub(super) fn wants(manager: Option<u8>) -> bool {
+        manager.is_none_or(|m| matches!(m, manager::XLOG | manager::TRANSACTION | manager::TABLESPACE))
+    }
+
+    pub(super) fn add(&mut self, record: &Record) {
         self.last_record = Some(record.lsn);
         self.tablespaces.extend(tablespace_created(record));
         let Some(event) = event(record) else { return };

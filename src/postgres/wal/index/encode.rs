@@ -1,14 +1,12 @@
-//! An index as bytes: numbers of variable length, differences instead of positions, one zstd frame around all.
+//! An index as bytes: numbers of variable length, differences instead of positions. Whoever keeps it compresses it.
 //!
 //! # Layout
-//! The frame holds the version, then the fields of [`SegmentIndex`] in the order in which they are declared, nested ones in place.
+//! The version, then the fields of [`SegmentIndex`] in the order in which they are declared, nested ones in place.
 //! A number is LEB128: seven bits a byte, the lowest first, the high bit says that more follow. A signed one is zigzag. Lists have
 //! their length in front, an optional value a byte 0 or 1. LSNs, times, transaction ids and relation files are signed differences
 //! to the last of their kind that was written before, wherever that was; the first to 0.
 //!
 //! Reading never panics, and takes no more memory than the bytes it was given can stand for.
-
-use std::io::Read as _;
 
 use super::changed::{Change, ChangedBlocks, Fork};
 use super::codec::{Coded, In, Out, Read, Xid, damaged};
@@ -21,9 +19,8 @@ use crate::postgres::wal::storage::RelationMap;
 use crate::postgres::wal::xlog::Parameters;
 
 const VERSION: u64 = 1;
-const LEVEL: i32 = 6;
-/// No index that is made is longer; a frame that says so is none of ours.
-const RAW_MAX_BYTES: usize = 64 << 20;
+/// An index that would be longer is not made: the segment is read itself where it is wanted.
+const MAX_BYTES: usize = 16 << 20;
 
 /// Fields in their order, each as its type is written.
 macro_rules! fields {
@@ -273,28 +270,17 @@ impl Coded for What {
 }
 
 impl SegmentIndex {
-    pub fn encode(&self) -> Result<Vec<u8>, NoIndex> {
+    pub fn to_bytes(&self) -> Result<Vec<u8>, NoIndex> {
         let mut out = Out::default();
         out.number(VERSION);
         self.put(&mut out);
-        if out.bytes.len() > RAW_MAX_BYTES {
+        if out.bytes.len() > MAX_BYTES {
             return Err(NoIndex::TooLong { bytes: out.bytes.len() });
         }
-        zstd::bulk::compress(&out.bytes, LEVEL).or_else(|_| damaged("it cannot be compressed"))
+        Ok(out.bytes)
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<SegmentIndex, NoIndex> {
-        let unreadable = NoIndex::Damaged { what: "it cannot be decompressed" };
-        let decoder = zstd::stream::read::Decoder::new(bytes).map_err(|_| unreadable.clone())?;
-        let mut raw = Vec::new();
-        decoder.take(RAW_MAX_BYTES as u64 + 1).read_to_end(&mut raw).map_err(|_| unreadable)?;
-        if raw.len() > RAW_MAX_BYTES {
-            return Err(NoIndex::TooLong { bytes: raw.len() });
-        }
-        SegmentIndex::parse(&raw)
-    }
-
-    /// Reads what the frame holds.
+    /// Reads what [`SegmentIndex::to_bytes`] wrote.
     pub fn parse(raw: &[u8]) -> Result<SegmentIndex, NoIndex> {
         let mut from = In::new(raw);
         let version = from.number()?;

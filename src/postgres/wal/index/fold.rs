@@ -1,4 +1,4 @@
-//! Takes the pages of one segment, and gives its index.
+//! Takes the pages of one segment, and gives its index and its summary: one walk for both.
 
 use super::collect::{Collect, MappedFiles};
 use super::seam::{Continuation, OpenRecord};
@@ -7,6 +7,7 @@ use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::header::{self, PageHeader};
 use crate::postgres::wal::pages::Pages;
 use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
+use crate::postgres::wal::transaction::SegmentSummary;
 
 #[derive(Debug)]
 pub struct Fold {
@@ -17,6 +18,14 @@ pub struct Fold {
     continuation: Option<Continuation>,
     state: State,
     problem: Option<NoIndex>,
+    summary: SegmentSummary,
+}
+
+/// What a segment's bytes gave.
+#[derive(Debug)]
+pub struct Folded {
+    pub summary: SegmentSummary,
+    pub index: Result<SegmentIndex, NoIndex>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +51,7 @@ impl Fold {
             continuation: None,
             state: State::New,
             problem: None,
+            summary: SegmentSummary::default(),
         }
     }
 
@@ -53,20 +63,22 @@ impl Fold {
     }
 
     fn page(&mut self, page: &[u8], address: Lsn) {
-        if matches!(self.state, State::Ended(_)) || self.problem.is_some() {
+        if matches!(self.state, State::Ended(_)) {
             return;
         }
         if self.state != State::Reading {
             self.begin(page, address);
         }
-        let (collect, problem) = (&mut self.collect, &mut self.problem);
+        let (collect, problem, summary) = (&mut self.collect, &mut self.problem, &mut self.summary);
         let walked = self.walk.page(page, address, &mut |record| {
+            summary.add(&record);
             if problem.is_none() && collect.record(&record).is_err() {
                 *problem = Some(NoIndex::Malformed { lsn: record.lsn });
             }
         });
         if let Err(end) = walked {
             self.state = State::Ended(end.lsn());
+            self.summary.ends_at = Some(end.lsn());
         }
     }
 
@@ -94,7 +106,13 @@ impl Fold {
         self.state = if continuation.is_end { State::Reading } else { State::Continuing };
     }
 
-    pub fn finish(self) -> Result<SegmentIndex, NoIndex> {
+    pub fn finish(mut self) -> Folded {
+        let has_ended = matches!(self.state, State::Ended(_));
+        self.summary.open = !has_ended && self.walk.open_record().is_some_and(SegmentSummary::wants);
+        Folded { summary: std::mem::take(&mut self.summary), index: self.index() }
+    }
+
+    fn index(self) -> Result<SegmentIndex, NoIndex> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }

@@ -1,7 +1,7 @@
 //! The index of a segment: what its records did, small enough to be kept beside it.
 //!
 //! # What
-//! [`fold::Fold`] takes the pages of one segment and gives a [`SegmentIndex`]: positions and times, activity per minute, changed
+//! [`fold::Fold`] takes the pages of one segment and gives a [`SegmentIndex`] (and the summary that stands in the segment's trailer): positions and times, activity per minute, changed
 //! blocks of every relation fork ([`changed`]), marks that belong to no transaction ([`Mark`]), and facts about transactions
 //! ([`facts`]) from which `timeline::events` says what was dropped, truncated, rewritten or deleted.
 //!
@@ -66,6 +66,25 @@ pub struct SegmentIndex {
     /// The head of a record that ends in the next segment.
     pub open: Option<OpenRecord>,
     pub cut: Cut,
+}
+
+/// Rows of one relation, changed or deleted in one segment by one transaction, that are worth a second look.
+const MANY_ROWS: u64 = 1000;
+
+impl SegmentIndex {
+    /// Whether a closer look may find that something was destroyed here, or began to be: cheap, and never wrongly `false` but for
+    /// fewer than [`MANY_ROWS`] rows.
+    pub fn may_destroy(&self) -> bool {
+        let mark = |mark: &Mark| {
+            matches!(mark.what, What::DatabaseInvalid { .. } | What::DatabaseDropped { .. } | What::TablespaceDropped { .. })
+        };
+        let transaction = |facts: &Transaction| {
+            let leaves = facts.end.as_ref().is_some_and(|end| !end.files.is_empty() || !end.dropped.is_empty() || end.is_cut);
+            let rows = facts.uses.iter().any(|used| used.updated.saturating_add(used.deleted) >= MANY_ROWS);
+            leaves || rows || facts.is_cut || !facts.locks.is_empty()
+        };
+        self.cut.transactions || self.marks.iter().any(mark) || self.transactions.iter().any(transaction)
+    }
 }
 
 /// Ends of transactions, and when.

@@ -1,0 +1,118 @@
+//! Which segments are archived: from the keys of roll-ups where there are some, and of segments where there are none.
+//!
+//! A roll-up stands for up to 4,096 segments, so many years of WAL are a few pages of keys. What a higher level covers is passed
+//! over in the listings of the lower ones: at most a page is wasted for each stretch.
+
+use std::collections::BTreeMap;
+
+use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::wal::name::SegmentName;
+use crate::repo::RepoError;
+use crate::repo::repository::Cluster;
+use crate::repo::rollup::{self, Group};
+use crate::storage::{Depth, ObjectKey};
+
+/// Runs of segment numbers without gaps, by timeline; sorted, with gaps between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Runs(BTreeMap<Timeline, Vec<(u64, u64)>>);
+
+impl Runs {
+    /// Adds `first..=last`, joining what touches.
+    pub fn add(&mut self, timeline: Timeline, first: u64, last: u64) {
+        let runs = self.0.entry(timeline).or_default();
+        let from = runs.partition_point(|run| run.1.saturating_add(1) < first);
+        let to = runs.partition_point(|run| run.0 <= last.saturating_add(1));
+        let joined = runs[from..to].iter().fold((first, last), |all, run| (all.0.min(run.0), all.1.max(run.1)));
+        runs.splice(from..to, [joined]);
+    }
+
+    pub fn of(&self, timeline: Timeline) -> &[(u64, u64)] {
+        self.0.get(&timeline).map_or(&[], Vec::as_slice)
+    }
+
+    /// The run that holds a segment.
+    pub fn around(&self, timeline: Timeline, number: u64) -> Option<(u64, u64)> {
+        let runs = self.of(timeline);
+        let at = runs.partition_point(|run| run.1 < number);
+        runs.get(at).filter(|run| run.0 <= number).copied()
+    }
+
+    pub fn timelines(&self) -> impl Iterator<Item = Timeline> {
+        self.0.keys().copied()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.values().flatten().map(|run| run.1 - run.0 + 1).sum()
+    }
+}
+
+/// All archived segments of one history; and the roll-ups that were seen, the highest over each stretch.
+pub async fn list(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<(Runs, Vec<Group>), RepoError> {
+    let (mut runs, mut groups) = (Runs::default(), Vec::new());
+    for level in rollup::LEVELS.rev() {
+        let covered = runs.clone();
+        let key = |name: SegmentName| cluster.layout().rollup(system, level, name);
+        scan(cluster, &cluster.layout().rollups(system, level), (segment_bytes, &covered), &key, &mut |object| {
+            let Some(group) = Group::named(level, object, segment_bytes) else { return };
+            if covered.around(group.timeline, group.first).is_none() {
+                runs.add(group.timeline, *group.numbers().start(), *group.numbers().end());
+                groups.push(group);
+            }
+        })
+        .await?;
+    }
+    let covered = runs.clone();
+    let layout = cluster.layout();
+    let key = |name: SegmentName| layout.wal(system, &crate::postgres::wal::name::WalFile::Segment(name));
+    scan(cluster, &layout.segments(system), (segment_bytes, &covered), &key, &mut |object| {
+        let Ok(name) = object.name().parse::<SegmentName>() else { return };
+        let Some(number) = name.number(segment_bytes) else { return };
+        runs.add(name.timeline, number, number);
+    })
+    .await?;
+    groups.sort_unstable();
+    Ok((runs, groups))
+}
+
+/// Pages through a prefix, and leaps over what is covered.
+async fn scan(
+    cluster: &Cluster,
+    prefix: &str,
+    (segment_bytes, covered): (u64, &Runs),
+    key_of: &(dyn Fn(SegmentName) -> ObjectKey + Sync),
+    visit: &mut (dyn FnMut(&ObjectKey) + Send),
+) -> Result<(), RepoError> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = cluster.storage().list(prefix, after.as_deref(), Depth::All).await?;
+        page.objects.iter().for_each(|object| visit(&object.key));
+        let Some(last) = page.objects.last().filter(|_| page.more) else { return Ok(()) };
+        let leap = last.key.name().parse::<SegmentName>().ok().and_then(|name| {
+            let run = covered.around(name.timeline, name.number(segment_bytes)?)?;
+            Some(key_of(SegmentName::new(name.timeline, run.1, segment_bytes)).to_string())
+        });
+        after = Some(last.key.to_string()).max(leap);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_join_whatever_the_order() {
+        let mut runs = Runs::default();
+        let one = Timeline(1);
+        for (first, last) in [(10, 10), (12, 20), (5, 5), (11, 11), (30, 40), (4, 6), (35, 36), (41, 41), (50, 60), (2, 100)] {
+            runs.add(one, first, last);
+            assert!(runs.of(one).windows(2).all(|pair| pair[0].1 + 1 < pair[1].0), "{:?}", runs.of(one));
+            assert!((first..=last).all(|number| runs.around(one, number).is_some()));
+        }
+        assert_eq!(runs.of(one), [(2, 100)]);
+        assert_eq!((runs.count(), runs.around(one, 1), runs.around(Timeline(2), 5)), (99, None, None));
+    }
+}
