@@ -12,6 +12,7 @@ mod guard;
 mod incidents;
 mod lease;
 mod main_job;
+mod mirror;
 mod privilege;
 mod property;
 mod restore;

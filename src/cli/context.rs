@@ -144,6 +144,10 @@ pub async fn storage(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
     Ok(open::open(&config.repository).await?)
 }
 
+pub async fn mirror_storage(mirror: &config::Mirror) -> anyhow::Result<Arc<dyn Storage>> {
+    Ok(open::open_mirror(mirror).await?)
+}
+
 /// Connects to the configured server.
 pub async fn session(config: &Config) -> anyhow::Result<Session> {
     Ok(Session::open(&connection(config).await?).await?)

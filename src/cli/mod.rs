@@ -21,6 +21,7 @@ pub mod init;
 pub mod key;
 pub mod keys;
 pub mod list;
+pub mod mirror;
 pub mod output;
 pub mod progress;
 pub mod reference;
@@ -65,6 +66,7 @@ pub enum Command {
     #[command(name = "archive-get")]
     ArchiveGet(archive_get::Args),
     List(list::Args),
+    Mirror(mirror::Args),
     Restore(restore::Args),
     Undo(undo::Args),
     Release(release::Args),
@@ -127,6 +129,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchivePush(args) => archive_push::run(&global, args).await,
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
+            Command::Mirror(args) => mirror::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,
             Command::Release(args) => release::run(&global, args).await,

@@ -6,6 +6,7 @@
 //! A section is a struct in a file of its own, or with its neighbours, and checks itself.
 
 mod encryption;
+mod mirror;
 mod postgres;
 mod repository;
 mod work;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use encryption::Encryption;
+pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
 pub use work::{Archive, ReadBack, Restore, Snapshot};
@@ -36,6 +38,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub repository: Repository,
+    pub mirror: Vec<Mirror>,
     pub cluster: Cluster,
     pub postgres: Postgres,
     pub snapshot: Snapshot,
@@ -68,6 +71,7 @@ impl Config {
     /// Checks what only the whole can tell, after environment and flags were applied.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.repository.check()?;
+        mirror::check(&self.repository.url, &self.mirror)?;
         self.cluster.check()?;
         self.postgres.check()?;
         self.snapshot.check()?;

@@ -12,7 +12,7 @@
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
 //! - [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
-//! - [`presence`]: whether packs are there, by listing.
+//! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
 //! - [`vault`]: a store, and the keys that what is in it is sealed with.
 //! - [`repository`]: all of it together, behind one value.
@@ -31,6 +31,7 @@ pub mod map;
 pub mod object;
 pub mod pack;
 pub mod presence;
+pub mod proof;
 pub mod record;
 pub mod repository;
 pub mod rollup;
@@ -99,6 +100,10 @@ pub enum RepoError {
     Foreign { place: String, found: String },
     #[error("the repository {place} knows no cluster {name:?}{}", if known.is_empty() { "; `lastgood init` registers it".to_string() } else { format!(" (it knows {})", known.join(", ")) })]
     NoCluster { place: String, name: String, known: Vec<String> },
+    #[error(
+        "{place} is another repository ({found}) and not a copy of this one ({expected}); a mirror needs a place of its own, which is empty at first"
+    )]
+    OtherRepository { place: String, found: String, expected: String },
     #[error("{key} is already there with other content")]
     Conflict { key: ObjectKey },
     #[error(

@@ -26,7 +26,7 @@ use super::seal::crypto::TAG_BYTES;
 use super::seal::{HEAD_BYTES, Head, Sealer, TrailerSealer};
 use super::vault::Vault;
 use super::{FORMAT_VERSION, RepoError};
-use crate::storage::{Created, Fault, ObjectKey, Part};
+use crate::storage::{Created, Fault, ObjectKey, Part, Storage};
 
 /// One of the 16 magic numbers that the zstd format keeps for skippable frames.
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5C;
@@ -182,6 +182,16 @@ pub fn parse_trailer(
         return Err(does_not_open());
     }
     Ok(Trailer { body: opened.into(), content_bytes, head: Some(head) })
+}
+
+/// What an object says it is, without proof; `None` where it has no trailer, or one of a kind that is not known here.
+pub async fn read_kind(storage: &dyn Storage, key: &ObjectKey) -> Result<Option<ObjectKind>, RepoError> {
+    let tail = storage.read(key, Part::Tail { bytes: FOOTER_BYTES as u64 }).await?.bytes;
+    if tail.len() < FOOTER_BYTES || &tail[40..] != FOOTER_MAGIC {
+        return Ok(None);
+    }
+    let kinds = [ObjectKind::Document, ObjectKind::Pack, ObjectKind::WalFile];
+    Ok(kinds.into_iter().find(|kind| *kind as u8 == tail[38]))
 }
 
 /// Reads the trailer of an object: one request, two when it is long.

@@ -251,7 +251,7 @@ pub async fn store(
 }
 
 /// Proves that the sealed content is what was written, without opening it.
-async fn prove_stored(cluster: &Cluster, key: &ObjectKey, there: &WalFileTrailer) -> Result<(), RepoError> {
+pub async fn prove_stored(cluster: &Cluster, key: &ObjectKey, there: &WalFileTrailer) -> Result<(), RepoError> {
     let trailer = object::read_trailer(cluster.vault(), key, ObjectKind::WalFile).await?;
     let (mut hasher, mut at) = (Sha256::new(), 0);
     while at < trailer.content_bytes {

@@ -11,7 +11,7 @@
 //! - Listings are in byte order of the keys, in pages of at most [`LIST_PAGE_KEYS`].
 //! - Deleting what is not there is no error. Each key has its own answer (rule 54).
 //!
-//! Behaviour is added by wrappers around any store: [`retry`] (attempts and deadlines), [`limit`] (how many at once),
+//! Behaviour is added by wrappers around any store: [`retry`] (attempts and deadlines), [`limit`] (how many at once), [`pace`] (how many bytes a second),
 //! [`record`] (what was asked), [`fault`] (what goes wrong). Every store and every stack of wrappers passes the suite in
 //! `tests/storage.rs`.
 
@@ -28,6 +28,7 @@ pub mod fs;
 pub mod limit;
 pub mod memory;
 pub mod open;
+pub mod pace;
 pub mod record;
 pub mod retry;
 pub mod s3;

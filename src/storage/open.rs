@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::fs::DirectoryStorage;
 use super::{Fault, Storage, StorageError};
-use crate::config::Repository;
+use crate::config::{Mirror, Repository, S3};
 
 /// The two kinds of places a URL can name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +45,22 @@ impl Place {
 
 /// Opens the store of a repository; nothing is asked of it yet.
 pub async fn open(repository: &Repository) -> Result<Arc<dyn Storage>, StorageError> {
-    match Place::parse(&repository.url)? {
+    open_place(&repository.url, &repository.s3).await
+}
+
+/// The same for a mirror.
+pub async fn open_mirror(mirror: &Mirror) -> Result<Arc<dyn Storage>, StorageError> {
+    open_place(&mirror.url, &mirror.s3).await
+}
+
+async fn open_place(url: &str, settings: &S3) -> Result<Arc<dyn Storage>, StorageError> {
+    match Place::parse(url)? {
         Place::Directory(path) => Ok(Arc::new(DirectoryStorage::new(path))),
         Place::S3 { bucket, prefix } => {
-            let s3 = super::s3::S3Storage::connect(&bucket, &prefix, &repository.s3).await?;
+            let s3 = super::s3::S3Storage::connect(&bucket, &prefix, settings).await?;
             // The limit goes around the attempts: time spent waiting for a turn must not count against their deadlines.
-            let retried = super::retry::Retry::new(s3, super::retry::Policy::from(&repository.s3));
-            Ok(Arc::new(super::limit::Limit::new(retried, repository.s3.max_requests)))
+            let retried = super::retry::Retry::new(s3, super::retry::Policy::from(settings));
+            Ok(Arc::new(super::limit::Limit::new(retried, settings.max_requests)))
         }
     }
 }

@@ -1,0 +1,3 @@
+//! Several repositories: copying, healing, writing to all, reading from whichever is sound.
+
+mod copy;
