@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::context::{self, Global};
 use super::keys::{Need, keys};
-use super::{error, output, progress};
+use super::{error, output, places, progress};
 use crate::archive::behind;
 use crate::clock;
 use crate::config::{Config, ConfigError, Mirror};
@@ -42,7 +42,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let first = context::storage(&config).await?;
     let mut is_sound = true;
     for mirror in chosen {
-        let other: Arc<dyn Storage> = Arc::new(Pace::new(context::mirror_storage(mirror).await?, mirror.bytes_per_s));
+        let other: Arc<dyn Storage> = Arc::new(Pace::new(places::mirror(&config, mirror).await?, mirror.bytes_per_s));
         let ways: Vec<(Arc<dyn Storage>, Arc<dyn Storage>, Way)> = match (&args.from, args.heal) {
             (Some(_), _) => vec![(other, first.clone(), Way::Copy)],
             (None, true) => vec![(other.clone(), first.clone(), Way::Heal), (first.clone(), other, Way::Copy)],

@@ -2,6 +2,7 @@
 //!
 //! - [`context`]: from flags, environment and file to a repository and a server.
 //! - [`keys`]: from configuration and environment to the keys of a repository.
+//! - [`places`]: one repository or several, and what they were good for. [`evidence`]: how stores behaved.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
@@ -16,6 +17,7 @@ pub mod check;
 pub mod context;
 pub mod demo;
 pub mod error;
+pub mod evidence;
 pub mod guard;
 pub mod init;
 pub mod key;
@@ -23,6 +25,7 @@ pub mod keys;
 pub mod list;
 pub mod mirror;
 pub mod output;
+pub mod places;
 pub mod progress;
 pub mod reference;
 pub mod release;
@@ -142,6 +145,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Man(args) => reference::man(args),
         }
     });
+    places::save_measurements();
     // Threads that read for an operation that was given up end by themselves; nobody waits for them.
     runtime.shutdown_background();
     outcome

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
-use super::{output, progress};
+use super::{output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
@@ -68,7 +68,7 @@ fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let target: Target = args.to.parse()?;
     let timeline = timeline(args.timeline.as_deref())?;
-    let place = Place::open(global).await?;
+    let place = Place::open_any(global).await?;
     let manifests = place.manifests(global.json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
@@ -91,6 +91,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
     };
     let desk = Desk::new("restore", &place, global);
+    places::warn_of_missed(&place, global.json);
     let plan = match plan::plan(&guard::around(&place), archive, &manifests, &request).await {
         Ok(plan) => plan,
         Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
@@ -137,6 +138,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             root.display()
         ));
     }
+    places::tell_served(&place, global.json);
     let restored = desk.ended(attempt, done, detail).await?;
     let seconds = began.elapsed().as_secs_f64();
     if global.json {

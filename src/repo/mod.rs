@@ -14,6 +14,7 @@
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
+//! - [`copies`]: the same repository in several places.
 //! - [`vault`]: a store, and the keys that what is in it is sealed with.
 //! - [`repository`]: all of it together, behind one value.
 //!
@@ -22,6 +23,7 @@
 
 pub mod alert;
 pub mod audit;
+pub mod copies;
 pub mod fetch;
 pub mod frame;
 pub mod layout;
@@ -104,6 +106,12 @@ pub enum RepoError {
         "{place} is another repository ({found}) and not a copy of this one ({expected}); a mirror needs a place of its own, which is empty at first"
     )]
     OtherRepository { place: String, found: String, expected: String },
+    #[error("{place} holds no copy of the repository yet; `lastgood mirror` makes one")]
+    NoCopy { place: String },
+    #[error(
+        "{key} differs between {place}: one name, two contents; neither was touched. Look which one is right, and who wrote the other"
+    )]
+    Apart { key: ObjectKey, place: String },
     #[error("{key} is already there with other content")]
     Conflict { key: ObjectKey },
     #[error(
