@@ -23,7 +23,7 @@ pub async fn check(archive: &Archive, found: &Found, target: &str) -> Result<(),
     let numbers = number.saturating_sub(AROUND).max(first)..=last.min(number + AROUND);
     let question = Question {
         archive,
-        manifests: &[],
+        manifests: std::slice::from_ref(&found.snapshot),
         path: &found.path,
         since: None,
         until: None,

@@ -42,7 +42,7 @@ pub struct Question<'a> {
     /// Nothing that ends long after it.
     pub to: Option<Lsn>,
     pub many_rows: u64,
-    /// Just these segments, without names from before.
+    /// Just these segments, with the names of the first snapshot.
     pub numbers: Option<RangeInclusive<u64>>,
     pub local: Local<'a>,
 }
