@@ -8,6 +8,7 @@
 mod encryption;
 mod postgres;
 mod repository;
+mod tripwire;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use serde::Deserialize;
 pub use encryption::Encryption;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use tripwire::{Alert, Tripwire};
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -42,6 +44,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub tripwire: Tripwire,
+    pub alert: Alert,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -73,7 +77,9 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
-        self.encryption.check()
+        self.encryption.check()?;
+        self.tripwire.check()?;
+        self.alert.check()
     }
 }
 
