@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::context::{self, Global, Place};
+use super::keys::Need;
 use super::{error, output, places, progress};
 use crate::clock;
 use crate::repo::manifest::Manifest;
@@ -28,7 +29,7 @@ pub struct Args {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
-    let place = Place::open_all(global).await?;
+    let place = Place::open_all(global, Need::Write).await?;
     let session = context::session(&place.config).await?;
     let config = &place.config;
     let request = Request {

@@ -138,11 +138,11 @@ impl Place {
     }
 
     /// All repositories that are required: for writing.
-    pub async fn open_all(global: &Global) -> anyhow::Result<Place> {
+    pub async fn open_all(global: &Global, need: Need) -> anyhow::Result<Place> {
         let config = global.configuration()?;
         let storage = places::required(&config).await?;
         copies::prove_places(&*storage).await?;
-        Place::with(config, storage, Need::Write, None).await
+        Place::with(config, storage, need, None).await
     }
 
     async fn with(config: Config, storage: Arc<dyn Storage>, need: Need, several: Option<Arc<Several>>) -> anyhow::Result<Place> {

@@ -6,9 +6,11 @@
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
+//! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`error`]: every error's kind and exit code, in one place.
 
+pub mod alerts;
 pub mod archive_get;
 pub mod archive_push;
 pub mod audit;
@@ -24,6 +26,7 @@ pub mod key;
 pub mod keys;
 pub mod list;
 pub mod mirror;
+pub mod moment;
 pub mod output;
 pub mod places;
 pub mod progress;
@@ -32,6 +35,7 @@ pub mod release;
 pub mod restore;
 pub mod schedule;
 pub mod secrets;
+pub mod timeline;
 pub mod undo;
 pub mod verify;
 
@@ -70,6 +74,8 @@ pub enum Command {
     ArchiveGet(archive_get::Args),
     List(list::Args),
     Mirror(mirror::Args),
+    Timeline(timeline::Args),
+    Alerts(alerts::Args),
     Restore(restore::Args),
     Undo(undo::Args),
     Release(release::Args),
@@ -133,6 +139,8 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
             Command::Mirror(args) => mirror::run(&global, args).await,
+            Command::Alerts(args) => alerts::run(&global, args).await,
+            Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,
             Command::Release(args) => release::run(&global, args).await,

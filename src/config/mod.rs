@@ -9,6 +9,7 @@ mod encryption;
 mod mirror;
 mod postgres;
 mod repository;
+mod tripwire;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use encryption::Encryption;
 pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use tripwire::{Alert, Tripwire};
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -45,6 +47,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub tripwire: Tripwire,
+    pub alert: Alert,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -77,7 +81,9 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
-        self.encryption.check()
+        self.encryption.check()?;
+        self.tripwire.check()?;
+        self.alert.check()
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`settings`]: the server settings we read and the ones recovery needs.
 //! - [`scratch`]: a throw-away server.
 
+pub mod catalogue;
 pub mod control;
 pub mod data_directory;
 pub mod history;

@@ -16,8 +16,8 @@
 //! # Writing
 //! With [`Duty::Write`], all places are required: `create` goes to the first, whose answer decides who was first, then to all others
 //! at once. `New` means that every place has these bytes, durably, from this call. `AlreadyThere` means that some place had
-//! something: whether all have the same is for who knows the format (`repo::copies`). A name of the writer's own goes to all
-//! at once. Listings fail when one place does not answer, because a decision there must not be overlooked. Deletions go to all.
+//! something: whether all have the same is for who knows the format (`repo::copies`). So a mirror never has what the first
+//! lacks. Listings fail when one place does not answer, because a decision there must not be overlooked. Deletions go to all.
 //!
 //! With [`Duty::Read`], what a reader writes (audit, pins) goes to every place that answers; one is enough.
 //!
@@ -41,7 +41,7 @@ use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read
 use member::Member;
 pub use member::Served;
 
-/// How long one place may be silent before the next is asked too; and for each mebibyte that is asked for, a second more.
+/// How long one place may be silent before the next is asked too; and for each 4 MiB that are asked for, a second more.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl Several {
     }
 
     fn patience(&self, bytes: u64) -> Duration {
-        self.patience + Duration::from_secs(bytes >> 20)
+        self.patience + Duration::from_secs(bytes >> 22)
     }
 
     /// Whether a mirror is a copy of the first. As long as the first cannot be asked, the configuration is believed.
@@ -120,19 +120,24 @@ impl Several {
         if let Some(known) = member.is_copy.get() {
             return Ok(*known);
         }
-        let here = member.answered((self.rules.identify)(member.storage.clone()).await)?;
-        let Some(here) = here else {
+        let first = async {
+            if self.first().is_bypassed() {
+                return None;
+            }
+            let first = tokio::time::timeout(self.patience, (self.rules.identify)(self.first().storage.clone()));
+            first.await.ok()?.ok()?
+        };
+        let (here, first) = tokio::join!((self.rules.identify)(member.storage.clone()), first);
+        let Some(here) = member.answered(here)? else {
             member.exclude("it holds no repository yet; `lastgood mirror` makes it a copy");
             return Ok(false);
         };
-        let first = tokio::time::timeout(self.patience, (self.rules.identify)(self.first().storage.clone())).await;
-        let Ok(Ok(Some(first))) = first else { return Ok(true) };
-        if first != here {
+        if first.is_some_and(|first| first != here) {
             member.exclude("it is another repository, not a copy of the first");
-        } else {
-            let _ = member.is_copy.set(true);
+            return Ok(false);
         }
-        Ok(first == here)
+        let _ = member.is_copy.set(true);
+        Ok(true)
     }
 
     /// Asks one place after the other until one has an answer; see the module.
@@ -219,15 +224,21 @@ impl Several {
     }
 
     async fn create_own_required(&self, key: &ObjectKey, body: Body) -> Result<Created> {
-        let all = self.members.iter().map(|member| member.storage.create_own(key, body.clone()));
-        let created = try_join_all(all).await?;
-        Ok(if created.contains(&Created::New) { Created::New } else { Created::AlreadyThere })
+        let first = self.first().storage.create_own(key, body.clone()).await?;
+        let others = self.members[1..].iter().map(|member| member.storage.create_own(key, body.clone()));
+        let others = try_join_all(others).await?;
+        // Whatever was there came from an earlier attempt of this call.
+        Ok(if first == Created::New || others.contains(&Created::New) { Created::New } else { Created::AlreadyThere })
     }
 
     /// To every place that answers; the first answer counts.
     async fn create_anywhere(&self, key: &ObjectKey, body: Body) -> Result<Created> {
         let (mut created, mut failures) = (None, Vec::new());
         for index in self.order() {
+            // Somebody else's stands there; the others have that, or will.
+            if created == Some(Created::AlreadyThere) {
+                break;
+            }
             let member = &self.members[index];
             let create = async {
                 if self.is_copy(index).await? { member.storage.create(key, body.clone()).await.map(Some) } else { Ok(None) }
@@ -332,7 +343,8 @@ impl Storage for Several {
             return self.first().storage.read(key, part).await;
         }
         let bytes = match part {
-            Part::Whole => 32 << 20,
+            // What is read whole is small.
+            Part::Whole => 0,
             Part::Range { bytes, .. } | Part::Tail { bytes } => bytes,
         };
         self.ask(bytes, ("read", key), move |member| Box::pin(async move { member.read_counted(key, part).await })).await
