@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::context::{Global, Place};
-use super::output;
+use super::{output, places};
 use crate::postgres::lsn::SystemId;
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
@@ -50,6 +50,7 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
         let (major, wal_segments) = (history.major, archive.count());
         listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows });
     }
+    places::warn_of_missed(&place, global.json);
     if global.json {
         output::json(&listing)
     } else {
