@@ -66,6 +66,16 @@ fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
     Ok((oid.into(), path.into()))
 }
 
+impl From<Action> for TargetAction {
+    fn from(action: Action) -> TargetAction {
+        match action {
+            Action::Pause => TargetAction::Pause,
+            Action::Promote => TargetAction::Promote,
+            Action::Shutdown => TargetAction::Shutdown,
+        }
+    }
+}
+
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let asked = args.moment.asked()?;
     let timeline = timeline(args.timeline.as_deref())?;
@@ -85,11 +95,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         event: moment.event,
         timeline: moment.timeline,
         inclusive: moment.inclusive.unwrap_or(!args.exclusive),
-        action: args.target_action.map(|action| match action {
-            Action::Pause => TargetAction::Pause,
-            Action::Promote => TargetAction::Promote,
-            Action::Shutdown => TargetAction::Shutdown,
-        }),
+        action: args.target_action.map(TargetAction::from),
         into,
         tablespaces: args.tablespace,
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,

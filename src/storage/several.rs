@@ -377,12 +377,16 @@ impl Storage for Several {
 
     async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, StorageError)>> {
         if self.duty == Duty::Read {
+            let Some(first_key) = keys.first() else { return Ok(Vec::new()) };
+            let patience = self.patience + Duration::from_millis(20 * keys.len() as u64);
             let answers = join_all(self.members.iter().map(|member| async move {
-                let answer = tokio::time::timeout(self.patience, member.storage.delete(keys)).await;
-                answer.unwrap_or_else(|_| Ok(Vec::new()))
+                let answer = tokio::time::timeout(patience, member.storage.delete(keys)).await;
+                answer.unwrap_or_else(|_| Err(self.error(("delete", first_key), Fault::Transient, "no answer in time")))
             }));
-            // Only a reader's own pins: one that stays grows stale.
-            return answers.await.into_iter().find(Result::is_ok).unwrap_or_else(|| Ok(Vec::new()));
+            // Only a reader's own pins: one that stays somewhere grows stale.
+            let mut answers = answers.await;
+            let sound = answers.iter().position(Result::is_ok).unwrap_or(0);
+            return answers.swap_remove(sound);
         }
         let (local, shared): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|key| self.stays_here(key.as_str()));
         let mut failed = Vec::new();
