@@ -277,8 +277,9 @@ impl Told {
             }
         }
         if has_named_table {
-            // An index or a toast table goes with its table; what has no name beside one that has is seldom more.
-            found.retain(|touched| touched.kind.is_some_and(is_table));
+            // An index, a toast table or a sequence goes with its table; what has no name beside one that has is seldom more.
+            let has_rows = found.iter().any(|touched| touched.kind.is_some_and(|kind| is_table(kind) && kind != 'S'));
+            found.retain(|touched| touched.kind.is_some_and(|kind| is_table(kind) && !(has_rows && kind == 'S')));
         }
         found.sort_by(|a, b| (!a.kind.is_some_and(is_table), &a.name).cmp(&(!b.kind.is_some_and(is_table), &b.name)));
         self.relations = found;
