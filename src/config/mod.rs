@@ -5,6 +5,7 @@
 //!
 //! A section is a struct in a file of its own, or with its neighbours, and checks itself.
 
+mod drill;
 mod encryption;
 mod postgres;
 mod repository;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
@@ -42,6 +44,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    /// Absent: drills can be run, and nobody is waiting for them.
+    pub drill: Option<Drill>,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -73,7 +77,8 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
-        self.encryption.check()
+        self.encryption.check()?;
+        self.drill.as_ref().map_or(Ok(()), Drill::check)
     }
 }
 

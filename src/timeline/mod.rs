@@ -8,6 +8,7 @@
 //! - [`target`]: what a person types after `--to`.
 //! - [`events`]: what happened, from the indexes of segments. [`classify`]: what a transaction did. [`catalogue`]: names for
 //!   numbers.
+//! - [`estimate`]: how long a restore will take, from how long others took.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
 //!
 //! Every target becomes an LSN, exclusive or inclusive, by reading the WAL that decides it. Two reasons: recovery to a time
@@ -17,6 +18,7 @@
 pub mod archive;
 pub mod catalogue;
 pub mod classify;
+pub mod estimate;
 pub mod events;
 pub mod find;
 pub mod indexes;
