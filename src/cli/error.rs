@@ -8,6 +8,7 @@ use crate::repo::RepoError;
 use crate::restore::RestoreError;
 use crate::snapshot::SnapshotError;
 use crate::storage::StorageError;
+use crate::timeline::before::EventError;
 use crate::timeline::find::FindError;
 use crate::timeline::target::TargetError;
 
@@ -53,6 +54,12 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<FindError>() {
         return Some(find(error));
+    }
+    if let Some(error) = cause.downcast_ref::<EventError>() {
+        return Some(match error {
+            EventError::Repo(error) => repo(error),
+            _ => TARGET,
+        });
     }
     if let Some(GetError::Repo(error)) = cause.downcast_ref::<GetError>() {
         return Some(repo(error));

@@ -5,6 +5,7 @@
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
+//! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`error`]: every error's kind and exit code, in one place.
 
@@ -21,6 +22,7 @@ pub mod init;
 pub mod key;
 pub mod keys;
 pub mod list;
+pub mod moment;
 pub mod output;
 pub mod progress;
 pub mod reference;
@@ -28,6 +30,7 @@ pub mod release;
 pub mod restore;
 pub mod schedule;
 pub mod secrets;
+pub mod timeline;
 pub mod undo;
 pub mod verify;
 
@@ -65,6 +68,7 @@ pub enum Command {
     #[command(name = "archive-get")]
     ArchiveGet(archive_get::Args),
     List(list::Args),
+    Timeline(timeline::Args),
     Restore(restore::Args),
     Undo(undo::Args),
     Release(release::Args),
@@ -127,6 +131,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchivePush(args) => archive_push::run(&global, args).await,
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
+            Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,
             Command::Release(args) => release::run(&global, args).await,

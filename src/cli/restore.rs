@@ -6,6 +6,7 @@ use clap::ValueEnum;
 
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
+use super::moment::{self, Asked, Moment};
 use super::{output, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
@@ -26,11 +27,11 @@ use crate::timeline::target::{Target, TargetError};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  lastgood restore --to latest --into /var/lib/postgresql/15/restored\n  \
     lastgood restore --to '2026-11-21 04:14:59+01:00' --into /srv/pg --dry-run\n  \
+    lastgood restore --before 'drop of shop.public.orders' --into /srv/pg --target-action promote\n  \
     lastgood restore --to 0/5A001C8 --exclusive --into /srv/pg --target-action promote")]
 pub struct Args {
-    /// latest, a time with zone, an LSN, a transaction id, the name of a restore point, or a snapshot
-    #[arg(long, value_name = "TARGET", allow_hyphen_values = true)]
-    to: String,
+    #[command(flatten)]
+    moment: Moment,
     /// Where to: a directory that is empty, does not exist yet, or holds a stopped cluster
     #[arg(long, value_name = "DIRECTORY")]
     into: PathBuf,
@@ -66,27 +67,30 @@ fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
-    let target: Target = args.to.parse()?;
+    let asked = args.moment.asked()?;
     let timeline = timeline(args.timeline.as_deref())?;
     let place = Place::open(global).await?;
     let manifests = place.manifests(global.json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
-    let wanted = if let Target::Snapshot(id) = &target { of_snapshot(id) } else { None };
+    let wanted = if let Asked::Target(Target::Snapshot(id)) = &asked { of_snapshot(id) } else { None };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
     archive.abandon(&place.record.abandoned(history.system_identifier));
+    let into = std::path::absolute(&args.into)?;
+    let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
     let request = Request {
-        target,
-        timeline,
-        inclusive: !args.exclusive,
+        target: moment.target,
+        event: moment.event,
+        timeline: moment.timeline,
+        inclusive: moment.inclusive.unwrap_or(!args.exclusive),
         action: args.target_action.map(|action| match action {
             Action::Pause => TargetAction::Pause,
             Action::Promote => TargetAction::Promote,
             Action::Shutdown => TargetAction::Shutdown,
         }),
-        into: std::path::absolute(&args.into)?,
+        into,
         tablespaces: args.tablespace,
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
     };
@@ -150,7 +154,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
+pub(super) fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
     match text {
         None | Some("latest") => Ok(None),
         Some(hex) => match u32::from_str_radix(hex, 16) {
@@ -169,6 +173,12 @@ fn show_plan(plan: &Plan) {
         "from",
         format!("snapshot {} of cluster {}, consistent at {}", plan.snapshot, plan.cluster, output::time(plan.snapshot_stop)),
     );
+    if let Some(event) = &plan.event {
+        let side = if plan.inclusive { "behind" } else { "before" };
+        let time = event.time.map(|time| format!(", committed at {}", output::exact_time(time))).unwrap_or_default();
+        let xid = if event.xid == 0 { String::new() } else { format!(", transaction {}", event.xid) };
+        output::entry(side, format!("{}{xid}{time} ({})", event.text, event.id));
+    }
     output::entry("to", format!("{}, {}", plan.target, plan.recovery));
     if let Some(lsn) = plan.stop_lsn {
         output::entry("stops at", format!("{lsn} on timeline {}", plan.timeline));

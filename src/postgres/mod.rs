@@ -13,6 +13,7 @@
 //! - [`scratch`]: a throw-away server. [`quarantine`]: settings with which a copy of a server acts on nothing.
 //! - [`programs`]: where the programs of a major version are.
 
+pub mod catalogue;
 pub mod control;
 pub mod data_directory;
 pub mod history;

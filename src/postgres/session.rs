@@ -124,6 +124,7 @@ pub struct ArchiverState {
 #[derive(Debug)]
 pub struct Session {
     client: Client,
+    connection: Connection,
     target: String,
     /// Absent for a socket.
     host: Option<String>,
@@ -147,7 +148,7 @@ impl Session {
         let config = configuration(connection);
         let target = describe(&config);
         let client = connect(&config, connection, &target).await?;
-        let mut session = Session { client, target, host: network_host(&config), major: 0 };
+        let mut session = Session { client, connection: connection.clone(), target, host: network_host(&config), major: 0 };
         session
             .execute(
                 "prepare the session",
@@ -165,6 +166,11 @@ impl Session {
             session.execute("prepare the session", "SET idle_session_timeout = 0").await?;
         }
         Ok(session)
+    }
+
+    /// Another session of the same role, in another database.
+    pub async fn in_database(&self, name: &str) -> Result<Session, SessionError> {
+        Session::open(&Connection { dbname: Some(name.into()), ..self.connection.clone() }).await
     }
 
     pub fn target(&self) -> &str {
@@ -336,6 +342,10 @@ impl Session {
             _ => None,
         };
         Ok(rows.iter().filter_map(text).collect())
+    }
+
+    pub(super) async fn rows(&self, doing: &'static str, sql: &str) -> Result<Vec<Row>, SessionError> {
+        self.client.query(sql, &[]).await.map_err(|e| self.error(doing, e))
     }
 
     async fn execute(&self, doing: &'static str, sql: &str) -> Result<(), SessionError> {

@@ -78,6 +78,11 @@ impl Layout {
         ObjectKey::new(format!("{}{snapshot}/wal", self.all_files()))
     }
 
+    /// What was called what when the snapshot was taken.
+    pub fn catalogue(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}/catalogue", self.all_files()))
+    }
+
     /// Folder with one folder for each snapshot that wrote packs, committed or not.
     pub fn all_packs(&self) -> String {
         format!("{}packs/", self.root)

@@ -97,6 +97,9 @@ pub struct Manifest {
     pub file_lists: Vec<Part>,
     pub pack_table: Part,
     pub wal_table: Part,
+    /// Names of databases and relations; absent where the server could not be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue: Option<Part>,
     /// First and last segment needed to be consistent.
     pub first_segment: SegmentName,
     pub last_segment: SegmentName,

@@ -22,13 +22,17 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
 use crate::timeline::find::{self, Found, Neighbour, Question};
+use crate::timeline::inside;
 use crate::timeline::tail::Tail;
 use crate::timeline::target::Target;
+use crate::timeline::told::Told;
 
 /// What is asked.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub target: Target,
+    /// The event that the target stands before or behind.
+    pub event: Option<Told>,
     pub timeline: Option<Timeline>,
     pub inclusive: bool,
     /// Absent: pause, but promote at the end of the WAL.
@@ -55,6 +59,8 @@ pub struct Plan {
     pub system_identifier: SystemId,
     pub major: u32,
     pub target: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<Told>,
     pub snapshot: String,
     pub snapshot_stop: Timestamp,
     pub timeline: Timeline,
@@ -141,6 +147,7 @@ pub async fn plan(
         stop_at_end: action != TargetAction::Promote,
     };
     let found = find::find(&archive, manifests, &question).await?;
+    inside::check(&archive, &found, &request.target.to_string()).await?;
     let manifest = &found.snapshot;
     if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
         && control.system_identifier == archive.system
@@ -183,6 +190,7 @@ pub async fn plan(
         system_identifier: manifest.system_identifier,
         major: manifest.major,
         target: request.target.to_string(),
+        event: request.event.clone(),
         snapshot: manifest.id.clone(),
         snapshot_stop: manifest.stop_time,
         timeline: found.path.timeline(),

@@ -9,6 +9,7 @@ use super::parent::{self, Conditions};
 use super::{SnapshotError, wait};
 use crate::clock;
 use crate::monitor::Monitor;
+use crate::postgres::catalogue;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory;
 use crate::postgres::history::History;
@@ -200,15 +201,29 @@ impl Snapshot<'_> {
             control: &self.control,
             id: &self.id,
         };
-        let watched = copy.run(parent.as_ref());
-        let copied = tokio::select! {
-            copied = watched => copied?,
+        let watched = async { tokio::join!(copy.run(parent.as_ref()), self.catalogue()) };
+        let (copied, catalogue) = tokio::select! {
+            (copied, catalogue) = watched => (copied?, catalogue?),
             broken = self.watch() => return Err(broken),
         };
         let stopped = self.session.stop_backup().await?;
         self.check_still_the_same().await?;
         let segments = self.wait_for_wal(&history, start_lsn, &stopped).await?;
-        self.manifest(parent, copied, start_lsn, start_time, listed_ns, stopped, segments).await
+        self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments).await
+    }
+
+    /// Names for the numbers in the WAL that follows. A snapshot without them is a snapshot all the same.
+    async fn catalogue(&self) -> Result<Option<manifest::Part>, SnapshotError> {
+        let (catalogue, problems) = match catalogue::take(self.session).await {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.monitor.warn(&format!("what happens from now on will be told in numbers, without names: {error}"));
+                return Ok(None);
+            }
+        };
+        problems.iter().for_each(|problem| self.monitor.warn(problem));
+        let key = self.cluster.layout().catalogue(&self.id);
+        Ok(Some(manifest::put_table(self.cluster, &key, &catalogue.lines()).await?))
     }
 
     async fn prove_archiving(&self) -> Result<(), SnapshotError> {
@@ -331,6 +346,7 @@ impl Snapshot<'_> {
         &self,
         parent: Option<Manifest>,
         copied: Copied,
+        catalogue: Option<manifest::Part>,
         start_lsn: Lsn,
         start_time: jiff::Timestamp,
         listed_ns: i64,
@@ -384,6 +400,7 @@ impl Snapshot<'_> {
             file_lists: copied.lists,
             pack_table,
             wal_table,
+            catalogue,
             first_segment: segments[0].0,
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,

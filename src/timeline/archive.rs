@@ -102,6 +102,17 @@ impl Archive {
         &self.runs
     }
 
+    /// First and last number of each run of a timeline's segments, archived or not.
+    pub fn numbers(&self, timeline: Timeline) -> Vec<(u64, u64)> {
+        let mut runs = self.runs.clone();
+        for name in self.tails.keys().filter(|name| name.timeline == timeline) {
+            if let Some(number) = name.number(self.segment_bytes) {
+                runs.add(timeline, number, number);
+            }
+        }
+        runs.of(timeline).to_vec()
+    }
+
     /// The roll-up that holds a segment's index.
     pub fn group(&self, name: SegmentName) -> Option<Group> {
         let number = name.number(self.segment_bytes)?;

@@ -4,51 +4,38 @@
 //! mean. It is as old as the snapshot: a relation that it does not know stays a number, and is never guessed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use crate::postgres::catalogue::{Catalogue, Database, Line, Relation};
 use crate::postgres::wal::heap::ClassRow;
+use crate::postgres::wal::index::MappedFiles;
+use crate::postgres::wal::index::facts::{PG_CLASS, PG_INDEX, PG_TYPE};
 use crate::postgres::wal::reference::RelFileLocator;
+use crate::repo::RepoError;
+use crate::repo::manifest::{self, Manifest};
+use crate::repo::repository::Cluster;
 
 /// OIDs of `pg_default` and `pg_global`.
 pub const DEFAULT_TABLESPACE: u32 = 1663;
 pub const GLOBAL_TABLESPACE: u32 = 1664;
 
-/// As it is kept: every database that could be asked.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Catalogue {
-    pub databases: Vec<Database>,
+/// What was called what when this snapshot was taken; `None` where nobody could be asked.
+pub async fn of_snapshot(cluster: &Cluster, manifest: &Manifest) -> Result<Option<Catalogue>, RepoError> {
+    let Some(part) = &manifest.catalogue else { return Ok(None) };
+    let key = cluster.layout().catalogue(&manifest.id);
+    let lines: Vec<Line> = manifest::get_part(cluster, &key, part).await?;
+    Ok(Some(Catalogue::of_lines(lines)))
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Database {
-    pub oid: u32,
-    pub name: String,
-    /// Where relations without a tablespace of their own lie.
-    pub tablespace: u32,
-    /// OID and name of each schema.
-    #[serde(default)]
-    pub schemas: Vec<(u32, String)>,
-    /// Empty when the database could not be asked.
-    #[serde(default)]
-    pub relations: Vec<Relation>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Relation {
-    pub oid: u32,
-    pub schema: String,
-    pub name: String,
-    /// `relkind`.
-    pub kind: char,
-    /// The relfilenode; 0 for what has no file.
-    pub file: u32,
-    /// 0 for the database's own.
-    #[serde(default)]
-    pub tablespace: u32,
-    /// `reltuples`; negative when the server never counted.
-    pub rows: f64,
-    pub bytes: u64,
+/// Where catalogs that records are looked at for lie, as far as the catalogue knows.
+pub fn mapped(catalogue: &Catalogue) -> Arc<MappedFiles> {
+    let is_followed =
+        |relation: &&Relation| [PG_CLASS, PG_TYPE, PG_INDEX].contains(&relation.oid) && relation.file != relation.oid;
+    let of = |database: &Database| {
+        let oid = database.oid;
+        database.relations.iter().filter(is_followed).map(|r| ((oid, r.oid), r.file)).collect::<Vec<_>>()
+    };
+    Arc::new(catalogue.databases.iter().flat_map(of).collect())
 }
 
 /// A relation with its database.

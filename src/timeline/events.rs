@@ -121,6 +121,11 @@ impl Events {
         }
     }
 
+    /// Names as they are after what was read so far.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
     /// Names as they are after what was read.
     pub fn into_names(self) -> Names {
         self.names

@@ -48,6 +48,10 @@ pub enum FindError {
     UnknownTimeline { timeline: Timeline, known: Vec<Timeline> },
     #[error("no snapshot can be restored on timeline {timeline}: {reason}")]
     NoCandidate { timeline: Timeline, reason: String },
+    #[error(
+        "{target} lies inside {what} (it began at {begin} and committed at {commit}): its files would be gone, or the database could not be opened. To stop before it: --before {event}"
+    )]
+    Inside { target: String, what: String, begin: Lsn, commit: Lsn, event: String },
     #[error("snapshot {id} cannot be restored: WAL segment {segment} is missing, without which it is not consistent")]
     Incomplete { id: String, segment: SegmentName },
 }

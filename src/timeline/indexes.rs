@@ -85,12 +85,9 @@ pub async fn each(wanted: &Wanted<'_>, visit: &mut (dyn FnMut(Indexed) -> bool +
             let mut done = 0;
             while let Some(had) = running.next().await {
                 done += 1;
-                match had? {
-                    Ok(had) => {
-                        if !hand_over(wanted, had, &mut sources, visit)? {
-                            return Ok(sources);
-                        }
-                    }
+                match had?.and_then(|had| hand_over(had, wanted, &mut sources, visit)) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(sources),
                     Err(numbers) => {
                         instead = Some((done, numbers));
                         break;
@@ -165,12 +162,13 @@ async fn fetch(wanted: &Wanted<'_>, piece: Piece) -> Result<Result<Had, RangeInc
     }
 }
 
+/// `false` when nothing more is wanted; an error names segments that must be read one by one.
 fn hand_over(
-    wanted: &Wanted<'_>,
     had: Had,
+    wanted: &Wanted<'_>,
     sources: &mut Sources,
     visit: &mut (dyn FnMut(Indexed) -> bool + Send),
-) -> Result<bool, RepoError> {
+) -> Result<bool, RangeInclusive<u64>> {
     match had {
         Had::Nothing => Ok(true),
         Had::One(number, name, index, is_local) => {
@@ -179,16 +177,18 @@ fn hand_over(
             Ok(visit(Indexed { number, name, index }))
         }
         Had::RollUp(rollup, numbers) => {
-            let mut goes_on = true;
-            rollup.each(&mut |number, raw| {
+            let (mut goes_on, mut next) = (true, *numbers.start());
+            let opened = rollup.each(&mut |number, raw| {
                 if numbers.contains(&number) {
                     sources.rolled_up += 1;
+                    next = number + 1;
                     let name = SegmentName::new(rollup.group().timeline, number, wanted.archive.segment_bytes);
                     goes_on = visit(Indexed { number, name, index: SegmentIndex::parse(raw) });
                 }
                 goes_on && number < *numbers.end()
-            })?;
-            Ok(goes_on)
+            });
+            // The rest of a damaged one comes from the segments.
+            if opened.is_err() { Err(next..=*numbers.end()) } else { Ok(goes_on) }
         }
     }
 }

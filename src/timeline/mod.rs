@@ -6,9 +6,11 @@
 //! - [`tail`]: ends of WAL that are no whole archived segments.
 //! - [`windows`]: the stretches of time to which a restore can go.
 //! - [`target`]: what a person types after `--to`.
+//! - [`before`]: which event a person means. [`story`]: what happened in a stretch of time; [`told`]: an event in words.
 //! - [`events`]: what happened, from the indexes of segments. [`classify`]: what a transaction did. [`catalogue`]: names for
 //!   numbers.
 //! - [`estimate`]: how long a restore will take, from how long others took.
+//! - [`inside`]: targets in the middle of what cannot be divided.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
 //!
 //! Every target becomes an LSN, exclusive or inclusive, by reading the WAL that decides it. Two reasons: recovery to a time
@@ -16,14 +18,18 @@
 //! only a position says the same to a person, to the plan, and to the server (rules 39, 42, 43).
 
 pub mod archive;
+pub mod before;
 pub mod catalogue;
 pub mod classify;
 pub mod estimate;
 pub mod events;
 pub mod find;
 pub mod indexes;
+pub mod inside;
 pub mod listing;
 pub mod scan;
+pub mod story;
 pub mod tail;
 pub mod target;
+pub mod told;
 pub mod windows;

@@ -4,9 +4,10 @@ use std::os::unix::fs::chown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lastgood::postgres::catalogue::Catalogue;
 use lastgood::postgres::session::Session;
 use lastgood::postgres::wal::index::facts::FEW_ROWS;
-use lastgood::timeline::catalogue::{Catalogue, Names};
+use lastgood::timeline::catalogue::Names;
 use lastgood::timeline::classify::Deed;
 use lastgood::timeline::events::Happened;
 

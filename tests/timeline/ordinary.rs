@@ -91,8 +91,8 @@ async fn harmless(major: u32) {
     play.sql("CREATE TABLE made_after_the_move (id int, what text)").await;
     let made = play.oid("made_after_the_move").await;
     let database = play.database;
-    let mut empty = lastgood::timeline::catalogue::Catalogue::default();
-    empty.databases.push(lastgood::timeline::catalogue::Database {
+    let mut empty = lastgood::postgres::catalogue::Catalogue::default();
+    empty.databases.push(lastgood::postgres::catalogue::Database {
         oid: database,
         name: "shop".into(),
         tablespace: 1663,

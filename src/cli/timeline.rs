@@ -1,0 +1,241 @@
+//! `lastgood timeline`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::context::{Global, Place};
+use super::output::{self, Colour};
+use super::{moment, progress, restore};
+use crate::clock;
+use crate::timeline::archive::Archive;
+use crate::timeline::story::{self, Question, Story};
+use crate::timeline::tail;
+use crate::timeline::told::{Kind, Told};
+use crate::timeline::windows::{self, Window};
+
+/// Hours that are told when no beginning is given.
+const HOURS: i64 = 24;
+/// Bars in the sparkline of activity.
+const BARS: i64 = 60;
+
+/// Show what happened: drops, truncations, mass changes, and the command that goes back to just before each
+///
+/// Reads the WAL that was archived. Everyday work (checkpoints, VACUUM FULL, REINDEX) is left out unless --all or --kind asks for
+/// it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lastgood timeline --since 2h\n  \
+    lastgood timeline --since '2026-11-21 08:00+01:00' --kind drop,truncate --table orders\n  \
+    lastgood timeline --include-pg-wal /var/lib/postgresql/15/main/pg_wal\n  \
+    lastgood timeline --json | jq '.events[] | select(.kind == \"drop\") | .id'")]
+pub struct Args {
+    /// A time with zone, or how long ago, like 2h or 7d [default: 24h]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    since: Option<String>,
+    /// A time with zone, or how long ago [default: now]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    until: Option<String>,
+    /// Only what touched this relation: orders, public.orders or shop.public.orders
+    #[arg(long, value_name = "NAME")]
+    table: Option<String>,
+    /// Only what happened in this database
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// Only these kinds, separated by commas
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    kind: Vec<Kind>,
+    /// Everything, also everyday work
+    #[arg(long)]
+    all: bool,
+    /// Rows of one relation that a transaction must change or delete to be told of
+    #[arg(long, value_name = "ROWS", default_value_t = story::MANY_ROWS)]
+    rows: u64,
+    /// Timeline to follow, in hex as in file names, or latest
+    #[arg(long, value_name = "ID")]
+    timeline: Option<String>,
+    /// Also read WAL that is not archived yet, from this pg_wal of a living or dead server
+    #[arg(long, value_name = "DIRECTORY")]
+    include_pg_wal: Option<PathBuf>,
+}
+
+fn kind(word: &str) -> Result<Kind, String> {
+    let words = || Kind::ALL.map(Kind::word).join(", ");
+    Kind::of_word(word).ok_or_else(|| format!("there are {}", words()))
+}
+
+#[derive(Serialize)]
+struct Listing {
+    cluster: String,
+    since: Timestamp,
+    until: Timestamp,
+    #[serde(flatten)]
+    story: Story,
+    activity: BTreeMap<String, [u32; 2]>,
+    windows: Vec<Window>,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let now = clock::now();
+    let since = args.since.as_deref().map(moment::time).transpose()?.unwrap_or(now - SignedDuration::from_hours(HOURS));
+    let until = args.until.as_deref().map(moment::time).transpose()?.unwrap_or(now);
+    anyhow::ensure!(since <= until, "--since ({}) lies after --until ({})", output::time(since), output::time(until));
+    let timeline = restore::timeline(args.timeline.as_deref())?;
+    let place = Place::open(global).await?;
+    let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
+    let system = history.system_identifier;
+    let manifests: Vec<_> = place.manifests(global.json).await?.into_iter().filter(|m| m.system_identifier == system).collect();
+    let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
+    archive.abandon(&place.record.abandoned(system));
+    let windows = windows::windows(&archive, &manifests).await?.windows;
+    if let Some(pg_wal) = &args.include_pg_wal {
+        let found = tail::in_directory(pg_wal, system).map_err(|e| anyhow::anyhow!("read {}: {e}", pg_wal.display()))?;
+        archive.add_tails(found);
+    }
+    let path = moment::path(&archive, timeline)?;
+    let spool = moment::spool(&place.config, system, place.config.postgres.data_directory.as_ref());
+    let local = |name| spool.as_ref().and_then(|spool| spool.index(name));
+    let question = Question {
+        archive: &archive,
+        manifests: &manifests,
+        path: &path,
+        since: Some(since),
+        until: Some(until),
+        from: None,
+        to: None,
+        many_rows: args.rows,
+        numbers: None,
+        local: &local,
+    };
+    let monitor = progress::monitor(global.json);
+    let mut story = story::tell(&question).await?;
+    drop(monitor);
+    story.events.retain(|told| args.wants(told));
+    let activity = story.minutes.iter().map(|(minute, (commits, aborts))| (minute_text(*minute), [*commits, *aborts])).collect();
+    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows };
+    if global.json {
+        output::json(&listing);
+    } else {
+        show(&listing);
+    }
+    Ok(0)
+}
+
+impl Args {
+    fn wants(&self, told: &Told) -> bool {
+        let by_kind = if self.kind.is_empty() { self.all || !told.kind.is_routine() } else { self.kind.contains(&told.kind) };
+        let by_table = self.table.as_ref().is_none_or(|name| told.touches(name));
+        let by_database = self.database.as_ref().is_none_or(|name| told.database.as_ref() == Some(name));
+        by_kind && by_table && by_database
+    }
+}
+
+fn minute_text(minute: i64) -> String {
+    Timestamp::from_second(minute * 60).map_or(minute.to_string(), output::time)
+}
+
+fn show(listing: &Listing) {
+    let story = &listing.story;
+    let (from, to) = (output::time(listing.since), output::time(listing.until));
+    let timeline = story.timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
+    output::line(format!("cluster {}{timeline}: {from} to {to}", listing.cluster));
+    let Some(last) = story.last_lsn else {
+        return output::line("  no WAL of this time is in the archive: nothing is known about it");
+    };
+    let read = output::count(story.segments, "WAL segment");
+    output::entry("read", format!("{read}, up to {last}{}", at(story.last_time)));
+    let names = story.names_from.as_ref().map_or("no snapshot has any: numbers are shown".into(), |id| format!("as of {id}"));
+    output::entry("names", names);
+    output::entry("activity", format!("{}, {} rolled back", output::count(story.commits, "commit"), story.aborts));
+    if let Some((bars, scale)) = sparkline(&story.minutes, listing.since, listing.until) {
+        output::entry("", bars);
+        output::entry("", scale);
+    }
+    for window in &listing.windows {
+        let (from, to) = (output::time(window.from_time), output::time(window.to_time));
+        output::entry("window", format!("{from} to {to}, timeline {}: any moment in it can be restored", window.timeline));
+    }
+    for gap in &story.gaps {
+        let text = format!("{} to {}: {}; what happened there is not known", gap.from, gap.to, gap.reason);
+        output::entry("GAP", output::paint(Colour::Yellow, &text));
+    }
+    if story.events.is_empty() {
+        return output::line("\nNothing of what was asked for happened in the WAL that was read.");
+    }
+    story.events.iter().for_each(show_event);
+    if story.is_cut {
+        output::line("\nThere was more than a list can hold: ask for a shorter time.");
+    }
+}
+
+fn at(time: Option<Timestamp>) -> String {
+    time.map(|time| format!(", the last transaction at {}", output::exact_time(time))).unwrap_or_default()
+}
+
+fn show_event(told: &Told) {
+    let time = match told.time {
+        Some(time) => {
+            let local = time.to_zoned(TimeZone::system());
+            format!("{} ({})", output::exact_time(time), local.strftime("%H:%M:%S %Z"))
+        }
+        None => "at a time that no record tells".into(),
+    };
+    let text = if told.kind.is_destructive() { output::paint(Colour::Red, &told.text) } else { told.text.clone() };
+    output::line(format!("\n{time}  {text}"));
+    let mut facts = Vec::new();
+    if told.xid != 0 {
+        facts.push(format!("transaction {}", told.xid));
+    }
+    facts.push(if told.first_lsn < told.lsn { format!("{} to {}", told.first_lsn, told.lsn) } else { told.lsn.to_string() });
+    if told.changed_rows == 0 && told.rows() > 0 {
+        facts.push(format!("about {}", output::count(told.rows(), "row")));
+    }
+    if told.bytes() > 0 {
+        facts.push(format!("about {}", output::bytes(told.bytes())));
+    }
+    output::line(format!("    {}", facts.join(", ")));
+    if told.is_incomplete {
+        output::line("    not all of it may be known: it began in a gap, or there was more than is kept");
+    }
+    if !told.kind.is_routine() {
+        output::line(format!("    before it: lastgood restore --before {} --into DIRECTORY", told.id));
+    }
+}
+
+/// Commits in equal parts of the time, as bars; and what a bar stands for.
+fn sparkline(minutes: &BTreeMap<i64, (u32, u32)>, since: Timestamp, until: Timestamp) -> Option<(String, String)> {
+    const HEIGHTS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let minute = |time: Timestamp| time.as_second().div_euclid(60);
+    let (first, last) = (minute(since).max(*minutes.keys().next()?), minute(until).min(*minutes.keys().next_back()?));
+    let width = ((last - first + 1) + BARS - 1).div_euclid(BARS).max(1);
+    let mut sums = vec![0u64; ((last - first) / width + 1).try_into().ok()?];
+    for (at, (commits, _)) in minutes.range(first..=last) {
+        sums[usize::try_from((at - first) / width).ok()?] += u64::from(*commits);
+    }
+    let most = *sums.iter().max().filter(|most| **most > 0)?;
+    // What is not nothing shows.
+    let bar = |sum: &u64| HEIGHTS[(sum * 8).div_ceil(most) as usize];
+    let unit = if width == 1 { "a minute".to_string() } else { format!("{width} minutes") };
+    let scale = format!("{} to {}, a bar is {unit}, the highest {most} commits", minute_text(first), minute_text(last));
+    Some((format!("|{}|", sums.iter().map(bar).collect::<String>()), scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_of_traffic_shows() {
+        let at = |minute: i64| Timestamp::from_second(minute * 60).unwrap();
+        let minutes = BTreeMap::from([(100, (80, 0)), (101, (40, 1)), (103, (1, 0)), (104, (80, 0))]);
+        let (bars, scale) = sparkline(&minutes, at(0), at(1000)).unwrap();
+        assert_eq!(bars, "|█▄ ▁█|");
+        assert!(scale.ends_with("a bar is a minute, the highest 80 commits"), "{scale}");
+        let many: BTreeMap<i64, (u32, u32)> = (0..6000).map(|minute| (minute, (3, 0))).collect();
+        let (bars, scale) = sparkline(&many, at(0), at(10_000)).unwrap();
+        assert_eq!((bars.chars().count(), scale.contains("100 minutes")), (62, true), "{bars} {scale}");
+        assert!(sparkline(&BTreeMap::new(), at(0), at(5)).is_none());
+    }
+}

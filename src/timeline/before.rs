@@ -1,0 +1,173 @@
+//! Which event a person means: its id, or its kind and a name.
+
+use jiff::Timestamp;
+
+use super::archive::Archive;
+use super::indexes::Local;
+use super::story::{self, Question, Story};
+use super::told::{self, Kind, Told};
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::repo::RepoError;
+use crate::repo::manifest::Manifest;
+
+/// What a person typed after `--before`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// An id as `timeline` shows it.
+    Id { timeline: Timeline, target: Lsn },
+    /// `drop of shop.public.orders`, `drop database shop`, `delete from orders`.
+    Words { kind: Kind, name: String },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    #[error(
+        "{text:?} is no event; write its id from `lastgood timeline`, like 1:0/48E06C0, or what it was, like \"drop of shop.public.orders\", \"truncate of orders\", \"delete from orders\" or \"drop database shop\""
+    )]
+    Bad { text: String },
+    #[error("there is no event {text} in the WAL that can be read{}; `lastgood timeline` lists them", nearest.as_ref().map(|n| format!(" (the nearest is {n})")).unwrap_or_default())]
+    Unknown { text: String, nearest: Option<String> },
+    #[error("{text} happened {} times; say which, by its id:\n{}", found.len(), found.iter().map(|f| format!("  {f}")).collect::<Vec<_>>().join("\n"))]
+    Ambiguous { text: String, found: Vec<String> },
+    #[error("timeline {timeline} is not in the archive")]
+    UnknownTimeline { timeline: Timeline },
+}
+
+impl std::str::FromStr for Wanted {
+    type Err = EventError;
+
+    fn from_str(text: &str) -> Result<Wanted, EventError> {
+        let bad = || EventError::Bad { text: text.into() };
+        if let Some((timeline, lsn)) = text.split_once(':')
+            && let (Ok(timeline), Ok(target)) = (timeline.parse(), lsn.parse())
+        {
+            return Ok(Wanted::Id { timeline: Timeline(timeline), target });
+        }
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [first, middle @ .., name] = words.as_slice() else { return Err(bad()) };
+        let about: Vec<String> = middle.iter().map(|word| word.to_lowercase()).collect();
+        let is_database = about.iter().any(|word| word == "database");
+        let kind = match (first.to_lowercase().as_str(), is_database) {
+            ("drop", true) => Kind::DropDatabase,
+            ("drop", false) => Kind::Drop,
+            (word, false) => Kind::of_word(word).ok_or_else(bad)?,
+            (_, true) => return Err(bad()),
+        };
+        let is_known = |word: &String| matches!(word.as_str(), "of" | "from" | "in" | "on" | "table" | "database" | "to");
+        if !about.iter().all(is_known) {
+            return Err(bad());
+        }
+        Ok(Wanted::Words { kind, name: (*name).into() })
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Wanted::Id { timeline, target } => f.write_str(&told::id(*timeline, *target)),
+            Wanted::Words { kind, name } => write!(f, "{} of {name}", kind.word()),
+        }
+    }
+}
+
+impl Wanted {
+    fn is(&self, told: &Told) -> bool {
+        match self {
+            Wanted::Id { timeline, target } => told.timeline == *timeline && told.target == *target,
+            Wanted::Words { kind: Kind::DropDatabase, name } => {
+                told.kind == Kind::DropDatabase && told.database.as_ref() == Some(name)
+            }
+            Wanted::Words { kind, name } => told.kind == *kind && told.touches(name),
+        }
+    }
+}
+
+/// Where to look.
+pub struct Place<'a> {
+    pub archive: &'a Archive,
+    /// Of the archive's system, oldest first.
+    pub manifests: &'a [Manifest],
+    /// The timeline to follow when the event does not say one.
+    pub path: &'a History,
+    /// How far back to look for words.
+    pub since: Timestamp,
+    pub local: Local<'a>,
+}
+
+/// The one event that is meant.
+pub async fn find(place: &Place<'_>, wanted: &Wanted) -> Result<Told, EventError> {
+    let story = tell(place, wanted).await?;
+    let mut found: Vec<&Told> = story.events.iter().filter(|told| wanted.is(told)).collect();
+    // Several things that one transaction did have one id, and the worst stands for all.
+    found.dedup_by_key(|told| told.id.clone());
+    match found.as_slice() {
+        [one] => Ok((*one).clone()),
+        [] => {
+            let nearest = match wanted {
+                Wanted::Id { target, .. } => story.events.iter().min_by_key(|told| told.target.0.abs_diff(target.0)),
+                Wanted::Words { name, .. } => story.events.iter().rev().find(|told| told.touches(name)),
+            };
+            Err(EventError::Unknown { text: wanted.to_string(), nearest: nearest.map(line) })
+        }
+        several => {
+            Err(EventError::Ambiguous { text: wanted.to_string(), found: several.iter().map(|told| line(told)).collect() })
+        }
+    }
+}
+
+async fn tell(place: &Place<'_>, wanted: &Wanted) -> Result<Story, EventError> {
+    let Place { archive, manifests, local, .. } = *place;
+    let mut question = Question {
+        archive,
+        manifests,
+        path: place.path,
+        since: None,
+        until: None,
+        from: None,
+        to: None,
+        many_rows: story::MANY_ROWS,
+        numbers: None,
+        local,
+    };
+    let own;
+    match wanted {
+        Wanted::Words { .. } => question.since = Some(place.since),
+        Wanted::Id { timeline, target } => {
+            own = archive.path(*timeline).ok_or(EventError::UnknownTimeline { timeline: *timeline })?;
+            (question.path, question.from, question.to, question.many_rows) = (&own, Some(*target), Some(*target), 1);
+        }
+    }
+    Ok(story::tell(&question).await?)
+}
+
+fn line(told: &Told) -> String {
+    let time = told.time.map(|time| format!(" at {time}")).unwrap_or_default();
+    format!("{}: {}{time}", told.id, told.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_type() {
+        let words = |kind, name: &str| Wanted::Words { kind, name: name.into() };
+        for (text, wanted) in [
+            ("1:0/48E06C0", Wanted::Id { timeline: Timeline(1), target: Lsn(0x48E_06C0) }),
+            ("drop of shop.public.orders", words(Kind::Drop, "shop.public.orders")),
+            ("DROP TABLE orders", words(Kind::Drop, "orders")),
+            ("drop database shop", words(Kind::DropDatabase, "shop")),
+            ("truncate orders", words(Kind::Truncate, "orders")),
+            ("delete from public.orders", words(Kind::Delete, "public.orders")),
+            ("update of orders", words(Kind::Update, "orders")),
+        ] {
+            assert_eq!(text.parse::<Wanted>().unwrap(), wanted, "{text}");
+        }
+        for text in ["", "orders", "drop", "lose orders", "drop my good orders", "1:zz"] {
+            assert!(matches!(text.parse::<Wanted>(), Err(EventError::Bad { .. })), "{text}");
+        }
+    }
+}

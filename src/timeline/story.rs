@@ -1,0 +1,233 @@
+//! What happened in a stretch of time, told from the WAL index.
+//!
+//! # Where it begins
+//! Reading begins at the newest snapshot before the stretch, whose catalogue gives the names, so that what was made between the two
+//! has a name as well. What happened before the stretch is read and not told.
+//!
+//! # What is not known
+//! Gaps are named. A segment whose WAL cannot be understood is a gap for the events, not for a restore.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::archive::Archive;
+use super::catalogue::{self, Names};
+use super::events::Events;
+use super::indexes::{self, Local, Sources, Wanted};
+use super::told::Told;
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::index::SegmentIndex;
+use crate::repo::RepoError;
+use crate::repo::manifest::Manifest;
+
+/// Changed or deleted rows of one relation in one transaction that are worth telling, when nothing else is asked.
+pub const MANY_ROWS: u64 = 1000;
+/// Events that a story tells; a hundred thousand of them are no answer to anybody.
+const EVENTS_MAX: usize = 100_000;
+
+/// What is asked.
+pub struct Question<'a> {
+    pub archive: &'a Archive,
+    /// Of the archive's system, oldest first.
+    pub manifests: &'a [Manifest],
+    pub path: &'a History,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    /// Only what has this target or a later one.
+    pub from: Option<Lsn>,
+    /// Nothing that ends long after it.
+    pub to: Option<Lsn>,
+    pub many_rows: u64,
+    /// Just these segments, with the names of the first snapshot.
+    pub numbers: Option<RangeInclusive<u64>>,
+    pub local: Local<'a>,
+}
+
+/// A stretch of segments of which nothing is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    pub from: String,
+    pub to: String,
+    pub reason: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub struct Story {
+    pub timeline: Option<Timeline>,
+    /// In the order of their positions.
+    pub events: Vec<Told>,
+    /// Commits and aborts by minute since 1970.
+    #[serde(skip)]
+    pub minutes: BTreeMap<i64, (u32, u32)>,
+    pub commits: u64,
+    pub aborts: u64,
+    pub segments: u64,
+    pub first_lsn: Option<Lsn>,
+    pub last_lsn: Option<Lsn>,
+    /// The last commit or abort.
+    pub last_time: Option<Timestamp>,
+    pub gaps: Vec<Gap>,
+    /// The snapshot whose catalogue gave the names.
+    pub names_from: Option<String>,
+    #[serde(skip)]
+    pub sources: Sources,
+    /// There was more than a story tells.
+    pub is_cut: bool,
+}
+
+/// Tells it.
+pub async fn tell(question: &Question<'_>) -> Result<Story, RepoError> {
+    let Question { archive, path, .. } = question;
+    let mut story = Story { timeline: Some(path.timeline()), ..Story::default() };
+    let Some((first, last)) = stretch(question) else { return Ok(story) };
+    let catalogue = names(question, &mut story).await?;
+    let mapped = catalogue::mapped(&catalogue);
+    let names = Names::new(catalogue);
+    let wanted = Wanted { archive, path, numbers: first..=last, local: question.local, mapped };
+    let mut teller =
+        Teller { question, events: Events::new(archive.segment_bytes, question.many_rows, names), story, next: first };
+    let sources = indexes::each(&wanted, &mut |indexed| {
+        teller.take(indexed.number, indexed.index.map_err(|error| error.to_string()));
+        !teller.is_over()
+    })
+    .await?;
+    let mut story = teller.story;
+    story.sources = sources;
+    Ok(story)
+}
+
+/// First and last segment to read.
+fn stretch(question: &Question<'_>) -> Option<(u64, u64)> {
+    if let Some(numbers) = &question.numbers {
+        return Some((*numbers.start(), *numbers.end()));
+    }
+    let Question { archive, path, .. } = question;
+    let mut first_there = None;
+    let mut last_there = None;
+    for stretch in path.stretches() {
+        let end = stretch.end.map_or(u64::MAX, |end| end.last_segment_before(archive.segment_bytes));
+        for (first, last) in archive.numbers(stretch.timeline) {
+            if first <= end {
+                first_there = Some(first_there.map_or(first, |known: u64| known.min(first)));
+                last_there = Some(last_there.map_or(0, |known: u64| known).max(last.min(end)));
+            }
+        }
+    }
+    let (first, last) = (first_there?, last_there?);
+    let begin = base(question).map_or(first, |manifest| manifest.start_lsn.segment(archive.segment_bytes));
+    Some((begin.clamp(first, last), last))
+}
+
+/// The newest snapshot before what is asked.
+fn base<'a>(question: &Question<'a>) -> Option<&'a Manifest> {
+    let on_path =
+        |m: &&&Manifest| m.system_identifier == question.archive.system && question.path.contains(m.timeline, m.stop_lsn);
+    let before = |m: &&&Manifest| match (question.from, question.since) {
+        (Some(lsn), _) => m.start_lsn <= lsn,
+        (None, Some(since)) => m.stop_time <= since,
+        (None, None) => false,
+    };
+    let on_it: Vec<&Manifest> = question.manifests.iter().collect();
+    on_it.iter().rev().filter(on_path).find(before).or_else(|| on_it.iter().find(|m| on_path(m))).copied()
+}
+
+async fn names(question: &Question<'_>, story: &mut Story) -> Result<crate::postgres::catalogue::Catalogue, RepoError> {
+    let Some(base) = base(question) else { return Ok(Default::default()) };
+    // A snapshot of an earlier lastgood has none; the next one may.
+    let later = question.manifests.iter().filter(|m| m.system_identifier == base.system_identifier && m.id > base.id);
+    for manifest in [base].into_iter().chain(later) {
+        match catalogue::of_snapshot(question.archive.cluster(), manifest).await {
+            Ok(Some(catalogue)) => {
+                story.names_from = Some(manifest.id.clone());
+                return Ok(catalogue);
+            }
+            Ok(None) => {}
+            // Names are worth less than the story.
+            Err(error) if error.is_damage() || error.is_newer_epoch() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Default::default())
+}
+
+struct Teller<'a> {
+    question: &'a Question<'a>,
+    events: Events,
+    story: Story,
+    /// The segment that should come next.
+    next: u64,
+}
+
+impl Teller<'_> {
+    fn take(&mut self, number: u64, index: Result<SegmentIndex, String>) {
+        let archive = self.question.archive;
+        if number > self.next {
+            self.gap(self.next, number - 1, "not in the archive".into());
+        }
+        self.next = number + 1;
+        let index = match index {
+            Ok(index) => index,
+            Err(reason) => return self.gap(number, number, reason),
+        };
+        self.story.segments += 1;
+        self.count(&index);
+        // A record that could not be put together belongs to no event that could be told.
+        let _ = self.events.add(&index);
+        let fork = archive.ends_at_fork(self.question.path, number);
+        for event in self.events.drain() {
+            if fork.is_some_and(|fork| event.lsn >= fork) || !self.is_asked(event.target, event.time) {
+                continue;
+            }
+            if self.story.events.len() >= EVENTS_MAX {
+                self.story.is_cut = true;
+                return;
+            }
+            let segment = self.question.path.segment(event.lsn.segment(archive.segment_bytes), archive.segment_bytes);
+            self.story.events.push(Told::new(&event, segment.timeline, self.events.names()));
+        }
+    }
+
+    fn is_asked(&self, target: Lsn, time: Option<Timestamp>) -> bool {
+        let Question { since, until, from, .. } = self.question;
+        from.is_none_or(|from| target >= from)
+            && time.is_none_or(|time| since.is_none_or(|since| time >= since) && until.is_none_or(|until| time <= until))
+    }
+
+    fn count(&mut self, index: &SegmentIndex) {
+        let Question { since, until, .. } = self.question;
+        let minute = |time: Timestamp| time.as_second().div_euclid(60);
+        let story = &mut self.story;
+        story.first_lsn = story.first_lsn.or(index.first_record);
+        story.last_lsn = index.last_record.or(story.last_lsn);
+        story.last_time = index.activity.latest.max(story.last_time);
+        for (at, (commits, aborts)) in &index.activity.minutes {
+            if since.is_some_and(|since| *at < minute(since)) || until.is_some_and(|until| *at > minute(until)) {
+                continue;
+            }
+            let known = story.minutes.entry(*at).or_default();
+            (known.0, known.1) = (known.0.saturating_add(*commits), known.1.saturating_add(*aborts));
+            (story.commits, story.aborts) = (story.commits + u64::from(*commits), story.aborts + u64::from(*aborts));
+        }
+    }
+
+    fn gap(&mut self, first: u64, last: u64, reason: String) {
+        let name = |number| self.question.path.segment(number, self.question.archive.segment_bytes).to_string();
+        let (from, to) = (name(first), name(last));
+        self.story.gaps.push(Gap { from, to, reason });
+    }
+
+    /// Commit times do not rise strictly, so some more is read behind the end.
+    fn is_over(&self) -> bool {
+        const SLACK_S: i64 = 300;
+        let archive = self.question.archive;
+        if self.question.to.is_some_and(|to| self.next > to.segment(archive.segment_bytes) + 2) {
+            return true;
+        }
+        let behind = |until: Timestamp| self.story.last_time.is_some_and(|last| last.as_second() > until.as_second() + SLACK_S);
+        self.story.is_cut || self.question.until.is_some_and(behind)
+    }
+}

@@ -1,0 +1,151 @@
+//! `lastgood timeline` and `restore --before` with the program: each disaster is named, and undone to the row.
+
+use crate::support::world::World;
+
+const SCHEMA: &str = "
+    CREATE TABLE orders (id int PRIMARY KEY, what text); INSERT INTO orders SELECT i, repeat('o', 50) FROM generate_series(1, 3000) i;
+    CREATE TABLE emptied (id int PRIMARY KEY, what text); INSERT INTO emptied SELECT i, 'e' FROM generate_series(1, 500) i;
+    CREATE TABLE deleted (id int, what text); INSERT INTO deleted SELECT i, repeat('d', 30) FROM generate_series(1, 5000) i;
+    CREATE TABLE ledger (id int PRIMARY KEY); ANALYZE";
+
+/// One event of this kind, as JSON.
+fn event(world: &World, args: &[&str]) -> serde_json::Value {
+    let said = world.ok(&[&["--json", "timeline"], args].concat());
+    let events = said.json()["events"].as_array().unwrap().clone();
+    assert_eq!(events.len(), 1, "{args:?}: {}", said.out);
+    events[0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_disaster_is_named_and_undone() {
+    let world = World::new(15).await;
+    world.sql(SCHEMA).await;
+    world.backup(&[]);
+    // Made after the snapshot: only the WAL knows its name.
+    world.sql("CREATE TABLE late (id int PRIMARY KEY, what text)").await;
+    world.sql("INSERT INTO late SELECT i, 'l' FROM generate_series(1, 40) i").await;
+    let disasters = [
+        ("DROP TABLE orders", "drop", "public.orders", "drop of orders", "SELECT count(*) FROM orders", "3000"),
+        ("TRUNCATE emptied", "truncate", "emptied", "truncate of public.emptied", "SELECT count(*) FROM emptied", "500"),
+        (
+            "DELETE FROM deleted",
+            "delete",
+            "deleted",
+            "delete from postgres.public.deleted",
+            "SELECT count(*) FROM deleted",
+            "5000",
+        ),
+        ("DROP TABLE late", "drop", "late", "drop of public.late", "SELECT count(*) FROM late", "40"),
+    ];
+    let mut written = 0;
+    for (sql, ..) in &disasters {
+        world.sql("INSERT INTO ledger SELECT coalesce(max(id), 0) + 1 FROM ledger").await;
+        written += 1;
+        world.sql(sql).await;
+    }
+    world.sql("INSERT INTO ledger VALUES (1000)").await;
+    assert_eq!(world.value("SELECT count(*) FROM ledger").await, (written + 1).to_string());
+    world.archive().await;
+
+    let said = world.ok(&["timeline"]);
+    println!("{}", said.out);
+    for words in ["DROP postgres.public.orders", "TRUNCATE postgres.public.emptied", "(about 100 %)", "DROP postgres.public.late"]
+    {
+        assert!(said.out.contains(words), "{words}: {}", said.out);
+    }
+    assert!(said.out.contains("a bar is") && said.out.contains("any moment in it can be restored"), "{}", said.out);
+    for (number, (_, kind, name, words, question, answer)) in disasters.iter().enumerate() {
+        let event = event(&world, &["--kind", kind, "--table", name]);
+        let into = format!("restored-{number}");
+        // By its id and by words: the same plan.
+        let id = event["id"].as_str().unwrap();
+        let directory = world.path(&into);
+        let plan = |before: &str| {
+            let said = world.ok(&["--json", "restore", "--before", before, "--into", directory.to_str().unwrap(), "--dry-run"]);
+            said.json()["plan"].clone()
+        };
+        assert_eq!(plan(id), plan(words));
+        assert_eq!(plan(id)["event"]["text"], event["text"]);
+        let (mut server, session) = world.restore(&into, &["--before", words, "--target-action", "promote"]).await;
+        assert_eq!(session.value(question).await.unwrap(), *answer, "{words}");
+        // What was committed before it is there, and nothing behind it.
+        assert_eq!(session.value("SELECT count(*) FROM ledger").await.unwrap(), (number + 1).to_string(), "{words}");
+        server.stop(lastgood::postgres::scratch::Stop::Immediate);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_database_comes_back_whole() {
+    let world = World::new(15).await;
+    world.sql("CREATE DATABASE shop").await;
+    let inside = world.session().in_database("shop").await.unwrap();
+    inside.run("CREATE TABLE public.orders AS SELECT generate_series(1, 1000) AS id").await.unwrap();
+    drop(inside);
+    world.backup(&[]);
+    world.sql("CREATE TABLE other (id int); INSERT INTO other VALUES (1)").await;
+    let before = world.value("SELECT clock_timestamp()").await;
+    world.sql("DROP DATABASE shop WITH (FORCE)").await;
+    world.sql("INSERT INTO other VALUES (2)").await;
+    world.archive().await;
+    let told = event(&world, &["--kind", "drop-database"]);
+    assert_eq!((told["text"].as_str(), told["database"].as_str()), (Some("DROP DATABASE shop"), Some("shop")));
+    // The moment before, as a clock tells it, is inside: the next commit is the drop's own.
+    let into = world.path("inside");
+    let id = told["id"].as_str().unwrap();
+    let words = ["inside DROP DATABASE shop", &format!("--before {id}")];
+    world.refused(&["restore", "--to", &before, "--into", into.to_str().unwrap()], 6, &words);
+    let commit = told["lsn"].as_str().unwrap();
+    world.refused(&["restore", "--to", commit, "--exclusive", "--into", into.to_str().unwrap()], 6, &words);
+    assert!(!into.exists());
+    let (_server, session) = world.restore("restored", &["--before", "drop database shop", "--target-action", "promote"]).await;
+    let inside = session.in_database("shop").await.unwrap();
+    assert_eq!(inside.value("SELECT count(*) FROM public.orders").await.unwrap(), "1000");
+    assert_eq!(session.value("SELECT count(*) FROM other").await.unwrap(), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_clear_is_asked_back() {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE twice (id int); INSERT INTO twice VALUES (1)").await;
+    world.backup(&[]);
+    world.sql("TRUNCATE twice; INSERT INTO twice VALUES (2)").await;
+    world.sql("TRUNCATE twice").await;
+    world.archive().await;
+    let into = world.path("restored");
+    let restore = |before: &'static str| ["restore", "--before", before, "--into", into.to_str().unwrap()];
+    let said = world.refused(&restore("truncate of twice"), 6, &["happened 2 times", "TRUNCATE postgres.public.twice"]);
+    assert_eq!(said.err.matches("\n  1:0/").count(), 2, "{}", said.err);
+    world.refused(&restore("drop of twice"), 6, &["there is no event drop of twice", "the nearest is 1:0/"]);
+    world.refused(&restore("lose twice"), 6, &["is no event", "drop of shop.public.orders"]);
+    world.refused(&restore("7:0/5000000"), 6, &["timeline 00000007 is not in the archive"]);
+    world.refused(&["restore", "--into", into.to_str().unwrap()], 2, &["--to", "--before", "--after"]);
+    world.refused(&["timeline", "--since", "2026-11-21 04:15:00"], 6, &["without a zone"]);
+    world.refused(&["timeline", "--kind", "lost"], 2, &["drop-database"]);
+    // Nothing is said as clearly as something.
+    let said = world.ok(&["timeline", "--kind", "drop"]);
+    assert!(said.out.contains("Nothing of what was asked for happened"), "{}", said.out);
+    assert!(!into.exists());
+}
+
+/// The drop is minutes old and not archived: it is found where the broken server left it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_archived_yet_is_read_from_pg_wal() {
+    let mut world = World::new(15).await;
+    world.sql("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id").await;
+    world.backup(&[]);
+    world.sql("INSERT INTO orders VALUES (101)").await;
+    world.sql("DROP TABLE orders").await;
+    let nothing = world.ok(&["timeline", "--kind", "drop"]);
+    assert!(nothing.out.contains("Nothing of what was asked for"), "{}", nothing.out);
+    let pg_wal = world.server.data().join("pg_wal");
+    let told = event(&world, &["--kind", "drop", "--include-pg-wal", pg_wal.to_str().unwrap()]);
+    assert_eq!(told["text"], "DROP postgres.public.orders");
+    world.server.stop(lastgood::postgres::scratch::Stop::Immediate);
+    let into = world.server.data().to_path_buf();
+    world.confirmed(&["restore", "--before", "drop of orders", "--into", into.to_str().unwrap(), "--target-action", "promote"]);
+    world.start().await;
+    while world.value("SELECT pg_is_in_recovery()").await == "t" {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(world.value("SELECT count(*) FROM orders").await, "101");
+}
