@@ -9,7 +9,7 @@ use super::keys::{self, Need};
 use super::output::{self, Colour};
 use crate::repo::repository::Repository;
 use crate::upkeep::check::{self, Finding, Findings, Level};
-use crate::upkeep::exposure;
+use crate::upkeep::{drills, exposure};
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -57,6 +57,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
                 check::archiving(&mut findings, cluster, server, Duration::from_secs(args.timeout)).await;
             }
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
+            if let Some(drill) = &config.drill {
+                drills::check(&mut findings, &repository.cluster(name), drill).await?;
+            }
         }
         Err(error) => findings.fail("repository", error.to_string(), "see the message; `lastgood init` makes a repository"),
     }

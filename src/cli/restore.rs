@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::moment::{self, Asked, Moment};
-use super::{output, progress};
+use super::{estimate, measure, output, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
@@ -102,10 +102,15 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let seal = desk.seal(&plan, &place);
     let code = seal.code(clock::now());
+    let measured = measure::Restore::new(&place, &plan).await;
     if global.json {
-        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));
+        let estimate = &measured.estimate;
+        output::json(
+            &serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code, "estimate": estimate }),
+        );
     } else {
         show_plan(&plan);
+        output::entry("estimate", estimate::words(measured.estimate.as_ref()));
         // While a server runs there, no code helps.
         if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
             guard::show(plan.care(), &code);
@@ -130,6 +135,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let began = clock::monotonic();
     let done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
     drop(monitor);
+    let seconds = began.elapsed().as_secs_f64();
+    let report = measured.report(done.is_ok(), seconds, global.json).await;
     let detail = |done: &execute::Restored| match &done.aside {
         Some(aside) => format!("what stood there is now {}", aside.display()),
         None => String::new(),
@@ -141,8 +148,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             root.display()
         ));
     }
-    let restored = desk.ended(attempt, done, detail).await?;
-    let seconds = began.elapsed().as_secs_f64();
+    let restored = desk.ended_with(attempt, done, report, detail).await?;
     if global.json {
         output::json(
             &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,

@@ -94,7 +94,8 @@ impl Drill {
         if !self.directory.is_absolute() {
             return invalid(format!("[drill] directory {:?} is no absolute path", self.directory), "name the whole path");
         }
-        for (name, value) in [("check_budget_s", self.check_budget_s), ("stall_s", self.stall_s), ("max_age_days", self.max_age_days)]
+        for (name, value) in
+            [("check_budget_s", self.check_budget_s), ("stall_s", self.stall_s), ("max_age_days", self.max_age_days)]
         {
             if value == 0 {
                 return invalid(format!("[drill] {name} is 0"), "use 1 or more, or leave it out");
@@ -104,7 +105,10 @@ impl Drill {
             return invalid(format!("[drill] shared_buffers_mib is {}", self.shared_buffers_mib), "use 1 or more");
         }
         if let Some(major) = self.programs.keys().find(|major| major.parse::<u32>().is_err()) {
-            return invalid(format!("[drill.programs] names {major:?}"), "use a major version, like 15 = \"/usr/lib/postgresql/15/bin\"");
+            return invalid(
+                format!("[drill.programs] names {major:?}"),
+                "use a major version, like 15 = \"/usr/lib/postgresql/15/bin\"",
+            );
         }
         self.question.iter().try_for_each(|question| {
             if question.sql.trim().is_empty() {
@@ -115,7 +119,10 @@ impl Drill {
                 return invalid(what, "add expect, min or max");
             }
             if question.expect.is_some() && (question.min.is_some() || question.max.is_some()) {
-                return invalid(format!("the [[drill.question]] {:?} has expect and a range", question.label()), "keep one of them");
+                return invalid(
+                    format!("the [[drill.question]] {:?} has expect and a range", question.label()),
+                    "keep one of them",
+                );
             }
             Ok(())
         })

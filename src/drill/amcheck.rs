@@ -71,14 +71,17 @@ async fn one_database(
 ) -> Result<(), SessionError> {
     let session = server.session(database).await?;
     // Triggers on events are the original's and might act.
-    session.run("SET default_transaction_read_only = off; SET session_replication_role = replica; SET enable_indexonlyscan = off").await?;
+    session
+        .run("SET default_transaction_read_only = off; SET session_replication_role = replica; SET enable_indexonlyscan = off")
+        .await?;
     let schema = install(&session).await?;
     if schema.is_none() {
         found.without.push(database.into());
     }
     for relation in session.column(RELATIONS).await? {
         let mut fields = relation.splitn(3, ' ');
-        let (oid, kind, name) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (oid, kind, name) =
+            (fields.next().unwrap_or_default(), fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
         let Some(sql) = sql(schema.as_deref(), server.major(), (oid, kind, name)) else { continue };
         found.there += 1;
         let left = deadline.saturating_duration_since(clock::monotonic());

@@ -3,7 +3,7 @@
 //! # The way
 //! [`prepare`] chooses the snapshot and the moment, makes the plan of an ordinary restore into a directory of the drill's own
 //! ([`place`]), and checks room, memory and programs. [`run`] restores as planned, starts the real PostgreSQL in quarantine
-//! ([`server`]), and proves that replay reached the target ([`target`]). Then the server is asked: [`questions`], [`pages`], a dump
+//! ([`server`]), and proves that replay reached the target ([`target`]). Then the server is asked: [`questions`], the [`catalogue`] of the snapshot, [`pages`], a dump
 //! ([`dump`]), and, after it was promoted, [`amcheck`]. Everything that was looked at stands in the report ([`crate::repo::report`]).
 //!
 //! # Invariants
@@ -16,6 +16,7 @@
 //! - Two drills never meet: each has a directory with a random name, and holds a lock in it.
 
 pub mod amcheck;
+pub mod catalogue;
 pub mod dump;
 pub mod pages;
 pub mod place;
@@ -62,9 +63,8 @@ pub enum DrillError {
 
 /// Whether an error says that the backup is bad, and not that this host, the store or the question is.
 fn is_about_the_backup(error: &RestoreError) -> bool {
-    let damage = |error: &RepoError| error.is_damage() && !matches!(error, RepoError::Sealed { .. } | RepoError::Newer { .. });
     match error {
-        RestoreError::Repo(error) | RestoreError::Find(FindError::Repo(error)) => damage(error),
+        RestoreError::Repo(error) | RestoreError::Find(FindError::Repo(error)) => is_damage(error),
         RestoreError::Find(error) => matches!(
             error,
             FindError::NoSnapshot | FindError::Gap { .. } | FindError::Incomplete { .. } | FindError::NoCandidate { .. }
@@ -72,4 +72,9 @@ fn is_about_the_backup(error: &RestoreError) -> bool {
         RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => true,
         _ => false,
     }
+}
+
+/// Without a key, or with an old program, nothing can be said.
+fn is_damage(error: &RepoError) -> bool {
+    error.is_damage() && !matches!(error, RepoError::Sealed { .. } | RepoError::Newer { .. })
 }

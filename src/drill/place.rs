@@ -40,21 +40,33 @@ pub fn name() -> String {
 }
 
 impl Place {
-    pub fn make(scratch: &Path, user: Option<Ids>) -> Result<Place, DrillError> {
+    pub fn make(scratch: &Path) -> Result<Place, DrillError> {
         let name = name();
         let dir = scratch.join(&name);
         let failed = |source| DrillError::Io { doing: "make", path: dir.clone(), source };
         // Under its name only when it is locked: others look at those.
         let hidden = scratch.join(format!(".{name}"));
-        scratch::make_directory(&hidden, user)?;
+        scratch::make_directory(&hidden, None)?;
         let mark = File::options().read(true).write(true).create_new(true).open(hidden.join(MARK)).map_err(failed)?;
         flock(&mark, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
         fs::rename(&hidden, &dir).map_err(failed)?;
         let place = Place { dir, mark, is_kept: false };
-        for part in [place.spaces(), place.sockets(), place.spool(), place.settings()] {
-            scratch::make_directory(&part, user)?;
+        for part in place.parts() {
+            scratch::make_directory(&part, None)?;
         }
         Ok(place)
+    }
+
+    fn parts(&self) -> [PathBuf; 4] {
+        [self.spaces(), self.sockets(), self.spool(), self.settings()]
+    }
+
+    /// Lets the server's user in. The mark stays ours.
+    pub fn give(&self, user: Option<Ids>) -> Result<(), DrillError> {
+        for part in self.parts().iter().chain([&self.dir]) {
+            scratch::make_directory(part, user)?;
+        }
+        Ok(())
     }
 
     pub fn dir(&self) -> &Path {
@@ -130,10 +142,10 @@ pub fn check(scratch: &Path) -> Result<(), DrillError> {
 }
 
 /// Ends and removes what drills that died have left: only directories of ours, whose lock nobody holds, and that were not kept.
-pub fn sweep(scratch: &Path, user: Option<Ids>, monitor: &dyn Monitor) {
+pub fn sweep(scratch: &Path, monitor: &dyn Monitor) {
     for entry in fs::read_dir(scratch).into_iter().flatten().flatten() {
         let dir = entry.path();
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_ours(&dir, user) {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_ours(&dir) {
             continue;
         }
         let Ok(mark) = File::open(dir.join(MARK)) else { continue };
@@ -152,10 +164,10 @@ pub fn sweep(scratch: &Path, user: Option<Ids>, monitor: &dyn Monitor) {
     }
 }
 
-/// Anybody may make directories below `/var/tmp`.
-fn is_ours(dir: &Path, user: Option<Ids>) -> bool {
+/// Anybody may make directories below `/var/tmp`; only who made the mark may remove its directory.
+fn is_ours(dir: &Path) -> bool {
     let own = rustix::process::geteuid().as_raw();
-    fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir() && (found.uid() == own || user.is_some_and(|u| found.uid() == u.uid)))
+    fs::symlink_metadata(dir.join(MARK)).is_ok_and(|mark| mark.is_file() && mark.uid() == own && mark.nlink() == 1)
 }
 
 /// A server whose drill is gone.
@@ -188,16 +200,16 @@ mod tests {
     fn only_what_nobody_holds_and_nobody_kept_is_removed() {
         let scratch = tempfile::tempdir().unwrap();
         let exists = |dir: &Path| dir.exists();
-        let held = Place::make(scratch.path(), None).unwrap();
-        let dead = Place::make(scratch.path(), None).unwrap();
+        let held = Place::make(scratch.path()).unwrap();
+        let dead = Place::make(scratch.path()).unwrap();
         fs::create_dir_all(dead.data().join("base")).unwrap();
         let dead_dir = dead.dir().to_path_buf();
         // As a kill does it: the lock goes, the directory stays.
         flock(&dead.mark, FlockOperation::Unlock).unwrap();
-        let kept = Place::make(scratch.path(), None).unwrap().keep().unwrap();
+        let kept = Place::make(scratch.path()).unwrap().keep().unwrap();
         let foreign = scratch.path().join("lastgood-drill-foreign");
         fs::create_dir(&foreign).unwrap();
-        sweep(scratch.path(), None, &Silent);
+        sweep(scratch.path(), &Silent);
         assert!(exists(held.dir()) && exists(&kept) && exists(&foreign) && !exists(&dead_dir));
         let gone = held.dir().to_path_buf();
         drop(held);

@@ -58,7 +58,9 @@ async fn answer(server: &Server, question: &Question) -> Result<String, SessionE
     let session = server.session(database).await?;
     let timeout_s = question.timeout_s.unwrap_or(TIMEOUT_S);
     // As a user of the database would ask it.
-    session.run(&format!("RESET search_path; SET default_transaction_read_only = on; SET statement_timeout = '{timeout_s}s'")).await?;
+    session
+        .run(&format!("RESET search_path; SET default_transaction_read_only = on; SET statement_timeout = '{timeout_s}s'"))
+        .await?;
     session.value(&question.sql).await
 }
 
@@ -66,7 +68,11 @@ async fn answer(server: &Server, question: &Question) -> Result<String, SessionE
 fn judge(question: &Question, answer: &str) -> Result<(), String> {
     if let Some(expected) = &question.expect {
         let expected = expected.text();
-        return if answer.trim() == expected { Ok(()) } else { Err(format!("{answer:?} came back, and {expected:?} is expected")) };
+        return if answer.trim() == expected {
+            Ok(())
+        } else {
+            Err(format!("{answer:?} came back, and {expected:?} is expected"))
+        };
     }
     let range = || match (question.min, question.max) {
         (Some(min), Some(max)) => format!("{min} to {max}"),
@@ -74,7 +80,8 @@ fn judge(question: &Question, answer: &str) -> Result<(), String> {
         (None, Some(max)) => format!("at most {max}"),
         (None, None) => "something".into(),
     };
-    let number: f64 = answer.trim().parse().map_err(|_| format!("{answer:?} came back, and a number is expected ({})", range()))?;
+    let number: f64 =
+        answer.trim().parse().map_err(|_| format!("{answer:?} came back, and a number is expected ({})", range()))?;
     // Written so that NaN is in no range.
     let is_in = question.min.is_none_or(|min| number >= min) && question.max.is_none_or(|max| number <= max);
     if is_in { Ok(()) } else { Err(format!("{answer} came back, and {} is expected", range())) }

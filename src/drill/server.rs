@@ -28,9 +28,14 @@ const LOG_LINES: usize = 12;
 #[derive(Debug)]
 pub enum Trouble {
     /// The server ended; the end of its log.
-    Ended { log: String },
+    Ended {
+        log: String,
+    },
     /// Nothing moved for so long.
-    Stalled { seconds: u64, log: String },
+    Stalled {
+        seconds: u64,
+        log: String,
+    },
     Asked(SessionError),
     Failed(DrillError),
 }
@@ -110,8 +115,7 @@ impl Server {
 
     fn configure(&mut self) -> Result<(), DrillError> {
         let failed = |source| DrillError::Io { doing: "write settings into", path: self.settings.clone(), source };
-        let arguments =
-            self.quarantine.write(&self.settings, self.scratch.data(), self.scratch.user()).map_err(failed)?;
+        let arguments = self.quarantine.write(&self.settings, self.scratch.data(), self.scratch.user()).map_err(failed)?;
         self.scratch.set_arguments(arguments);
         Ok(self.scratch.spawn()?)
     }
@@ -141,7 +145,8 @@ impl Server {
                     Err(_) => session = None,
                 }
             }
-            if !state.is_empty() && !state.starts_with("on")
+            if !state.is_empty()
+                && !state.starts_with("on")
                 && let Some(open) = session.take()
             {
                 let reached = self.reached(&open, state.starts_with("paused")).await?;
@@ -221,8 +226,7 @@ impl Server {
     /// Where it stands, from its own state and from the disk.
     async fn reached(&self, session: &Session, is_paused: bool) -> Result<Reached, Trouble> {
         let transaction = "SELECT coalesce((extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::int8::text, '')";
-        let last_transaction =
-            session.value(transaction).await?.parse().ok().and_then(|at| Timestamp::from_microsecond(at).ok());
+        let last_transaction = session.value(transaction).await?.parse().ok().and_then(|at| Timestamp::from_microsecond(at).ok());
         if !is_paused {
             return self.history(session, last_transaction).await;
         }
@@ -277,7 +281,8 @@ impl Server {
 
     /// Databases that can be opened, and those that a target in the middle of DROP DATABASE has left behind (rule 42).
     pub async fn databases(&self, session: &Session) -> Result<(Vec<String>, Vec<String>), SessionError> {
-        let all = |valid: &str| format!("SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit {valid} -2 ORDER BY 1");
+        let all =
+            |valid: &str| format!("SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit {valid} -2 ORDER BY 1");
         Ok((session.column(&all("<>")).await?, session.column(&all("=")).await?))
     }
 

@@ -74,7 +74,8 @@ impl Expected {
         }
         let expected = self.timeline_before(lsn);
         if timeline != expected {
-            problems.push(format!("what was replayed last is of timeline {timeline}, and the way to the target is on {expected}"));
+            problems
+                .push(format!("what was replayed last is of timeline {timeline}, and the way to the target is on {expected}"));
         }
         if let (Some(last), Some(time)) = (reached.last_transaction, self.time)
             && last > time

@@ -30,7 +30,8 @@ pub fn conclude(report: &mut Report) {
     for (subject, what) in missing {
         report.fail(subject, what);
     }
-    report.passed = report.failures().next().is_none();
+    let passed = report.failures().next().is_none();
+    report.passed = passed;
 }
 
 #[cfg(test)]
@@ -48,7 +49,8 @@ mod tests {
         let mut report = Report::begin(Kind::Drill, &cluster, SystemId(7), &Who::default(), "latest".into());
         report.replayed_to = Some(Lsn(7));
         report.ok("target", "reached");
-        report.checked = Checked { databases: 1, pages: 1, relations: 1, questions: 1, questions_configured: 1, ..Checked::default() };
+        report.checked =
+            Checked { databases: 1, pages: 1, relations: 1, questions: 1, questions_configured: 1, ..Checked::default() };
         report
     }
 

@@ -63,7 +63,16 @@ impl Scratch {
     pub fn new(bin: &Path, data: &Path, sockets: &Path, user: Option<Ids>) -> Result<Scratch, ScratchError> {
         make_directory(sockets, user)?;
         let log = sockets.join("server.log");
-        Ok(Scratch { bin: bin.into(), data: data.into(), sockets: sockets.into(), log, user, process: None, arguments: Vec::new(), is_tied: false })
+        Ok(Scratch {
+            bin: bin.into(),
+            data: data.into(),
+            sockets: sockets.into(),
+            log,
+            user,
+            process: None,
+            arguments: Vec::new(),
+            is_tied: false,
+        })
     }
 
     /// Further arguments for `postgres`, from the next start on.

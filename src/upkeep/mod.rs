@@ -1,7 +1,8 @@
 //! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read;
-//! [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken snapshot left behind.
+//! [`drills`] whether restores are tried; [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken snapshot left behind.
 
 pub mod check;
+pub mod drills;
 pub mod exposure;
 pub mod sweep;
 pub mod verify;
