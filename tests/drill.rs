@@ -43,9 +43,15 @@ pub fn failures(report: &serde_json::Value) -> String {
     failed.map(|f| format!("{}: {}", f["subject"].as_str().unwrap(), f["what"].as_str().unwrap())).collect::<Vec<_>>().join("\n")
 }
 
+/// Without the events of progress.
+fn quiet(said: Said) -> Said {
+    let lines = said.out.lines().filter(|line| !line.contains("\"event\":\"progress\""));
+    Said { out: lines.collect::<Vec<_>>().join("\n"), ..said }
+}
+
 /// A drill that passes.
 pub fn passes(world: &World, args: &[&str]) -> serde_json::Value {
-    let said = world.run(&[&["--json", "drill"], args].concat());
+    let said = quiet(world.run(&[&["--json", "drill"], args].concat()));
     assert_eq!(said.code, 0, "{}", said.all());
     let report = report(&said);
     assert!(report["passed"] == true && failures(&report).is_empty(), "{report:#}");
@@ -55,7 +61,7 @@ pub fn passes(world: &World, args: &[&str]) -> serde_json::Value {
 
 /// A drill that fails, with a report that names the cause.
 pub fn fails(world: &World, args: &[&str], words: &[&str]) -> serde_json::Value {
-    let said = world.run(&[&["--json", "drill"], args].concat());
+    let said = quiet(world.run(&[&["--json", "drill"], args].concat()));
     assert_eq!(said.code, 11, "{}", said.all());
     let report = report(&said);
     assert_eq!(report["passed"], false);

@@ -20,7 +20,7 @@ const SCHEMA: &str = "lastgood_drill_amcheck";
 const CANCELED: &str = "57014";
 
 /// Tables and indexes of one database, in random order: what the time allows is a fair sample. Unlogged ones are empty by now.
-const RELATIONS: &str = "SELECT c.oid || ' ' || c.relkind || ' ' || c.oid::regclass FROM pg_class c JOIN pg_am a ON a.oid = c.relam \
+const RELATIONS: &str = "SELECT c.oid || ' ' || c.relkind::text || ' ' || c.oid::regclass::text FROM pg_class c JOIN pg_am a ON a.oid = c.relam \
     LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE c.relpersistence = 'p' AND \
     (a.amname = 'btree' AND c.relkind = 'i' AND i.indisvalid AND i.indisready OR a.amname = 'heap' AND c.relkind IN ('r', 'm', 't')) \
     ORDER BY random()";
