@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::alerts;
 use super::context::{self, Global};
 use super::guard;
 use super::keys::{self, Need};
@@ -30,7 +31,10 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         allow_standby: config.archive.allow_archive_mode_always,
         who: guard::who(),
     };
-    push::push(&source, &request).await?;
+    let outcome = push::push(&source, &request).await?;
+    if let Some(directory) = outcome.look_from.filter(|_| config.tripwire.enabled != Some(false)) {
+        alerts::start_look(global, &config, &directory);
+    }
     // Silent on success: the server would write every line into its log.
     Ok(0)
 }

@@ -11,6 +11,7 @@
 //! - [`measure`]: what a real restore took.
 //! - [`error`]: every error's kind and exit code, in one place.
 
+pub mod alerts;
 pub mod archive_get;
 pub mod archive_push;
 pub mod audit;
@@ -74,6 +75,7 @@ pub enum Command {
     ArchiveGet(archive_get::Args),
     List(list::Args),
     Timeline(timeline::Args),
+    Alerts(alerts::Args),
     Restore(restore::Args),
     Undo(undo::Args),
     Release(release::Args),
@@ -137,6 +139,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchivePush(args) => archive_push::run(&global, args).await,
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
+            Command::Alerts(args) => alerts::run(&global, args).await,
             Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,

@@ -18,6 +18,7 @@ use crate::restore::plan::{self, Plan, Request};
 use crate::restore::replaced::Replaced;
 use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
+use crate::timeline::estimate::Estimate;
 use crate::timeline::target::{Target, TargetError};
 
 /// Restore to a moment: shows the plan first, and never destroys what it replaces
@@ -103,19 +104,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let seal = desk.seal(&plan, &place);
     let code = seal.code(clock::now());
     let measured = measure::Restore::new(&place, &plan).await;
-    if global.json {
-        let estimate = &measured.estimate;
-        output::json(
-            &serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code, "estimate": estimate }),
-        );
-    } else {
-        show_plan(&plan);
-        output::entry("estimate", estimate::words(measured.estimate.as_ref()));
-        // While a server runs there, no code helps.
-        if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
-            guard::show(plan.care(), &code);
-        }
-    }
+    tell_plan(&plan, measured.estimate.as_ref(), &code, global.json);
     if args.confirm.dry_run {
         return Ok(0);
     }
@@ -136,6 +125,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
     drop(monitor);
     let seconds = began.elapsed().as_secs_f64();
+    let expected = measured.estimate.as_ref().map(|estimate| estimate.restore);
     let report = measured.report(done.is_ok(), seconds, global.json).await;
     let detail = |done: &execute::Restored| match &done.aside {
         Some(aside) => format!("what stood there is now {}", aside.display()),
@@ -152,15 +142,33 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     if global.json {
         output::json(
             &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,
-                "aside": restored.aside, "saved": restored.saved }),
+                "aside": restored.aside, "saved": restored.saved, "estimated": expected }),
         );
     } else {
         show_result(&plan, &restored, seconds);
+        if let Some(expected) = expected {
+            output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
+        }
     }
     Ok(0)
 }
 
-pub(super) fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
+pub(super) /// The plan, how long it will take, and how it passes the guard.
+fn tell_plan(plan: &Plan, estimate: Option<&Estimate>, code: &str, json: bool) {
+    if json {
+        let care = plan.care();
+        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": care, "code": code, "estimate": estimate }));
+        return;
+    }
+    show_plan(plan);
+    output::entry("estimate", estimate::words(estimate));
+    // While a server runs there, no code helps.
+    if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
+        guard::show(plan.care(), code);
+    }
+}
+
+fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
     match text {
         None | Some("latest") => Ok(None),
         Some(hex) => match u32::from_str_radix(hex, 16) {

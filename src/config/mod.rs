@@ -9,6 +9,7 @@ mod drill;
 mod encryption;
 mod postgres;
 mod repository;
+mod tripwire;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use tripwire::{Alert, Tripwire};
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -44,6 +46,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub tripwire: Tripwire,
+    pub alert: Alert,
     /// Absent: drills can be run, and nobody is waiting for them.
     pub drill: Option<Drill>,
     /// Where the file came from; shown in the settings that `init` prints.
@@ -78,6 +82,8 @@ impl Config {
         self.archive.check()?;
         self.restore.check()?;
         self.encryption.check()?;
+        self.tripwire.check()?;
+        self.alert.check()?;
         self.drill.as_ref().map_or(Ok(()), Drill::check)
     }
 }

@@ -120,6 +120,20 @@ impl Drill<'_> {
     ) -> Result<bool, DrillError> {
         let plan = &prepared.plan;
         let began = clock::monotonic();
+        match plan.manifest().contradiction(self.around.cluster).await {
+            Ok(None) => {}
+            Ok(Some(problem)) => {
+                report.fail("manifest", format!("the manifest of snapshot {} contradicts itself: {problem}", plan.snapshot));
+                return Ok(false);
+            }
+            Err(error) if is_damage(&error) => {
+                report.fail("manifest", error.to_string());
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        report.phases.push(phase("manifest", began.elapsed(), 0));
+        let began = clock::monotonic();
         let options = Options { restore_command, threads: self.threads, read_back: self.read_back };
         // A place of our own that holds nothing: the guard has nothing to ask.
         let approval = guard::pass(&plan.into, "replaced", plan.care(), &Seal::of(&"drill", ""), &Brought::default())?;
