@@ -153,7 +153,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-pub(super) /// The plan, how long it will take, and how it passes the guard.
+/// The plan, how long it will take, and how it passes the guard.
 fn tell_plan(plan: &Plan, estimate: Option<&Estimate>, code: &str, json: bool) {
     if json {
         let care = plan.care();
@@ -168,7 +168,7 @@ fn tell_plan(plan: &Plan, estimate: Option<&Estimate>, code: &str, json: bool) {
     }
 }
 
-fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
+pub(super) fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {
     match text {
         None | Some("latest") => Ok(None),
         Some(hex) => match u32::from_str_radix(hex, 16) {

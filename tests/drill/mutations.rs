@@ -51,7 +51,6 @@ async fn damaged_packs_and_manifests_fail() {
     spoiled(&world, &pack, &[&pack], |bytes| {
         let (first, second) = (bytes[one.0..one.0 + one.1].to_vec(), bytes[two.0..two.0 + two.1].to_vec());
         bytes[one.0..one.0 + two.1].copy_from_slice(&second);
-        bytes[one.0 + two.1..two.0 + two.1].rotate_left(0);
         let end = two.0 + two.1;
         bytes[end - first.len()..end].copy_from_slice(&first);
     });
