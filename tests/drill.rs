@@ -31,8 +31,8 @@ pub fn drills(world: &World) -> PathBuf {
 
 /// The report of a drill that was run with `--json`.
 pub fn report(said: &Said) -> serde_json::Value {
-    let lines = said.out.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let result = lines.into_iter().find(|line| line["event"] == "result");
+    let mut lines = said.out.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let result = lines.find(|line| line["event"] == "result");
     result.unwrap_or_else(|| panic!("no result: {}", said.all()))["report"].clone()
 }
 

@@ -111,9 +111,7 @@ impl Work<'_> {
             verdict::conclude(report);
             return Ok(None);
         };
-        if !self.global.json {
-            show_plan(self.global, Some(&prepared), report);
-        }
+        show_plan(self.global, Some(&prepared), report);
         dir.give(prepared.user)?;
         let system = prepared.plan.system_identifier;
         let spool = output::shell_words(&[dir.spool().display().to_string()]);

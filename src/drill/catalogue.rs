@@ -142,8 +142,8 @@ fn judge(found: &Differences, story: &Story, report: &mut Report) {
     let dropped = names_of(&[Kind::Drop]);
     let emptied = names_of(&[Kind::Truncate, Kind::Delete, Kind::Rewrite, Kind::Drop]);
     let gone = |name: &str| {
-        let drops = story.events.iter().filter(|event| event.kind == Kind::DropDatabase);
-        drops.into_iter().any(|event| event.database.as_deref() == Some(name) || event.text.contains(name))
+        let mut drops = story.events.iter().filter(|event| event.kind == Kind::DropDatabase);
+        drops.any(|event| event.database.as_deref() == Some(name) || event.text.contains(name))
     };
     // Where the WAL could not be told, nothing can be said to be unexplained.
     let is_sure = story.gaps.is_empty() && !story.is_cut && story.events.iter().all(|event| !event.is_incomplete);

@@ -180,10 +180,11 @@ impl Server {
         for database in ["postgres", "template1"] {
             let mut unknown = 0;
             for role in self.roles.clone() {
-                self.database = database;
                 match self.open_as(&role, database).await {
                     Ok(session) => {
                         self.roles = vec![session.value(SUPERUSER).await?];
+                        // Either may have been the first to answer, because the server was just getting ready.
+                        self.database = if session.value(HAS_POSTGRES).await? == "t" { "postgres" } else { "template1" };
                         return if self.roles[0] == role { Ok(Some(session)) } else { Ok(self.session(database).await.ok()) };
                     }
                     Err(SessionError::Connect { detail, .. }) if detail.contains("role") && detail.contains("does not exist") => {
@@ -303,6 +304,7 @@ impl Server {
 
 const STATE: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 'over' WHEN pg_is_wal_replay_paused() THEN 'paused' ELSE 'on' END \
                      || ' ' || coalesce(pg_last_wal_replay_lsn()::text, '')";
+const HAS_POSTGRES: &str = "SELECT count(*) = 1 FROM pg_database WHERE datname = 'postgres' AND datallowconn";
 /// The oldest is the one that initdb made.
 const SUPERUSER: &str = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolcanlogin ORDER BY oid LIMIT 1";
 

@@ -221,7 +221,6 @@ fn tie(command: &mut Command) {
     };
     // SAFETY: between fork and exec only functions that are safe in a signal handler may be called: these are two plain system calls
     // that take no memory. It happens after the change of user, which would clear it.
-    #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(ask);
     }

@@ -138,6 +138,9 @@ pub struct Told {
     pub share: Option<f64>,
     /// Facts may be missing: there was a gap, or more than is kept.
     pub is_incomplete: bool,
+    /// Our own doing: restore points with which archiving is proven.
+    #[serde(skip)]
+    pub is_ours: bool,
     /// One line for people.
     pub text: String,
 }
@@ -163,6 +166,7 @@ impl Told {
             changed_rows: 0,
             share: None,
             is_incomplete: event.is_incomplete,
+            is_ours: matches!(&event.what, Happened::RestorePoint { name } if name.starts_with("lastgood ")),
             text: String::new(),
         };
         told.tell(&event.what, names);

@@ -94,6 +94,7 @@ mod tests {
             changed_rows: changed,
             share,
             is_incomplete: false,
+            is_ours: false,
             text: String::new(),
         }
     }
