@@ -7,6 +7,7 @@ mod bad_input;
 mod cost;
 mod crash;
 mod docs;
+mod drill;
 mod format;
 mod guard;
 mod incidents;

@@ -30,6 +30,9 @@ pub struct Args {
     /// Which history of the cluster; the current one when absent
     #[arg(long, value_name = "ID")]
     system_identifier: Option<u64>,
+    /// Where prefetched segments lie, instead of the configured place
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    spool: Option<PathBuf>,
     /// Fetch what follows the named segment into the spool; started by archive-get itself
     #[arg(long, hide = true, value_name = "SEGMENT_BYTES")]
     prefetch: Option<u64>,
@@ -55,7 +58,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     // PostgreSQL runs restore_command in the data directory.
     let ahead = config.archive.fetch_ahead > 0;
-    let spool = ahead.then(|| Spool::open(&config.archive.spool, cluster.name(), system, Path::new(".")).ok()).flatten();
+    let spool = ahead
+        .then(|| Spool::open(args.spool.as_ref().unwrap_or(&config.archive.spool), cluster.name(), system, Path::new(".")).ok())
+        .flatten();
     if let Some(segment_bytes) = args.prefetch {
         if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
             get::prefetch(&cluster, system, segment, segment_bytes, config.archive.fetch_ahead, spool).await;
@@ -70,17 +75,20 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     if let (WalFile::Segment(_), Some(_)) = (file, &spool) {
         let bytes = std::fs::metadata(&destination).map(|m| m.len()).unwrap_or(0);
-        start_prefetch(global, &config, &args.name, system, bytes);
+        start_prefetch(global, &config, (&args.name, args.spool.as_deref()), system, bytes);
     }
     Ok(0)
 }
 
 /// Fetches on in the background, so that recovery finds the next segments ready. What fails here fails again, with its
 /// reason, when recovery asks.
-fn start_prefetch(global: &Global, config: &Config, name: &str, system: SystemId, segment_bytes: u64) {
+fn start_prefetch(global: &Global, config: &Config, (name, spool): (&str, Option<&Path>), system: SystemId, segment_bytes: u64) {
     let Ok(words) = global.words(config) else { return };
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).args(["archive-get", name, "--system-identifier", &system.to_string()]);
     command.args(["--prefetch", &segment_bytes.to_string()]);
+    if let Some(spool) = spool {
+        command.arg("--spool").arg(spool);
+    }
     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }

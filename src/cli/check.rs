@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::repo::repository::Repository;
 use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
-use crate::upkeep::exposure;
+use crate::upkeep::{drills, exposure};
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -63,6 +63,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
             alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
                 .await?;
+            if let Some(drill) = &config.drill {
+                drills::check(&mut findings, &repository.cluster(name), drill).await?;
+            }
         }
         Err(error) => findings.fail("repository", error.to_string(), "see the message; `lastgood init` makes a repository"),
     }

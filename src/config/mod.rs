@@ -5,6 +5,7 @@
 //!
 //! A section is a struct in a file of its own, or with its neighbours, and checks itself.
 
+mod drill;
 mod encryption;
 mod postgres;
 mod repository;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
@@ -46,6 +48,8 @@ pub struct Config {
     pub encryption: Encryption,
     pub tripwire: Tripwire,
     pub alert: Alert,
+    /// Absent: drills can be run, and nobody is waiting for them.
+    pub drill: Option<Drill>,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -79,7 +83,8 @@ impl Config {
         self.restore.check()?;
         self.encryption.check()?;
         self.tripwire.check()?;
-        self.alert.check()
+        self.alert.check()?;
+        self.drill.as_ref().map_or(Ok(()), Drill::check)
     }
 }
 

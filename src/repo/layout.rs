@@ -112,6 +112,15 @@ impl Layout {
         ObjectKey::new(format!("{}{epoch:08}/{name}", self.lease(resource)))
     }
 
+    /// Where the reports of drills and restores are.
+    pub fn reports(&self) -> String {
+        format!("{}reports/", self.root)
+    }
+
+    pub fn report(&self, id: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{id}", self.reports()))
+    }
+
     /// Where alerts are; a folder for each.
     pub fn alerts(&self) -> String {
         format!("{}alerts/", self.root)

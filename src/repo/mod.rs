@@ -10,6 +10,7 @@
 //! - [`record`]: what the repository and a cluster are.
 //! - [`rollup`]: what is known of many neighbouring segments.
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
+//! - [`report`]: what a drill or a restore did, how long it took, and what it found.
 //! - [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing.
@@ -32,6 +33,7 @@ pub mod object;
 pub mod pack;
 pub mod presence;
 pub mod record;
+pub mod report;
 pub mod repository;
 pub mod rollup;
 pub mod seal;

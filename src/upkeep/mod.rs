@@ -1,8 +1,10 @@
-//! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read, [`alarms`] what nobody acknowledged;
-//! [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken snapshot left behind.
+//! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read,
+//! [`alarms`] what nobody acknowledged, [`drills`] whether restores are tried; [`verify`] reads what is stored and says what damage
+//! costs; [`sweep`] removes what a broken snapshot left behind.
 
 pub mod alarms;
 pub mod check;
+pub mod drills;
 pub mod exposure;
 pub mod sweep;
 pub mod verify;
