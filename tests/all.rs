@@ -13,6 +13,7 @@ mod guard;
 mod incidents;
 mod lease;
 mod main_job;
+mod mirror;
 mod privilege;
 mod property;
 mod restore;

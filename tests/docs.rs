@@ -11,6 +11,8 @@ use crate::support::world::{World, said};
 
 /// Its examples want an encrypted repository.
 const KEYS: &str = "keys.md";
+/// Its examples want a mirror.
+const MIRRORS: &str = "mirrors.md";
 
 /// Lines of `sh` blocks that call the program, with their page.
 fn examples() -> Vec<(String, String)> {
@@ -90,7 +92,7 @@ async fn every_example_runs() {
     let event = world.ok(&["--json", "timeline", "--kind", "drop"]).json()["events"][0]["id"].as_str().unwrap().to_string();
     let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
     let moments = Moments { time, xid, lsn, snapshot: snapshot.clone(), event };
-    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS).collect();
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS && page != MIRRORS).collect();
     assert!(examples.len() > 15, "{examples:#?}");
     for (page, example) in examples {
         let mut line = moments.put_in(&example);
@@ -156,4 +158,32 @@ async fn every_key_example_runs() {
             added = slot.into();
         }
     }
+}
+
+/// The page about mirrors, from top to bottom; before its last steps the first repository is lost, as the page says.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mirror_example_runs() {
+    let world = crate::mirror::copy::mirrored("").await;
+    lastgood::postgres::scratch::make_directory(&world.path("srv"), world.user()).unwrap();
+    world.sql("CREATE TABLE t AS SELECT 1 AS x").await;
+    world.backup(&[]);
+    world.archive().await;
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page == MIRRORS).collect();
+    assert!(examples.len() > 9, "{examples:#?}");
+    for (_, example) in examples {
+        if example.contains("--from") {
+            std::fs::remove_dir_all(world.repository()).unwrap();
+            lastgood::postgres::scratch::make_directory(&world.repository(), world.user()).unwrap();
+        }
+        let line = example.replace("/var/lib/postgresql/15", &world.path("srv").display().to_string());
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", &line]).current_dir(world.path("srv"));
+        command.env("PATH", format!("{}:/usr/bin:/bin", world.path("").display())).env("LASTGOOD_CONFIG", world.config());
+        if let Some(user) = world.user() {
+            command.uid(user.uid).gid(user.gid);
+        }
+        let said = said(&mut command);
+        assert_eq!(said.code, 0, "{example}\nrun as: {line}\n{}", said.all());
+    }
+    world.ok(&["verify"]);
 }

@@ -15,6 +15,7 @@ use crate::durable;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
+use crate::repo::copies;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::segment;
 
@@ -54,7 +55,8 @@ pub async fn get(
     match fetch_to(cluster, system, file, destination, false).await {
         Ok(()) => Ok(Got::Fetched),
         Err(GetError::Repo(error)) if error.is_not_found() => {
-            // An empty or wrong place says "not found" to everything; the right one has its record.
+            // An empty or wrong place says "not found" to everything; the right one has its record, and each of several places must.
+            copies::prove_places(cluster.storage()).await?;
             let (_, record) = Repository::again(cluster.vault().clone()).await?.registered(cluster.name()).await?;
             if record.history(system).is_none() {
                 return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });

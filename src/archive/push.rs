@@ -23,6 +23,7 @@ use crate::postgres::wal::index::MappedFiles;
 use crate::postgres::wal::name::{NameError, SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::audit::{self, Event, Who};
+use crate::repo::copies;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::keys::Keys;
 use crate::repo::segment::Stored;
@@ -191,7 +192,7 @@ impl Source {
         let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
-        let may_vanish = place.starts_with("file://");
+        let may_vanish = place.contains("file://");
         let identity = self.identity()?;
         let known = spool.and_then(|spool| spool.known(&identity, timeline));
         // What lies behind a fork is looked at anew, to be refused with its reason.
@@ -205,6 +206,7 @@ impl Source {
             }
         }
         let repository = Repository::open(self.storage.clone(), &self.keys).await?;
+        copies::prove_places(&*self.storage).await?;
         let (cluster, record) = repository.registered(&self.cluster_name).await?;
         let Some(history) = record.history(system) else {
             let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();

@@ -214,7 +214,7 @@ impl Spool {
 }
 
 /// Puts a whole note in place; it need not survive a crash.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = durable::temporary_beside(path);
     let written = durable::create_private(&temporary).and_then(|mut file| file.write_all(bytes));
     let placed = written.and_then(|()| fs::rename(&temporary, path));

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::context::{self, Global};
-use super::error;
+use super::context::Global;
 use super::keys::{self, Need};
+use super::{error, places};
 use crate::archive::get::{self, Got};
 use crate::archive::spool::Spool;
 use crate::config::Config;
@@ -41,7 +41,7 @@ pub struct Args {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let file: WalFile = args.name.parse()?;
-    let storage = context::storage(&config).await?;
+    let (storage, _) = places::any(&config).await?;
     let keys = keys::keys(&config, Need::Read)?;
     // A reader's key file, or no encryption, needs nothing of the repository to be opened.
     let at_once = keys.is_empty() || keys.offline()?.is_some_and(|seal| seal.role() == Role::Reader);

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::context::{self, Global};
-use super::error;
 use super::keys::{self, Need};
 use super::moment;
 use super::output::{self, Colour};
+use super::{error, evidence, places};
 use crate::archive::spool::Note;
 use crate::config::Config;
 use crate::repo::repository::Repository;
@@ -27,10 +27,16 @@ pub struct Args {
     /// How long to wait for the segment
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     timeout: u64,
+    /// Only show how the stores behaved: calls, errors and latencies by operation and hour
+    #[arg(long)]
+    storage: bool,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
+    if args.storage {
+        return evidence::show(&config.archive.spool, global.json);
+    }
     let mut findings = Findings::default();
     let server = match context::session(&config).await {
         Ok(session) => check::server(&mut findings, &config, session).await,
@@ -60,6 +66,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             if let (Some(cluster), Some(server), false) = (&cluster, &server, args.no_switch) {
                 check::archiving(&mut findings, cluster, server, Duration::from_secs(args.timeout)).await;
             }
+            places::check(&mut findings, &config, &repository).await;
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
             alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
                 .await?;

@@ -92,7 +92,9 @@ fn repo(error: &RepoError) -> u8 {
         | RepoError::Slot(_) => CONFIGURATION,
         RepoError::KeyFile { .. } => OTHER,
         RepoError::LastReader { .. } | RepoError::NoSlot { .. } | RepoError::SlotsLeft { .. } => REFUSED,
-        RepoError::Foreign { .. } | RepoError::Conflict { .. } => REFUSED,
+        RepoError::Apart { .. } | RepoError::Foreign { .. } | RepoError::OtherRepository { .. } | RepoError::Conflict { .. } => {
+            REFUSED
+        }
         RepoError::Held { .. } | RepoError::LeaseLost { .. } | RepoError::Busy { .. } => REFUSED,
         _ => REPOSITORY,
     }

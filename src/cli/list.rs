@@ -36,7 +36,7 @@ struct HistoryListing {
 }
 
 pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
-    let place = Place::open(global).await?;
+    let place = Place::open_any(global).await?;
     let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new() };
     let mut manifests = Vec::new();
     for (id, manifest) in place.cluster.manifests().await? {

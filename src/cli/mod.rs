@@ -2,6 +2,7 @@
 //!
 //! - [`context`]: from flags, environment and file to a repository and a server.
 //! - [`keys`]: from configuration and environment to the keys of a repository.
+//! - [`places`]: one repository or several, and what they were good for. [`evidence`]: how stores behaved.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
@@ -22,14 +23,17 @@ pub mod demo;
 pub mod drill;
 pub mod error;
 pub mod estimate;
+pub mod evidence;
 pub mod guard;
 pub mod init;
 pub mod key;
 pub mod keys;
 pub mod list;
 pub mod measure;
+pub mod mirror;
 pub mod moment;
 pub mod output;
+pub mod places;
 pub mod progress;
 pub mod reference;
 pub mod release;
@@ -74,6 +78,7 @@ pub enum Command {
     #[command(name = "archive-get")]
     ArchiveGet(archive_get::Args),
     List(list::Args),
+    Mirror(mirror::Args),
     Timeline(timeline::Args),
     Alerts(alerts::Args),
     Restore(restore::Args),
@@ -139,6 +144,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchivePush(args) => archive_push::run(&global, args).await,
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
+            Command::Mirror(args) => mirror::run(&global, args).await,
             Command::Alerts(args) => alerts::run(&global, args).await,
             Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
@@ -154,6 +160,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Man(args) => reference::man(args),
         }
     });
+    places::save_measurements();
     // Threads that read for an operation that was given up end by themselves; nobody waits for them.
     runtime.shutdown_background();
     outcome

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::moment::{self, Asked, Moment};
-use super::{estimate, measure, output, progress};
+use super::{estimate, measure, output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
@@ -70,7 +70,7 @@ fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let asked = args.moment.asked()?;
     let timeline = timeline(args.timeline.as_deref())?;
-    let place = Place::open(global).await?;
+    let place = Place::open_any(global).await?;
     let manifests = place.manifests(global.json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
@@ -96,6 +96,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
     };
     let desk = Desk::new("restore", &place, global);
+    places::warn_of_missed(&place, global.json);
     let plan = match plan::plan(&guard::around(&place), archive, &manifests, &request).await {
         Ok(plan) => plan,
         Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
@@ -138,6 +139,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             root.display()
         ));
     }
+    places::tell_served(&place, global.json);
     let restored = desk.ended_with(attempt, done, report, detail).await?;
     if global.json {
         output::json(

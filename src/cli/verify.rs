@@ -1,7 +1,7 @@
 //! `lastgood verify`
 
 use super::context::{self, Global, Place};
-use super::{error, output, progress};
+use super::{error, output, places, progress};
 use crate::timeline::archive::Archive;
 use crate::upkeep::verify::{self, Report, Request};
 
@@ -9,13 +9,20 @@ use crate::upkeep::verify::{self, Report, Request};
 ///
 /// Exits with 7 when anything is damaged or missing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lastgood verify\n  lastgood verify 20261121T010000Z-ab12 --quick")]
+#[command(
+    after_help = "Example:\n  lastgood verify\n  lastgood verify 20261121T010000Z-ab12 --quick\n  lastgood verify --repair"
+)]
 pub struct Args {
     /// Only this snapshot (its id, or the beginning of it), and the WAL that follows it
     snapshot: Option<String>,
     /// Check existence and sizes only
     #[arg(long)]
     quick: bool,
+    /// Put sound copies from the mirrors in the place of what is damaged or missing
+    ///
+    /// A damaged object is deleted when a sound one, proven to the last byte, is at hand.
+    #[arg(long, conflicts_with = "quick")]
+    repair: bool,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
@@ -39,6 +46,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         output::json(&serde_json::json!({ "event": "result", "quick": args.quick, "report": report }));
     } else {
         show(&report, args.quick);
+    }
+    if args.repair && !report.problems.is_empty() {
+        return places::repair(&place, &report, global.json).await;
     }
     // Nothing to verify is no reason to be green (rule 60).
     let sound = report.problems.is_empty() && report.snapshots > 0;

@@ -7,6 +7,7 @@
 
 mod drill;
 mod encryption;
+mod mirror;
 mod postgres;
 mod repository;
 mod tripwire;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
+pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
 pub use tripwire::{Alert, Tripwire};
@@ -40,6 +42,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub repository: Repository,
+    pub mirror: Vec<Mirror>,
     pub cluster: Cluster,
     pub postgres: Postgres,
     pub snapshot: Snapshot,
@@ -76,6 +79,7 @@ impl Config {
     /// Checks what only the whole can tell, after environment and flags were applied.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.repository.check()?;
+        mirror::check(&self.repository.url, &self.mirror)?;
         self.cluster.check()?;
         self.postgres.check()?;
         self.snapshot.check()?;

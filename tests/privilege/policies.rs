@@ -84,7 +84,7 @@ impl Stage {
         write_credentials(&path, access, secret);
         let s3 = S3 { credentials_file: Some(path), ..self.moto.config() };
         let repository = lastgood::config::Repository { url: format!("s3://{BUCKET}/{prefix}"), s3, ..Default::default() };
-        lastgood::storage::open::open(&repository).await.unwrap()
+        lastgood::storage::open::open(&repository, &Default::default()).await.unwrap()
     }
 
     async fn cluster(&self, host: &str) -> Result<Cluster, RepoError> {
