@@ -18,6 +18,7 @@ pub mod check;
 pub mod context;
 pub mod demo;
 pub mod error;
+pub mod expire;
 pub mod guard;
 pub mod init;
 pub mod key;
@@ -25,6 +26,7 @@ pub mod keys;
 pub mod list;
 pub mod moment;
 pub mod output;
+pub mod pin;
 pub mod progress;
 pub mod reference;
 pub mod release;
@@ -76,6 +78,9 @@ pub enum Command {
     Release(release::Args),
     Audit(audit::Args),
     Verify(verify::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
@@ -140,6 +145,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Release(args) => release::run(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Expire(args) => expire::run(&global, args).await,
+            Command::Pin(args) => pin::run(&global, args).await,
+            Command::Unpin(args) => pin::unpin(&global, args).await,
             Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,

@@ -8,7 +8,9 @@
 mod encryption;
 mod postgres;
 mod repository;
+mod retention;
 mod tripwire;
+mod verify;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +20,9 @@ use serde::Deserialize;
 pub use encryption::Encryption;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use retention::Retention;
 pub use tripwire::{Alert, Tripwire};
+pub use verify::Verify;
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -44,6 +48,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub retention: Retention,
+    pub verify: Verify,
     pub tripwire: Tripwire,
     pub alert: Alert,
     /// Where the file came from; shown in the settings that `init` prints.
@@ -77,6 +83,8 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
+        self.retention.check()?;
+        self.verify.check()?;
         self.encryption.check()?;
         self.tripwire.check()?;
         self.alert.check()

@@ -10,7 +10,8 @@
 //! - [`record`]: what the repository and a cluster are.
 //! - [`rollup`]: what is known of many neighbouring segments.
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
-//! - [`lease`]: who is at work.
+//! - [`keep`]: which snapshots people want to keep. [`expired`]: which were expired; [`gone`]: which WAL was.
+//! - [`verified`]: when what was read and proven last. [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
@@ -22,8 +23,11 @@
 
 pub mod alert;
 pub mod audit;
+pub mod expired;
 pub mod fetch;
 pub mod frame;
+pub mod gone;
+pub mod keep;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
@@ -37,6 +41,7 @@ pub mod rollup;
 pub mod seal;
 pub mod segment;
 pub mod vault;
+pub mod verified;
 
 use crate::storage::{ObjectKey, StorageError};
 
