@@ -71,6 +71,7 @@ impl Moments {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_runs() {
     let world = World::new(15).await;
+    world.write_config(None, "\n[retention]\nkeep_days = 14\nkeep_monthly = 12\nwindow_days = 7\n");
     let space = world.path("space");
     lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
     for place in ["srv", "spaces"] {

@@ -10,7 +10,7 @@ use crate::archive::get::{self, Got};
 use crate::archive::spool::Spool;
 use crate::config::Config;
 use crate::postgres::lsn::SystemId;
-use crate::postgres::wal::name::WalFile;
+use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::Role;
 use crate::repo::vault::Vault;
@@ -33,6 +33,9 @@ pub struct Args {
     /// Where prefetched segments lie, instead of the configured place
     #[arg(long, hide = true, value_name = "DIRECTORY")]
     spool: Option<PathBuf>,
+    /// The last segment that recovery needs. It reads ahead: what lies behind this and was expired is not there, and no failure
+    #[arg(long, value_name = "SEGMENT")]
+    until: Option<SegmentName>,
     /// Fetch what follows the named segment into the spool; started by archive-get itself
     #[arg(long, hide = true, value_name = "SEGMENT_BYTES")]
     prefetch: Option<u64>,
@@ -68,7 +71,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let Some(destination) = args.destination else { return Ok(error::COULD_NOT_TELL) };
-    let got = get::get(&cluster, system, file, &destination, spool.as_ref()).await?;
+    let got = get::get(&cluster, system, file, &destination, args.until, spool.as_ref()).await?;
     if got == Got::Absent {
         eprintln!("lastgood: {file} is not in the archive");
         return Ok(error::ABSENT);

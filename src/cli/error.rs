@@ -12,6 +12,7 @@ use crate::storage::StorageError;
 use crate::timeline::before::EventError;
 use crate::timeline::find::FindError;
 use crate::timeline::target::TargetError;
+use crate::upkeep::expire::ExpireError;
 
 /// `archive-get`: proven absent.
 pub const ABSENT: u8 = 1;
@@ -44,6 +45,13 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     if let Some(error) = cause.downcast_ref::<SnapshotError>() {
         return Some(snapshot(error));
+    }
+    if let Some(error) = cause.downcast_ref::<ExpireError>() {
+        return Some(match error {
+            ExpireError::Repo(error) => repo(error),
+            ExpireError::Refused { .. } | ExpireError::Begun { .. } | ExpireError::Pinned { .. } => REFUSED,
+            ExpireError::Left { .. } => REPOSITORY,
+        });
     }
     if let Some(error) = cause.downcast_ref::<RestoreError>() {
         return Some(restore(error));
@@ -129,6 +137,7 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
         RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,
+        RestoreError::Expired { .. } => TARGET,
         RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
         RestoreError::Io { .. } => OTHER,
     }

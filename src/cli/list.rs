@@ -1,11 +1,15 @@
 //! `lastgood list`
 
+use std::collections::BTreeMap;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::context::{Global, Place};
 use super::{estimate, output};
+use crate::clock;
 use crate::postgres::lsn::SystemId;
+use crate::repo::keep::{self, Keep};
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
 use crate::timeline::estimate::{Estimate, Experience};
@@ -21,6 +25,8 @@ struct Listing {
     cluster: String,
     histories: Vec<HistoryListing>,
     unreadable: Vec<(String, String)>,
+    /// Snapshots that somebody wants to keep.
+    pins: BTreeMap<String, Keep>,
 }
 
 #[derive(Serialize)]
@@ -37,7 +43,9 @@ struct HistoryListing {
 
 pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
     let place = Place::open_any(global).await?;
-    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new() };
+    let mut pins = keep::all(&place.cluster).await?;
+    pins.retain(|_, pin| pin.holds(clock::now()));
+    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new(), pins };
     let mut manifests = Vec::new();
     for (id, manifest) in place.cluster.manifests().await? {
         match manifest {
@@ -83,6 +91,9 @@ fn show(listing: &Listing) {
             continue;
         }
         output::line(snapshots(&history.snapshots));
+        for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
+            output::line(format!("  {id} is {}", pin.describe()));
+        }
         show_windows(&history.windows, &history.estimates);
     }
     for (id, problem) in &listing.unreadable {

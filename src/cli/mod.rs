@@ -24,6 +24,7 @@ pub mod drill;
 pub mod error;
 pub mod estimate;
 pub mod evidence;
+pub mod expire;
 pub mod guard;
 pub mod init;
 pub mod key;
@@ -33,6 +34,7 @@ pub mod measure;
 pub mod mirror;
 pub mod moment;
 pub mod output;
+pub mod pin;
 pub mod places;
 pub mod progress;
 pub mod reference;
@@ -87,6 +89,9 @@ pub enum Command {
     Audit(audit::Args),
     Verify(verify::Args),
     Drill(drill::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
@@ -153,6 +158,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
             Command::Drill(args) => drill::run(&global, args).await,
+            Command::Expire(args) => expire::run(&global, args).await,
+            Command::Pin(args) => pin::run(&global, args).await,
+            Command::Unpin(args) => pin::unpin(&global, args).await,
             Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,

@@ -115,7 +115,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
     let attempt = desk.attempted(&plan, &approval, &code).await;
-    let get = format!("archive-get --system-identifier {} %f \"%p\"", plan.system_identifier);
+    let until = plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
+    let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
     let options = Options {
         restore_command: global.server_command(&place.config, &get)?,
         threads: context::threads(place.config.restore.threads),

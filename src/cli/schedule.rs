@@ -39,15 +39,17 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let command = output::shell_words(&global.words(&config)?);
     let (name, user, (hour, minute)) = (&config.cluster.name, &args.user, args.at);
+    let drills = config.drill.is_some();
+    let expires = config.retention.is_configured();
     output::line(match args.print {
         // In a crontab % is a newline.
-        Scheduler::Cron => cron(name, user, (hour, minute), &command.replace('%', "\\%"), config.drill.is_some()),
-        Scheduler::Systemd => systemd(name, user, (hour, minute), &command.replace('%', "%%"), config.drill.is_some()),
+        Scheduler::Cron => cron(name, user, (hour, minute), &command.replace('%', "\\%"), (drills, expires)),
+        Scheduler::Systemd => systemd(name, user, (hour, minute), &command.replace('%', "%%"), (drills, expires)),
     });
     Ok(0)
 }
 
-fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, drills: bool) -> String {
+fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
     let mut text = format!(
         "# /etc/cron.d/lastgood-{name}: a snapshot every night, a check every hour, everything read once a week.\n\
          # Output means trouble: cron mails what a failing command prints.\n\
@@ -62,10 +64,17 @@ fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, drills:
         let hour = (hour + 4) % 24;
         text.push_str(&format!("\n{minute} {hour} * * * {user} out=$({command} drill 2>&1) || {{ echo \"$out\"; exit 1; }}"));
     }
+    if expires {
+        let hour = (hour + 1) % 24;
+        text.push_str(
+            "\n# What no rule of [retention] keeps goes every night. Better on another host, with credentials that may delete.\n",
+        );
+        text.push_str(&format!("{minute} {hour} * * * {user} out=$({command} expire 2>&1) || {{ echo \"$out\"; exit 1; }}"));
+    }
     text
 }
 
-fn systemd(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, drills: bool) -> String {
+fn systemd(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
     let unit = |task: &str, what: &str, when: &str| {
         format!(
             "# /etc/systemd/system/lastgood-{task}-{name}.service\n[Unit]\nDescription={what} of PostgreSQL cluster {name}\n\
@@ -84,6 +93,10 @@ fn systemd(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, dril
     if drills {
         units.push(unit("drill", "Drill", &format!("*-*-* {:02}:{minute:02}:00", (hour + 4) % 24)));
         tasks.push_str(",drill");
+    }
+    if expires {
+        units.push(unit("expire", "Expiry", &format!("*-*-* {:02}:{minute:02}:00", (hour + 1) % 24)));
+        tasks.push_str(",expire");
     }
     format!("{}\n# Then: systemctl enable --now lastgood-{{{tasks}}}-{name}.timer", units.join("\n"))
 }

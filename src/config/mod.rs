@@ -10,7 +10,9 @@ mod encryption;
 mod mirror;
 mod postgres;
 mod repository;
+mod retention;
 mod tripwire;
+mod verify;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +24,9 @@ pub use encryption::Encryption;
 pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use retention::Retention;
 pub use tripwire::{Alert, Tripwire};
+pub use verify::Verify;
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -49,6 +53,8 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub retention: Retention,
+    pub verify: Verify,
     pub tripwire: Tripwire,
     pub alert: Alert,
     /// Absent: drills can be run, and nobody is waiting for them.
@@ -85,6 +91,8 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
+        self.retention.check()?;
+        self.verify.check()?;
         self.encryption.check()?;
         self.tripwire.check()?;
         self.alert.check()?;

@@ -11,7 +11,8 @@
 //! - [`rollup`]: what is known of many neighbouring segments.
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
 //! - [`report`]: what a drill or a restore did, how long it took, and what it found.
-//! - [`lease`]: who is at work.
+//! - [`keep`]: which snapshots people want to keep. [`expired`]: which were expired; [`gone`]: which WAL was.
+//! - [`verified`]: when what was read and proven last. [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
@@ -25,8 +26,11 @@
 pub mod alert;
 pub mod audit;
 pub mod copies;
+pub mod expired;
 pub mod fetch;
 pub mod frame;
+pub mod gone;
+pub mod keep;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
@@ -42,6 +46,7 @@ pub mod rollup;
 pub mod seal;
 pub mod segment;
 pub mod vault;
+pub mod verified;
 
 use crate::storage::{ObjectKey, StorageError};
 

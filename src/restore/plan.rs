@@ -107,6 +107,12 @@ impl Plan {
         &self.found.snapshot
     }
 
+    /// The last segment that recovery needs; `None` where it goes to the end, wherever that is by then.
+    pub fn last_segment(&self) -> Option<SegmentName> {
+        let last = self.found.path.segment(self.found.last_segment, self.archive.segment_bytes);
+        (self.found.recovery != RecoveryTarget::End).then_some(last)
+    }
+
     pub fn care(&self) -> &Care {
         self.replaced.as_ref().map_or(&Care::Free, |replaced| &replaced.care)
     }
