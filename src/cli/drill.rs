@@ -105,7 +105,6 @@ impl Work<'_> {
         let scratch = &self.drill.config.directory;
         place::sweep(scratch, &*monitor);
         let dir = place::Place::make(scratch)?;
-        monitor.phase("plan", 0);
         let Some(prepared) = self.drill.prepare(self.request, Some(&dir), report).await? else {
             report.ended = crate::clock::now();
             verdict::conclude(report);
