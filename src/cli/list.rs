@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::context::{Global, Place};
-use super::{estimate, output};
+use super::{estimate, output, places};
 use crate::clock;
 use crate::postgres::lsn::SystemId;
 use crate::repo::keep::{self, Keep};
@@ -63,6 +63,7 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
         let (major, wal_segments) = (history.major, archive.count());
         listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows, estimates });
     }
+    places::warn_of_missed(&place, global.json);
     if global.json {
         output::json(&listing)
     } else {

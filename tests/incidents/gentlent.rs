@@ -77,8 +77,7 @@ async fn a_lost_data_centre_loses_nothing_that_was_archived() {
     }
     let said_release = world.confirmed(&["--repo", "offsite", "release", "--data-directory", &new]);
     assert!(said_release.out.contains("is the cluster \"shop\" from now on"), "{}", said_release.all());
-    let (program, config) = (world.program().display(), world.config());
-    let command = format!("{program} --config {} --repo offsite archive-push %p", config.display());
+    let command = format!("{} --config {} --repo offsite archive-push %p", world.program().display(), world.config().display());
     session.alter_system("archive_command", &command).await.unwrap();
     drop(session);
     server.stop(Stop::Fast);
