@@ -11,6 +11,8 @@ use crate::support::world::{World, said};
 
 /// Its examples want an encrypted repository.
 const KEYS: &str = "keys.md";
+/// Its examples want a mirror.
+const MIRRORS: &str = "mirrors.md";
 
 /// Lines of `sh` blocks that call the program, with their page.
 fn examples() -> Vec<(String, String)> {
@@ -40,11 +42,14 @@ struct Moments {
     xid: String,
     lsn: String,
     snapshot: String,
+    /// The id of a drop.
+    event: String,
 }
 
 impl Moments {
-    /// Puts our target in for the one after `--to`.
+    /// Puts our target in for the one after `--to` or `--before`.
     fn put_in(&self, line: &str) -> String {
+        let line = &line.replace("shop.public.orders", "orders").replace("1:0/48E06C0", &self.event);
         let Some((before, rest)) = line.split_once("--to ") else { return line.into() };
         let quote = rest.chars().next().filter(|c| *c == '\'' || *c == '"');
         let (text, after) = match quote {
@@ -66,6 +71,7 @@ impl Moments {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_runs() {
     let world = World::new(15).await;
+    world.write_config(None, "\n[retention]\nkeep_days = 14\nkeep_monthly = 12\nwindow_days = 7\n");
     let space = world.path("space");
     lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
     for place in ["srv", "spaces"] {
@@ -73,6 +79,7 @@ async fn every_example_runs() {
     }
     world.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display())).await;
     world.sql("CREATE TABLE t TABLESPACE fast AS SELECT 1 AS x").await;
+    world.sql("CREATE TABLE orders AS SELECT 1 AS id").await;
     let snapshot = world.backup(&[])["id"].as_str().unwrap().to_string();
     world.sql("INSERT INTO t VALUES (2)").await;
     let time = world.value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'").await;
@@ -81,10 +88,12 @@ async fn every_example_runs() {
     let xid = world.value("SELECT txid_current()").await;
     let lsn = world.value("SELECT pg_current_wal_insert_lsn()").await;
     world.sql("COMMIT").await;
+    world.sql("DROP TABLE orders").await;
     world.archive().await;
+    let event = world.ok(&["--json", "timeline", "--kind", "drop"]).json()["events"][0]["id"].as_str().unwrap().to_string();
     let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
-    let moments = Moments { time, xid, lsn, snapshot: snapshot.clone() };
-    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS).collect();
+    let moments = Moments { time, xid, lsn, snapshot: snapshot.clone(), event };
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS && page != MIRRORS).collect();
     assert!(examples.len() > 15, "{examples:#?}");
     for (page, example) in examples {
         let mut line = moments.put_in(&example);
@@ -105,6 +114,7 @@ async fn every_example_runs() {
         let mut command = Command::new("bash");
         command.args(["-euo", "pipefail", "-c", &line]).current_dir(world.path("srv"));
         command.env("PATH", format!("{}:/usr/bin:/bin", world.path("").display())).env("LASTGOOD_CONFIG", world.config());
+        command.env("PGDATA", world.server.data());
         if let Some(user) = world.user() {
             command.uid(user.uid).gid(user.gid);
         }
@@ -149,4 +159,32 @@ async fn every_key_example_runs() {
             added = slot.into();
         }
     }
+}
+
+/// The page about mirrors, from top to bottom; before its last steps the first repository is lost, as the page says.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_mirror_example_runs() {
+    let world = crate::mirror::copy::mirrored("").await;
+    lastgood::postgres::scratch::make_directory(&world.path("srv"), world.user()).unwrap();
+    world.sql("CREATE TABLE t AS SELECT 1 AS x").await;
+    world.backup(&[]);
+    world.archive().await;
+    let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page == MIRRORS).collect();
+    assert!(examples.len() > 9, "{examples:#?}");
+    for (_, example) in examples {
+        if example.contains("--from") {
+            std::fs::remove_dir_all(world.repository()).unwrap();
+            lastgood::postgres::scratch::make_directory(&world.repository(), world.user()).unwrap();
+        }
+        let line = example.replace("/var/lib/postgresql/15", &world.path("srv").display().to_string());
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", &line]).current_dir(world.path("srv"));
+        command.env("PATH", format!("{}:/usr/bin:/bin", world.path("").display())).env("LASTGOOD_CONFIG", world.config());
+        if let Some(user) = world.user() {
+            command.uid(user.uid).gid(user.gid);
+        }
+        let said = said(&mut command);
+        assert_eq!(said.code, 0, "{example}\nrun as: {line}\n{}", said.all());
+    }
+    world.ok(&["verify"]);
 }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lastgood::config;
+use lastgood::repo::copies::RULES;
 use lastgood::storage::fs::DirectoryStorage;
 use lastgood::storage::limit::Limit;
 use lastgood::storage::memory::MemoryStorage;
 use lastgood::storage::record::Record;
 use lastgood::storage::retry::{Policy, Retry};
 use lastgood::storage::s3::S3Storage;
+use lastgood::storage::several::{Duty, Several};
 use lastgood::storage::{ObjectKey, Storage};
 
 use crate::support::garage::{self, Garage};
@@ -99,6 +101,17 @@ async fn s3_with_the_sdks_checksums_conforms() {
     let server = S3Server::start().await;
     let config = config::S3 { sdk_checksums: true, ..server.config() };
     small_of(Arc::new(S3Storage::connect(s3::BUCKET, "a/", &config).await.unwrap())).await;
+}
+
+/// Two places that are both required, and two of which any is good enough: each pair is a store.
+#[tokio::test]
+async fn several_conform() {
+    for duty in [Duty::Write, Duty::Read] {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (Arc::new(DirectoryStorage::new(dir.path())), Arc::new(MemoryStorage::new()));
+        crate::mirror::several::identify(&[&*first, &*second]).await;
+        all_of(Arc::new(Several::new(first, crate::mirror::several::second(second), duty, RULES))).await;
+    }
 }
 
 #[tokio::test]

@@ -42,20 +42,22 @@ fn sources() -> Vec<(PathBuf, String, String)> {
 fn allowed(room: &str) -> &'static [&'static str] {
     match room {
         "main" | "lib" => &["cli"],
-        "cli" => &["archive", "snapshot", "timeline", "restore", "upkeep", "repo", "postgres", "storage"],
+        "cli" => &["archive", "snapshot", "timeline", "restore", "drill", "upkeep", "watch", "repo", "postgres", "storage"],
         // Snapshots sweep what earlier ones left, and read from the timeline what changed; checks prove archiving as snapshots do; a
         // plan is a moment found on a timeline.
         "snapshot" => &["upkeep", "timeline", "repo", "postgres", "storage"],
         "upkeep" => &["snapshot", "timeline", "repo", "postgres", "storage"],
         "restore" => &["timeline", "snapshot", "repo", "postgres", "storage"],
+        "drill" => &["restore", "timeline", "upkeep", "repo", "postgres", "storage"],
         "archive" | "timeline" => &["repo", "postgres", "storage"],
+        "watch" => &["timeline", "repo", "postgres", "storage"],
         "repo" => &["postgres", "storage"],
         "postgres" | "storage" => &[],
         _ => &[],
     }
 }
 
-const FOR_EVERYBODY: [&str; 5] = ["aligned", "clock", "config", "durable", "monitor"];
+const FOR_EVERYBODY: [&str; 6] = ["aligned", "clock", "config", "durable", "monitor", "tls"];
 
 #[test]
 fn rooms_call_only_whom_they_may() {

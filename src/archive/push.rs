@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::job::{Job, checked_header};
 use super::rival::{self, Candidate};
-use super::spool::{Acknowledgement, Spool};
+use super::spool::{Acknowledgement, Note, Spool};
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::lsn::{SystemId, Timeline};
@@ -23,6 +23,7 @@ use crate::postgres::wal::index::MappedFiles;
 use crate::postgres::wal::name::{NameError, SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::audit::{self, Event, Who};
+use crate::repo::copies;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::keys::Keys;
 use crate::repo::segment::Stored;
@@ -103,11 +104,18 @@ pub enum Pushed {
     Acknowledged,
 }
 
+/// What became of it, and whether something that was archived wants a look (see `watch::tripwire`), from this data directory.
+#[derive(Debug)]
+pub struct Outcome {
+    pub pushed: Pushed,
+    pub look_from: Option<PathBuf>,
+}
+
 /// Stores one file, and then takes along further segments that are ready. A refusal enters the audit, once.
-pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, PushError> {
+pub async fn push(repository: &Source, request: &Request) -> Result<Outcome, PushError> {
     let mut spool = None;
     let pushed = store(repository, request, &mut spool).await;
-    if let (Err(error), Some(spool)) = (&pushed, &spool)
+    if let (Err(error), Some((spool, _))) = (&pushed, &spool)
         && error.is_refusal()
         && spool.is_new_refusal(&error.to_string())
     {
@@ -117,10 +125,12 @@ pub async fn push(repository: &Source, request: &Request) -> Result<Pushed, Push
             let _ = audit::append(&opened.cluster(&repository.cluster_name), &request.who, event).await;
         }
     }
-    pushed
+    let look_from = spool.filter(|(spool, _)| spool.noted(Note::Suspicion).is_some()).map(|(_, directory)| directory);
+    Ok(Outcome { pushed: pushed?, look_from })
 }
 
-async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool>) -> Result<Pushed, PushError> {
+/// Also hands out the spool, once it is open, and the data directory.
+async fn store(repository: &Source, request: &Request, opened: &mut Option<(Spool, PathBuf)>) -> Result<Pushed, PushError> {
     let path = resolve(request)?;
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let file: WalFile = name.parse()?;
@@ -130,7 +140,7 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<Spool
     }
     let system = system_of(&path, &file, &data_directory)?;
     let spool = Spool::open(&request.spool, &repository.cluster_name, system, &data_directory).ok();
-    opened.clone_from(&spool);
+    *opened = spool.clone().map(|spool| (spool, data_directory.clone()));
     refuse_restored(&data_directory)?;
     let mapped = Arc::new(if matches!(file, WalFile::Segment(_)) { mapped::moved(&data_directory) } else { MappedFiles::new() });
     let job = Job { path, file, system, level: request.compression_level, mapped, spool: spool.clone() };
@@ -182,7 +192,7 @@ impl Source {
         let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
-        let may_vanish = place.starts_with("file://");
+        let may_vanish = place.contains("file://");
         let identity = self.identity()?;
         let known = spool.and_then(|spool| spool.known(&identity, timeline));
         // What lies behind a fork is looked at anew, to be refused with its reason.
@@ -196,6 +206,7 @@ impl Source {
             }
         }
         let repository = Repository::open(self.storage.clone(), &self.keys).await?;
+        copies::prove_places(&*self.storage).await?;
         let (cluster, record) = repository.registered(&self.cluster_name).await?;
         let Some(history) = record.history(system) else {
             let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();

@@ -44,6 +44,8 @@ pub enum Note {
     Suspicion,
     /// The last segment that the tripwire has looked at.
     Watched,
+    /// Why the last alert did not reach everybody.
+    AlertProblem,
 }
 
 impl Note {
@@ -52,6 +54,7 @@ impl Note {
             Note::IndexProblem => "index-problem",
             Note::Suspicion => "suspicion",
             Note::Watched => "watched",
+            Note::AlertProblem => "alert-problem",
         }
     }
 }
@@ -193,17 +196,25 @@ impl Spool {
         true
     }
 
+    /// A lock that one process holds that looks at what was archived.
+    pub fn lock_watching(&self) -> Option<fs::File> {
+        self.lock("watching")
+    }
+
     /// A lock that one prefetching process holds; `None` when another does. It ends with the value.
     pub fn lock_fetching(&self) -> Option<fs::File> {
-        let file =
-            fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join("lock")).ok()?;
+        self.lock("lock")
+    }
+
+    fn lock(&self, name: &str) -> Option<fs::File> {
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(name)).ok()?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
         Some(file)
     }
 }
 
 /// Puts a whole note in place; it need not survive a crash.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = durable::temporary_beside(path);
     let written = durable::create_private(&temporary).and_then(|mut file| file.write_all(bytes));
     let placed = written.and_then(|()| fs::rename(&temporary, path));

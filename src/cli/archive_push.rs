@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::context::{self, Global};
-use super::guard;
+use super::alerts;
+use super::context::Global;
 use super::keys::{self, Need};
+use super::{guard, places};
 use crate::archive::push::{self, Request, Source};
 
 /// Store one WAL file; PostgreSQL calls this as archive_command
@@ -20,7 +21,7 @@ pub struct Args {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let keys = keys::keys(&config, Need::Write)?;
-    let source = Source { storage: context::storage(&config).await?, cluster_name: config.cluster.name.clone(), keys };
+    let source = Source { storage: places::required(&config).await?, cluster_name: config.cluster.name.clone(), keys };
     let request = Request {
         path: args.path,
         from: std::env::current_dir()?,
@@ -30,7 +31,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         allow_standby: config.archive.allow_archive_mode_always,
         who: guard::who(),
     };
-    push::push(&source, &request).await?;
+    let outcome = push::push(&source, &request).await?;
+    places::mark_behind(&config);
+    if let Some(directory) = outcome.look_from.filter(|_| config.tripwire.enabled != Some(false)) {
+        alerts::start_look(global, &config, &directory);
+    }
     // Silent on success: the server would write every line into its log.
     Ok(0)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::context::{self, Global, Place};
 use super::keys::Need;
-use super::{error, moment, output, progress};
+use super::{error, moment, output, places, progress};
 use crate::clock;
 use crate::repo::manifest::Manifest;
 use crate::repo::seal::rotation;
@@ -29,7 +29,7 @@ pub struct Args {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
-    let place = Place::open_to(global, Need::Write).await?;
+    let place = Place::open_all(global, Need::Write).await?;
     let session = context::session(&place.config).await?;
     let config = &place.config;
     let request = Request {
@@ -48,6 +48,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let began = clock::monotonic();
     let manifest = take::take(&place.cluster, &place.record, &session, &request, monitor.clone()).await?;
+    places::mark_behind(config);
     let seconds = began.elapsed().as_secs_f64();
     for page in &manifest.damaged_pages {
         monitor.warn(&format!("page {} of {} is damaged in the database: its checksum does not hold", page.block, page.path));

@@ -7,13 +7,15 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::keys::{Need, keys};
-use super::{output, progress, secrets};
+use super::{output, places, progress, secrets};
 use crate::config::{self, Config};
 use crate::postgres::session::{Connection, Session, Tls};
+use crate::repo::copies;
 use crate::repo::manifest::Manifest;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
-use crate::storage::{Storage, open};
+use crate::storage::Storage;
+use crate::storage::several::Several;
 
 /// Flags of every command. Each wins over the environment, and that over the configuration file.
 #[derive(Debug, Clone, Default, Args)]
@@ -61,7 +63,7 @@ impl Global {
             }
         };
         if let Some(url) = &self.repo {
-            config.repository.url.clone_from(url);
+            places::choose(&mut config, url);
         }
         if let Some(name) = &self.cluster {
             config.cluster.name.clone_from(name);
@@ -111,6 +113,8 @@ pub struct Place {
     pub repository: Repository,
     pub cluster: Cluster,
     pub record: ClusterRecord,
+    /// Where it is read from several places.
+    pub several: Option<Arc<Several>>,
 }
 
 impl Place {
@@ -119,12 +123,32 @@ impl Place {
         Place::open_to(global, Need::Read).await
     }
 
+    /// The first repository alone: for what is done to one.
     pub async fn open_to(global: &Global, need: Need) -> anyhow::Result<Place> {
         let config = global.configuration()?;
-        let repository =
-            Repository::open(storage(&config).await?, &keys(&config, need)?).await?.with_lease_s(config.repository.lease_s);
+        let storage = storage(&config).await?;
+        Place::with(config, storage, need, None).await
+    }
+
+    /// Whichever repository is sound, object by object: for reading.
+    pub async fn open_any(global: &Global) -> anyhow::Result<Place> {
+        let config = global.configuration()?;
+        let (storage, several) = places::any(&config).await?;
+        Place::with(config, storage, Need::Read, several).await
+    }
+
+    /// All repositories that are required: for writing.
+    pub async fn open_all(global: &Global, need: Need) -> anyhow::Result<Place> {
+        let config = global.configuration()?;
+        let storage = places::required(&config).await?;
+        copies::prove_places(&*storage).await?;
+        Place::with(config, storage, need, None).await
+    }
+
+    async fn with(config: Config, storage: Arc<dyn Storage>, need: Need, several: Option<Arc<Several>>) -> anyhow::Result<Place> {
+        let repository = Repository::open(storage, &keys(&config, need)?).await?.with_lease_s(config.repository.lease_s);
         let (cluster, record) = repository.registered(&config.cluster.name).await?;
-        Ok(Place { config, repository, cluster, record })
+        Ok(Place { config, repository, cluster, record, several })
     }
 
     /// Manifests that can be read, oldest first; the others are named in a warning.
@@ -140,8 +164,9 @@ impl Place {
     }
 }
 
+/// The first repository alone.
 pub async fn storage(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
-    Ok(open::open(&config.repository).await?)
+    places::first(config).await
 }
 
 /// Connects to the configured server.

@@ -2,13 +2,17 @@
 //!
 //! - [`context`]: from flags, environment and file to a repository and a server.
 //! - [`keys`]: from configuration and environment to the keys of a repository.
+//! - [`places`]: one repository or several, and what they were good for. [`evidence`]: how stores behaved.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
+//! - [`estimate`]: how long a restore will take, in words.
+//! - [`measure`]: what a real restore took.
 //! - [`error`]: every error's kind and exit code, in one place.
 
+pub mod alerts;
 pub mod archive_get;
 pub mod archive_push;
 pub mod audit;
@@ -16,14 +20,22 @@ pub mod backup;
 pub mod check;
 pub mod context;
 pub mod demo;
+pub mod drill;
 pub mod error;
+pub mod estimate;
+pub mod evidence;
+pub mod expire;
 pub mod guard;
 pub mod init;
 pub mod key;
 pub mod keys;
 pub mod list;
+pub mod measure;
+pub mod mirror;
 pub mod moment;
 pub mod output;
+pub mod pin;
+pub mod places;
 pub mod progress;
 pub mod reference;
 pub mod release;
@@ -49,7 +61,7 @@ use context::Global;
 #[command(
     after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
 Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
-8 PostgreSQL, 9 check failed, 10 other, 126 archive-get: could not tell."
+8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 126 archive-get: could not tell."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -68,12 +80,18 @@ pub enum Command {
     #[command(name = "archive-get")]
     ArchiveGet(archive_get::Args),
     List(list::Args),
+    Mirror(mirror::Args),
     Timeline(timeline::Args),
+    Alerts(alerts::Args),
     Restore(restore::Args),
     Undo(undo::Args),
     Release(release::Args),
     Audit(audit::Args),
     Verify(verify::Args),
+    Drill(drill::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
@@ -131,12 +149,18 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::ArchivePush(args) => archive_push::run(&global, args).await,
             Command::ArchiveGet(args) => archive_get::run(&global, args).await,
             Command::List(args) => list::run(&global, args).await,
+            Command::Mirror(args) => mirror::run(&global, args).await,
+            Command::Alerts(args) => alerts::run(&global, args).await,
             Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,
             Command::Release(args) => release::run(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Drill(args) => drill::run(&global, args).await,
+            Command::Expire(args) => expire::run(&global, args).await,
+            Command::Pin(args) => pin::run(&global, args).await,
+            Command::Unpin(args) => pin::unpin(&global, args).await,
             Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,
@@ -144,6 +168,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Man(args) => reference::man(args),
         }
     });
+    places::save_measurements();
     // Threads that read for an operation that was given up end by themselves; nobody waits for them.
     runtime.shutdown_background();
     outcome

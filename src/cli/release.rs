@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::context::{Global, Place};
 use super::guard::{self, Confirm, Desk};
+use super::keys::Need;
 use super::{output, progress};
 use crate::restore::release::{self, Left, Plan};
 use crate::timeline::archive::Archive;
@@ -21,7 +22,7 @@ pub struct Args {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
-    let place = Place::open(global).await?;
+    let place = Place::open_all(global, Need::Read).await?;
     let Some(directory) = place.config.postgres.data_directory.clone() else {
         let what = "the cluster to release is not named".to_string();
         let mend = "pass its directory with --data-directory".to_string();

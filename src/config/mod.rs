@@ -5,18 +5,28 @@
 //!
 //! A section is a struct in a file of its own, or with its neighbours, and checks itself.
 
+mod drill;
 mod encryption;
+mod mirror;
 mod postgres;
 mod repository;
+mod retention;
+mod tripwire;
+mod verify;
 mod work;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
+pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use retention::Retention;
+pub use tripwire::{Alert, Tripwire};
+pub use verify::Verify;
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -36,12 +46,19 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub repository: Repository,
+    pub mirror: Vec<Mirror>,
     pub cluster: Cluster,
     pub postgres: Postgres,
     pub snapshot: Snapshot,
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub retention: Retention,
+    pub verify: Verify,
+    pub tripwire: Tripwire,
+    pub alert: Alert,
+    /// Absent: drills can be run, and nobody is waiting for them.
+    pub drill: Option<Drill>,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -68,12 +85,18 @@ impl Config {
     /// Checks what only the whole can tell, after environment and flags were applied.
     pub fn check(&self) -> Result<(), ConfigError> {
         self.repository.check()?;
+        mirror::check(&self.repository.url, &self.mirror)?;
         self.cluster.check()?;
         self.postgres.check()?;
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
-        self.encryption.check()
+        self.retention.check()?;
+        self.verify.check()?;
+        self.encryption.check()?;
+        self.tripwire.check()?;
+        self.alert.check()?;
+        self.drill.as_ref().map_or(Ok(()), Drill::check)
     }
 }
 

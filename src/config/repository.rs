@@ -37,16 +37,21 @@ impl Repository {
             let what = format!("[repository] lease_s is {}", self.lease_s);
             return invalid(what, "use 60 to 86400, or leave it out for 900");
         }
-        // Said without the URL, which would put the secret into logs.
-        let authority = |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_string());
-        for (key, url) in [("url", Some(&self.url)), ("endpoint", self.s3.endpoint.as_ref())] {
-            if url.and_then(|url| authority(url)).is_some_and(|authority| authority.contains('@')) {
-                let what = format!("the {key} of the repository holds a user name or a secret before an '@'");
-                return invalid(what, "put credentials into credentials_file, or into the environment");
-            }
-        }
+        no_secret_in_urls("repository", &self.url, &self.s3)?;
         self.s3.check()
     }
+}
+
+/// Said without the URL, which would put the secret into logs.
+pub(super) fn no_secret_in_urls(whose: &str, url: &str, s3: &S3) -> Result<(), ConfigError> {
+    let authority = |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default().to_string());
+    for (key, url) in [("url", Some(url)), ("endpoint", s3.endpoint.as_deref())] {
+        if url.and_then(authority).is_some_and(|authority| authority.contains('@')) {
+            let what = format!("the {key} of the {whose} holds a user name or a secret before an '@'");
+            return invalid(what, "put credentials into credentials_file, or into the environment");
+        }
+    }
+    Ok(())
 }
 
 /// How to reach an S3 store. Credentials come from the AWS chain: environment, profile, web identity, container, IMDSv2.
@@ -105,7 +110,7 @@ impl Default for S3 {
 }
 
 impl S3 {
-    fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.kms_key_id.is_some() && self.encryption != ServerSideEncryption::SseKms {
             return invalid("kms_key_id is set, but encryption is not \"sse-kms\"", "set encryption = \"sse-kms\"");
         }

@@ -5,7 +5,6 @@
 //! pinged all the while (rule 8). When it dies, so does the backup, and the server forgets it: nothing needs cleaning up.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -333,6 +332,17 @@ impl Session {
         Ok(first.unwrap_or_default())
     }
 
+    /// The first column of all rows, as text.
+    pub async fn column(&self, sql: &str) -> Result<Vec<String>, SessionError> {
+        let doing = "run SQL";
+        let rows = self.client.simple_query(sql).await.map_err(|e| self.error(doing, e))?;
+        let text = |message: &tokio_postgres::SimpleQueryMessage| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_string()),
+            _ => None,
+        };
+        Ok(rows.iter().filter_map(text).collect())
+    }
+
     pub(super) async fn rows(&self, doing: &'static str, sql: &str) -> Result<Vec<Row>, SessionError> {
         self.client.query(sql, &[]).await.map_err(|e| self.error(doing, e))
     }
@@ -453,28 +463,9 @@ async fn connect(config: &tokio_postgres::Config, connection: &Connection, targe
         Tls::Require => tokio_postgres::config::SslMode::Require,
         _ => tokio_postgres::config::SslMode::Prefer,
     });
-    let tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls_configuration(connection)?);
+    let tls = crate::tls::client(connection.ca_file.as_deref()).map_err(|detail| SessionError::Tls { detail })?;
+    let tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls);
     let (client, io) = config.connect(tls).await.map_err(failed)?;
     tokio::spawn(io);
     Ok(client)
-}
-
-/// The system's authorities and the configured one; certificates are always verified.
-fn tls_configuration(connection: &Connection) -> Result<rustls::ClientConfig, SessionError> {
-    use rustls::pki_types::CertificateDer;
-    use rustls::pki_types::pem::PemObject;
-    let failed = |detail: String| SessionError::Tls { detail };
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = &connection.ca_file {
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|e| failed(format!("read {}: {e}", path.display())))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|e| failed(format!("read {}: {e}", path.display())))?;
-            roots.add(certificate).map_err(|e| failed(format!("{}: {e}", path.display())))?;
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|e| failed(e.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use super::frame::{Decompressor, FRAME_MAX_BYTES, FrameRef};
 use super::repository::Cluster;
 use super::seal::crypto::GcmKey;
+use super::vault::Vault;
 use super::{RepoError, object};
 use crate::storage::{ObjectKey, Part};
 
@@ -68,6 +69,9 @@ pub struct Fetched {
     read: PackRead,
     /// The bytes, and what opens them where they are sealed; or the damage that all frames of the read share.
     bytes: Result<(Bytes, Option<GcmKey>), String>,
+    /// Where else the pack may be.
+    copies: Arc<Vec<Vault>>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Fetched {
@@ -84,14 +88,22 @@ impl Fetched {
         }
     }
 
-    /// Opens frame `index` into `out`, which is as long as the frame's raw bytes, and proves it.
+    /// Opens frame `index` into `out`, which is as long as the frame's raw bytes, and proves it. What is damaged in one place is read
+    /// from another. Not for async code.
     pub fn open(&self, index: usize, decompressor: &mut Decompressor, out: &mut [u8]) -> Result<(), RepoError> {
         let frame = &self.frames[index];
         let (bytes, pack) = self.bytes.as_ref().map_err(|what| RepoError::damaged(&self.key, what.clone()))?;
         let begin = (frame.offset - self.read.start) as usize;
         let stored = &bytes[begin..begin + frame.stored_bytes as usize];
-        let opened = decompressor.open(frame, stored, pack.as_ref(), out);
-        opened.map_err(|what| RepoError::damaged(&self.key, format!("{what} (at byte {})", frame.offset)))
+        let Err(what) = decompressor.open(frame, stored, pack.as_ref(), out) else { return Ok(()) };
+        let part = Part::Range { start: frame.offset, bytes: frame.stored_bytes.into() };
+        for copy in self.copies.iter() {
+            let Ok(read) = self.runtime.block_on(copy.storage().read(&self.key, part)) else { continue };
+            if decompressor.open(frame, &read.bytes, pack.as_ref(), out).is_ok() {
+                return Ok(());
+            }
+        }
+        Err(RepoError::damaged(&self.key, format!("{what} (at byte {})", frame.offset)))
     }
 }
 
@@ -103,8 +115,10 @@ where
     F: Fn(Fetched) -> Result<(), E> + Send + Sync + 'static,
 {
     let working = Arc::new(Semaphore::new(threads.max(1)));
+    let (copies, runtime) = (Arc::new(cluster.vault().copies()), tokio::runtime::Handle::current());
     let run = |read: PackRead| {
         let (frames, visit, working) = (frames.clone(), visit.clone(), working.clone());
+        let (copies, runtime) = (copies.clone(), runtime.clone());
         async move {
             let key = cluster.layout().pack(&frames[read.frames.start].pack);
             let bytes = match fetch(cluster, &key, Part::Range { start: read.start, bytes: read.bytes }).await {
@@ -113,7 +127,7 @@ where
                 Err(error) if error.is_damage() => Err(error.to_string()),
                 Err(error) => return Err(error.into()),
             };
-            let fetched = Fetched { key, frames, read, bytes };
+            let fetched = Fetched { key, frames, read, bytes, copies, runtime };
             let permit = working.acquire_owned().await;
             let work = move || {
                 let _permit = permit;

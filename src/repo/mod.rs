@@ -10,10 +10,13 @@
 //! - [`record`]: what the repository and a cluster are.
 //! - [`rollup`]: what is known of many neighbouring segments.
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
-//! - [`lease`]: who is at work.
+//! - [`report`]: what a drill or a restore did, how long it took, and what it found.
+//! - [`keep`]: which snapshots people want to keep. [`expired`]: which were expired; [`gone`]: which WAL was.
+//! - [`verified`]: when what was read and proven last. [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
-//! - [`presence`]: whether packs are there, by listing.
+//! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
+//! - [`copies`]: the same repository in several places.
 //! - [`vault`]: a store, and the keys that what is in it is sealed with.
 //! - [`repository`]: all of it together, behind one value.
 //!
@@ -22,8 +25,12 @@
 
 pub mod alert;
 pub mod audit;
+pub mod copies;
+pub mod expired;
 pub mod fetch;
 pub mod frame;
+pub mod gone;
+pub mod keep;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
@@ -31,12 +38,15 @@ pub mod map;
 pub mod object;
 pub mod pack;
 pub mod presence;
+pub mod proof;
 pub mod record;
+pub mod report;
 pub mod repository;
 pub mod rollup;
 pub mod seal;
 pub mod segment;
 pub mod vault;
+pub mod verified;
 
 use crate::storage::{ObjectKey, StorageError};
 
@@ -99,6 +109,16 @@ pub enum RepoError {
     Foreign { place: String, found: String },
     #[error("the repository {place} knows no cluster {name:?}{}", if known.is_empty() { "; `lastgood init` registers it".to_string() } else { format!(" (it knows {})", known.join(", ")) })]
     NoCluster { place: String, name: String, known: Vec<String> },
+    #[error(
+        "{place} is another repository ({found}) and not a copy of this one ({expected}); a mirror needs a place of its own, which is empty at first"
+    )]
+    OtherRepository { place: String, found: String, expected: String },
+    #[error("{place} holds no copy of the repository yet; `lastgood mirror` makes one")]
+    NoCopy { place: String },
+    #[error(
+        "{key} differs between {place}: one name, two contents; neither was touched. Look which one is right, and who wrote the other"
+    )]
+    Apart { key: ObjectKey, place: String },
     #[error("{key} is already there with other content")]
     Conflict { key: ObjectKey },
     #[error(

@@ -25,8 +25,8 @@ use sha2::{Digest, Sha256};
 use super::seal::crypto::TAG_BYTES;
 use super::seal::{HEAD_BYTES, Head, Sealer, TrailerSealer};
 use super::vault::Vault;
-use super::{FORMAT_VERSION, RepoError};
-use crate::storage::{Created, Fault, ObjectKey, Part};
+use super::{FORMAT_VERSION, RepoError, copies};
+use crate::storage::{Created, Fault, ObjectKey, Part, Storage};
 
 /// One of the 16 magic numbers that the zstd format keeps for skippable frames.
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A5C;
@@ -184,8 +184,30 @@ pub fn parse_trailer(
     Ok(Trailer { body: opened.into(), content_bytes, head: Some(head) })
 }
 
+/// What an object says it is, without proof; `None` where it has no trailer, or one of a kind that is not known here.
+pub async fn read_kind(storage: &dyn Storage, key: &ObjectKey) -> Result<Option<ObjectKind>, RepoError> {
+    let tail = storage.read(key, Part::Tail { bytes: FOOTER_BYTES as u64 }).await?.bytes;
+    if tail.len() < FOOTER_BYTES || &tail[40..] != FOOTER_MAGIC {
+        return Ok(None);
+    }
+    let kinds = [ObjectKind::Document, ObjectKind::Pack, ObjectKind::WalFile];
+    Ok(kinds.into_iter().find(|kind| *kind as u8 == tail[38]))
+}
+
 /// Reads the trailer of an object: one request, two when it is long.
 pub async fn read_trailer(vault: &Vault, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
+    let read = read_trailer_alone(vault, key, kind).await;
+    if read.as_ref().is_err_and(RepoError::is_damage) {
+        for copy in vault.copies() {
+            if let Ok(sound) = read_trailer_alone(&copy, key, kind).await {
+                return Ok(sound);
+            }
+        }
+    }
+    read
+}
+
+async fn read_trailer_alone(vault: &Vault, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
     let mut read = vault.storage().read(key, Part::Tail { bytes: TAIL_BYTES }).await?;
     let all = TRAILER_HEAD_BYTES + footer_body_bytes(vault, key, kind, &read.bytes)? + FOOTER_BYTES;
     if all > read.bytes.len() && read.object_bytes >= all as u64 {
@@ -226,13 +248,28 @@ pub async fn put_own_document(vault: &Vault, key: &ObjectKey, raw: &[u8]) -> Res
 async fn settle(vault: &Vault, key: &ObjectKey, raw: &[u8], created: Created) -> Result<Created, RepoError> {
     match created {
         Created::New => Ok(Created::New),
-        Created::AlreadyThere if get_document(vault, key).await? == raw => Ok(Created::AlreadyThere),
+        Created::AlreadyThere if get_document(vault, key).await? == raw => {
+            copies::settle(vault, key).await?;
+            Ok(Created::AlreadyThere)
+        }
         Created::AlreadyThere => Err(RepoError::Conflict { key: key.clone() }),
     }
 }
 
-/// Reads a document and proves its checksum.
+/// Reads a document and proves its checksum. What is damaged in one place is read from another.
 pub async fn get_document(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
+    let read = get_document_alone(vault, key).await;
+    if read.as_ref().is_err_and(RepoError::is_damage) {
+        for copy in vault.copies() {
+            if let Ok(sound) = get_document_alone(&copy, key).await {
+                return Ok(sound);
+            }
+        }
+    }
+    read
+}
+
+async fn get_document_alone(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
     let read = vault.storage().read(key, Part::Whole).await?;
     let trailer = parse_trailer(vault, key, ObjectKind::Document, &read.bytes, read.object_bytes)?;
     let expected: DocumentTrailer = from_json(key, &trailer.body)?;

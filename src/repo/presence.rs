@@ -26,3 +26,18 @@ pub async fn missing_packs(cluster: &Cluster, packs: &[PackLine]) -> Result<Vec<
     });
     Ok(wrong.collect())
 }
+
+/// The same in every place that should have them: one of several that took a pack and did not keep it must not hide behind another.
+pub async fn missing_anywhere(cluster: &Cluster, packs: &[PackLine]) -> Result<Vec<(ObjectKey, String)>, RepoError> {
+    let copies = cluster.storage().copies();
+    if copies.is_empty() {
+        return missing_packs(cluster, packs).await;
+    }
+    let mut missing = Vec::new();
+    for copy in copies {
+        let place = copy.place().to_string();
+        let of_place = missing_packs(&cluster.through(copy), packs).await?;
+        missing.extend(of_place.into_iter().map(|(key, what)| (key, format!("{what} in {place}"))));
+    }
+    Ok(missing)
+}

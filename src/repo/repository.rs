@@ -134,7 +134,8 @@ impl Repository {
     }
 }
 
-async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoError> {
+/// `lastgood.json` of a place.
+pub async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoError> {
     let key = layout::repository();
     let raw = storage.read(&key, Part::Whole).await?.bytes;
     #[derive(serde::Deserialize)]

@@ -12,13 +12,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::RepoError;
+use super::copies;
 use super::object::{self, ObjectKind, Sha};
 use super::repository::Cluster;
 use super::seal::stream::{OpeningWriter, SealingWriter};
 use super::seal::{Sealer, TrailerSealer};
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::WalFile;
-use crate::storage::{Body, Created, ObjectKey, Part};
+use crate::storage::memory::MemoryStorage;
+use crate::storage::{Body, Created, ObjectKey, Part, Storage};
 
 /// Compressed bytes that are kept in memory; a longer file is compressed into a temporary one.
 const IN_MEMORY_BYTES: u64 = 24 << 20;
@@ -247,11 +249,12 @@ pub async fn store(
     } else {
         prove_stored(cluster, &key, &there).await?;
     }
+    copies::settle(cluster.vault(), &key).await?;
     Ok(Stored::Same)
 }
 
 /// Proves that the sealed content is what was written, without opening it.
-async fn prove_stored(cluster: &Cluster, key: &ObjectKey, there: &WalFileTrailer) -> Result<(), RepoError> {
+pub async fn prove_stored(cluster: &Cluster, key: &ObjectKey, there: &WalFileTrailer) -> Result<(), RepoError> {
     let trailer = object::read_trailer(cluster.vault(), key, ObjectKind::WalFile).await?;
     let (mut hasher, mut at) = (Sha256::new(), 0);
     while at < trailer.content_bytes {
@@ -289,7 +292,46 @@ fn checked(key: &ObjectKey, system: SystemId, file: &WalFile, body: &[u8]) -> Re
 }
 
 /// Reads a file into `sink`, and proves its length and SHA-256 (rule 31). On an error, what `sink` got is worthless.
+///
+/// Where several places have it, it is proven before `sink` gets the first byte, so that what is damaged in one is read from another.
 pub async fn fetch(
+    cluster: &Cluster,
+    system: SystemId,
+    file: &WalFile,
+    sink: &mut (dyn Write + Send),
+) -> Result<WalFileTrailer, RepoError> {
+    let copies = cluster.vault().copies();
+    if copies.is_empty() {
+        return fetch_alone(cluster, system, file, sink).await;
+    }
+    let first = prove_in_memory(cluster, system, file).await;
+    let Err(damage) = &first else { return fetch_alone(&first?, system, file, sink).await };
+    if damage.is_damage() {
+        for copy in copies {
+            if let Ok(sound) = prove_in_memory(&cluster.through(copy.storage().clone()), system, file).await {
+                return fetch_alone(&sound, system, file, sink).await;
+            }
+        }
+    }
+    Err(first.expect_err("looked at above"))
+}
+
+/// A cluster to read the file from, where it was proven: the bytes themselves, or, when they are many, the place that has them.
+async fn prove_in_memory(cluster: &Cluster, system: SystemId, file: &WalFile) -> Result<Cluster, RepoError> {
+    let key = cluster.layout().wal(system, file);
+    let tail = cluster.storage().read(&key, Part::Tail { bytes: 2 * PIECE_BYTES }).await?;
+    let proven = if tail.bytes.len() as u64 == tail.object_bytes {
+        let memory = MemoryStorage::new();
+        memory.create(&key, Body::Bytes(vec![tail.bytes])).await?;
+        cluster.through(std::sync::Arc::new(memory))
+    } else {
+        cluster.clone()
+    };
+    fetch_alone(&proven, system, file, &mut io::sink()).await?;
+    Ok(proven)
+}
+
+async fn fetch_alone(
     cluster: &Cluster,
     system: SystemId,
     file: &WalFile,

@@ -31,6 +31,11 @@ impl Vault {
         &self.storage
     }
 
+    /// Each place that holds this repository, alone; see [`Storage::copies`].
+    pub fn copies(&self) -> Vec<Vault> {
+        self.storage.copies().into_iter().map(|storage| Vault { storage, seal: self.seal.clone() }).collect()
+    }
+
     pub fn seal(&self) -> Option<&Arc<Seal>> {
         self.seal.as_ref()
     }

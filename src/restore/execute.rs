@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::RestoreError;
 use super::guard::Approval;
@@ -54,6 +55,10 @@ pub struct Restored {
     pub has_settings: bool,
 }
 
+/// How long a restored server is given to fetch its WAL, from a Friday evening to the look at it on Monday: until then nothing that
+/// it needs is expired.
+const RECOVERY_HOLD: Duration = Duration::from_secs(72 * 3600);
+
 /// Restores as planned. The server can be started when this returns.
 pub async fn execute(
     cluster: &Cluster,
@@ -77,6 +82,10 @@ pub async fn execute(
         }
         Err(error) => return Err(error.into()),
     };
+    // Whoever expires deletes the manifest and then looks for leases; we look for the manifest after taking ours.
+    if cluster.storage().stat(&cluster.layout().manifest(&plan.snapshot)).await.map_err(RepoError::from)?.is_none() {
+        return Err(RestoreError::Expired { snapshot: plan.snapshot.clone() });
+    }
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let saved = match &plan.replaced {
         Some(Replaced { archive: Some(archive), unarchived, .. }) if !unarchived.is_empty() => {
@@ -91,8 +100,11 @@ pub async fn execute(
     let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
     let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
-    if let Some(lease) = lease {
-        lease.release().await;
+    match lease {
+        // The server still has to fetch its WAL.
+        Some(lease) if done.is_ok() => lease.leave("recovery after restore", RECOVERY_HOLD).await,
+        Some(lease) => lease.release().await,
+        None => {}
     }
     done
 }

@@ -425,7 +425,7 @@ impl Snapshot<'_> {
         let layout = self.cluster.layout();
         let (pack_key, wal_key) = (layout.pack_table(&self.id), layout.wal_table(&self.id));
         let (missing, pack_table, wal_table, audit) = tokio::try_join!(
-            presence::missing_packs(self.cluster, &copied.packs),
+            presence::missing_anywhere(self.cluster, &copied.packs),
             manifest::put_table(self.cluster, &pack_key, &copied.packs),
             manifest::put_table(self.cluster, &wal_key, &segments),
             self.audit_head(),

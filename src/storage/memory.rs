@@ -1,4 +1,4 @@
-//! A store in memory, for tests: the contract and nothing else.
+//! A store in memory, for tests and for what is looked at before it goes on: the contract and nothing else.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -88,21 +88,22 @@ impl Storage for MemoryStorage {
 
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created> {
         let bytes = match body {
-            Body::Bytes(pieces) => pieces.concat(),
+            Body::Bytes(mut pieces) if pieces.len() == 1 => pieces.swap_remove(0),
+            Body::Bytes(pieces) => pieces.concat().into(),
             Body::File { path, bytes } => {
                 let mut read = std::fs::read(path).map_err(|_| self.error("create", key.as_str(), Fault::Other))?;
                 if (read.len() as u64) < bytes {
                     return Err(self.error("create", key.as_str(), Fault::Other));
                 }
                 read.truncate(bytes as usize);
-                read
+                read.into()
             }
         };
         let mut objects = self.objects();
         if objects.contains_key(key) {
             return Ok(Created::AlreadyThere);
         }
-        objects.insert(key.clone(), (bytes.into(), crate::clock::now()));
+        objects.insert(key.clone(), (bytes, crate::clock::now()));
         Ok(Created::New)
     }
 

@@ -11,12 +11,13 @@
 //! - Listings are in byte order of the keys, in pages of at most [`LIST_PAGE_KEYS`].
 //! - Deleting what is not there is no error. Each key has its own answer (rule 54).
 //!
-//! Behaviour is added by wrappers around any store: [`retry`] (attempts and deadlines), [`limit`] (how many at once),
+//! Behaviour is added by wrappers around any store: [`retry`] (attempts and deadlines), [`limit`] (how many at once), [`pace`] (how many bytes a second),
 //! [`record`] (what was asked), [`fault`] (what goes wrong). Every store and every stack of wrappers passes the suite in
-//! `tests/storage.rs`.
+//! `tests/storage.rs`. [`several`] makes one store of many, and [`measure`] remembers how each call went.
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,11 +27,14 @@ mod direct;
 pub mod fault;
 pub mod fs;
 pub mod limit;
+pub mod measure;
 pub mod memory;
 pub mod open;
+pub mod pace;
 pub mod record;
 pub mod retry;
 pub mod s3;
+pub mod several;
 
 /// S3 answers at most 1,000 keys to one ListObjectsV2; the other stores keep to the same.
 pub const LIST_PAGE_KEYS: usize = 1000;
@@ -188,6 +192,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
     async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, StorageError)>>;
     /// Bytes that still fit, where the place can tell.
     async fn free_bytes(&self) -> Result<Option<u64>>;
+    /// The places that hold the same objects, each alone, for who found what it read damaged; none where there is but one place.
+    fn copies(&self) -> Vec<Arc<dyn Storage>> {
+        Vec::new()
+    }
 }
 
 pub type Result<T, E = StorageError> = std::result::Result<T, E>;
@@ -276,7 +284,7 @@ pub fn behind_folder(prefix: &str, folder: &str) -> String {
 
 /// A shared store is a store.
 #[async_trait]
-impl<S: Storage + ?Sized> Storage for std::sync::Arc<S> {
+impl<S: Storage + ?Sized> Storage for Arc<S> {
     fn place(&self) -> &str {
         (**self).place()
     }
@@ -311,5 +319,9 @@ impl<S: Storage + ?Sized> Storage for std::sync::Arc<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         (**self).free_bytes().await
+    }
+
+    fn copies(&self) -> Vec<Arc<dyn Storage>> {
+        (**self).copies()
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::fs::DirectoryStorage;
+use super::measure::{Log, Measured};
 use super::{Fault, Storage, StorageError};
-use crate::config::Repository;
+use crate::config::{Mirror, Repository, S3};
 
 /// The two kinds of places a URL can name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,15 +44,24 @@ impl Place {
     }
 }
 
-/// Opens the store of a repository; nothing is asked of it yet.
-pub async fn open(repository: &Repository) -> Result<Arc<dyn Storage>, StorageError> {
-    match Place::parse(&repository.url)? {
-        Place::Directory(path) => Ok(Arc::new(DirectoryStorage::new(path))),
+/// Opens the store of a repository; nothing is asked of it yet. How its calls go is noted in the log.
+pub async fn open(repository: &Repository, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+    open_place(&repository.url, &repository.s3, log).await
+}
+
+/// The same for a mirror.
+pub async fn open_mirror(mirror: &Mirror, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+    open_place(&mirror.url, &mirror.s3, log).await
+}
+
+async fn open_place(url: &str, settings: &S3, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+    match Place::parse(url)? {
+        Place::Directory(path) => Ok(Arc::new(Measured::new(DirectoryStorage::new(path), log))),
         Place::S3 { bucket, prefix } => {
-            let s3 = super::s3::S3Storage::connect(&bucket, &prefix, &repository.s3).await?;
+            let s3 = Measured::new(super::s3::S3Storage::connect(&bucket, &prefix, settings).await?, log);
             // The limit goes around the attempts: time spent waiting for a turn must not count against their deadlines.
-            let retried = super::retry::Retry::new(s3, super::retry::Policy::from(&repository.s3));
-            Ok(Arc::new(super::limit::Limit::new(retried, repository.s3.max_requests)))
+            let retried = super::retry::Retry::new(s3, super::retry::Policy::from(settings));
+            Ok(Arc::new(super::limit::Limit::new(retried, settings.max_requests)))
         }
     }
 }

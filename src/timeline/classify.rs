@@ -84,6 +84,12 @@ impl Facts {
         known.deleted = known.deleted.saturating_add(used.deleted);
     }
 
+    /// Whether a commit may turn out to have destroyed something.
+    pub fn may_destroy(&self, many: u64) -> bool {
+        let rows = |used: &Use| used.updated.saturating_add(used.deleted) >= many;
+        self.is_cut || !self.locks.is_empty() || self.uses.values().any(rows)
+    }
+
     /// Takes in a subtransaction that committed with it.
     pub fn join(&mut self, part: Facts) {
         self.first = self.first.into_iter().chain(part.first).min();

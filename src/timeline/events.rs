@@ -121,6 +121,11 @@ impl Events {
         }
     }
 
+    /// Whether a transaction is open that may turn out to have destroyed something.
+    pub fn has_work(&self) -> bool {
+        !self.marks.is_empty() || self.open.values().any(|facts| facts.may_destroy(self.many))
+    }
+
     /// Names as they are after what was read so far.
     pub fn names(&self) -> &Names {
         &self.names

@@ -42,7 +42,7 @@ pub struct Question<'a> {
     /// Nothing that ends long after it.
     pub to: Option<Lsn>,
     pub many_rows: u64,
-    /// Just these segments, with the names of the first snapshot.
+    /// Just these segments; names are the snapshot's, without what the WAL told since.
     pub numbers: Option<RangeInclusive<u64>>,
     pub local: Local<'a>,
 }
@@ -75,6 +75,12 @@ pub struct Story {
     pub names_from: Option<String>,
     #[serde(skip)]
     pub sources: Sources,
+    /// Bytes of all relations that the catalogue knows.
+    #[serde(skip)]
+    pub known_bytes: u64,
+    /// A transaction that did more than change a few rows is open at the end.
+    #[serde(skip)]
+    pub is_pending: bool,
     /// There was more than a story tells.
     pub is_cut: bool,
 }
@@ -86,6 +92,8 @@ pub async fn tell(question: &Question<'_>) -> Result<Story, RepoError> {
     let Some((first, last)) = stretch(question) else { return Ok(story) };
     let catalogue = names(question, &mut story).await?;
     let mapped = catalogue::mapped(&catalogue);
+    let relations = catalogue.databases.iter().flat_map(|database| &database.relations);
+    story.known_bytes = relations.map(|relation| relation.bytes).fold(0, u64::saturating_add);
     let names = Names::new(catalogue);
     let wanted = Wanted { archive, path, numbers: first..=last, local: question.local, mapped };
     let mut teller =
@@ -95,8 +103,9 @@ pub async fn tell(question: &Question<'_>) -> Result<Story, RepoError> {
         !teller.is_over()
     })
     .await?;
+    let is_pending = teller.events.has_work();
     let mut story = teller.story;
-    story.sources = sources;
+    (story.sources, story.is_pending) = (sources, is_pending);
     Ok(story)
 }
 

@@ -92,6 +92,23 @@ struct Habits {
     no_batches: Option<NoBatches>,
     /// A key that cannot be deleted.
     protected: Option<String>,
+    weather: Weather,
+    calls: usize,
+}
+
+/// A store that is not well. Keys are those that contain the text.
+#[derive(Debug, Clone, Default)]
+pub struct Weather {
+    /// Every so many calls is answered with 500.
+    pub fails_every: usize,
+    /// GETs of such keys are never answered.
+    pub stalls: Option<String>,
+    /// GETs of such keys end in the middle.
+    pub cuts: Option<String>,
+    /// PUTs of such keys are answered with 200, and nothing is kept.
+    pub loses: Option<String>,
+    /// Nothing may be deleted.
+    pub denies_deletes: bool,
 }
 
 impl S3Server {
@@ -181,6 +198,11 @@ impl S3Server {
         self.habits.lock().unwrap().no_batches = Some(how);
     }
 
+    /// How the store behaves from now on.
+    pub fn weather(&self, weather: Weather) {
+        self.habits.lock().unwrap().weather = weather;
+    }
+
     /// What happens to the next PUTs, in order.
     pub fn next_puts(&self, oddities: &[Oddity]) {
         self.oddities.lock().unwrap().extend(oddities);
@@ -258,6 +280,17 @@ impl Repaired {
         Err(s3_error!(SlowDown))
     }
 
+    /// Counts a call; every so many fail.
+    fn counted(&self) -> S3Result<Weather> {
+        let mut habits = self.habits.lock().unwrap();
+        habits.calls += 1;
+        let every = habits.weather.fails_every;
+        if every > 0 && habits.calls.is_multiple_of(every) {
+            return Err(s3_error!(InternalError));
+        }
+        Ok(habits.weather.clone())
+    }
+
     /// The length of an object that is there.
     fn length(&self, bucket: &str, key: &str) -> S3Result<u64> {
         if !self.root.join(bucket).is_dir() {
@@ -273,6 +306,11 @@ impl Repaired {
 #[async_trait::async_trait]
 impl S3 for Repaired {
     async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+        let weather = self.counted()?;
+        if weather.loses.is_some_and(|text| request.input.key.contains(&text)) {
+            let e_tag = Some(ETag::Strong("d41d8cd98f00b204e9800998ecf8427e".into()));
+            return Ok(S3Response::new(PutObjectOutput { e_tag, ..PutObjectOutput::default() }));
+        }
         let _writing = self.writing.lock().await;
         if !self.root.join(&request.input.bucket).is_dir() {
             return Err(s3_error!(NoSuchBucket));
@@ -306,6 +344,12 @@ impl S3 for Repaired {
     }
 
     async fn get_object(&self, mut request: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
+        let weather = self.counted()?;
+        let key = request.input.key.clone();
+        let meets = |text: &Option<String>| text.as_ref().is_some_and(|text| key.contains(text.as_str()));
+        if meets(&weather.stalls) {
+            return std::future::pending().await;
+        }
         self.outwait(&request).await?;
         let object_bytes = self.length(&request.input.bucket, &request.input.key)?;
         if let Some(Range::Suffix { length }) = &mut request.input.range {
@@ -316,7 +360,17 @@ impl S3 for Repaired {
                 return Err(s3_error!(InvalidRange));
             }
         }
-        self.inner.get_object(request).await
+        let mut answer = self.inner.get_object(request).await?;
+        if meets(&weather.cuts)
+            && let Some(body) = answer.output.body.take()
+        {
+            use futures::StreamExt;
+            let whole: Vec<_> = body.map(|piece| piece.unwrap()).collect().await;
+            let whole = whole.concat();
+            let half = bytes::Bytes::copy_from_slice(&whole[..whole.len() / 2]);
+            answer.output.body = Some(s3s::Body::from(half).into());
+        }
+        Ok(answer)
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> S3Result<S3Response<HeadObjectOutput>> {
@@ -329,17 +383,21 @@ impl S3 for Repaired {
     }
 
     async fn list_objects_v2(&self, request: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
+        self.counted()?;
         self.inner.list_objects_v2(request).await
     }
 
     async fn delete_object(&self, request: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
-        if self.habits.lock().unwrap().protected.as_ref() == Some(&request.input.key) {
+        if self.counted()?.denies_deletes || self.habits.lock().unwrap().protected.as_ref() == Some(&request.input.key) {
             return Err(s3_error!(AccessDenied));
         }
         self.inner.delete_object(request).await
     }
 
     async fn delete_objects(&self, request: S3Request<DeleteObjectsInput>) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        if self.counted()?.denies_deletes {
+            return Err(s3_error!(AccessDenied));
+        }
         match self.habits.lock().unwrap().no_batches {
             None => {}
             Some(NoBatches::NotImplemented) => return Err(s3_error!(NotImplemented)),

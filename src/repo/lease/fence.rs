@@ -74,4 +74,8 @@ impl Storage for Fenced {
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes().await
     }
+
+    fn copies(&self) -> Vec<Arc<dyn Storage>> {
+        self.inner.copies()
+    }
 }

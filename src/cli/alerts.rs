@@ -1,0 +1,161 @@
+//! `lastgood alerts`
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use super::context::{Global, Place};
+use super::keys::Need;
+use super::output::{self, Colour};
+use super::{guard, progress};
+use crate::archive::spool::{Note, Spool};
+use crate::clock;
+use crate::config::Config;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::SegmentName;
+use crate::repo::alert::{self, Acknowledgement, Alert};
+use crate::timeline::archive::Archive;
+use crate::watch::tripwire::{self, Look, Seen};
+
+/// Show what the tripwire met in the WAL, and acknowledge it
+///
+/// While an alert is not acknowledged, `expire` removes nothing.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lastgood alerts\n  lastgood alerts --acknowledge all --reason 'planned clean-up'\n  \
+    lastgood alerts --json | jq 'select(.acknowledged | not)'")]
+pub struct Args {
+    /// The id of an alert, its beginning, or all
+    #[arg(long, value_name = "ID")]
+    acknowledge: Option<String>,
+    /// What to remember about it
+    #[arg(long, value_name = "TEXT", requires = "acknowledge")]
+    reason: Option<String>,
+    /// Show acknowledged ones too
+    #[arg(long)]
+    all: bool,
+    /// Look at the WAL that was archived since the last look; started by archive-push itself
+    #[arg(long, hide = true)]
+    look: bool,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    id: String,
+    acknowledged: bool,
+    #[serde(flatten)]
+    alert: Alert,
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let place = Place::open_to(global, Need::Write).await?;
+    if args.look {
+        return look(global, &place).await;
+    }
+    let known = alert::all(&place.cluster).await?;
+    if let Some(wanted) = &args.acknowledge {
+        let matches = |id: &str| wanted == "all" || id.starts_with(wanted.as_str());
+        let open: Vec<&String> = known.iter().filter(|(id, done)| !**done && matches(id)).map(|(id, _)| id).collect();
+        anyhow::ensure!(!open.is_empty(), "no open alert begins with {wanted:?}; `lastgood alerts` lists them");
+        anyhow::ensure!(
+            wanted == "all" || open.len() == 1,
+            "{} open alerts begin with {wanted:?}; write more of the id",
+            open.len()
+        );
+        let who = guard::who();
+        let by = Acknowledgement { at: clock::now(), user: who.user, host: who.host, reason: args.reason.unwrap_or_default() };
+        for id in open {
+            alert::acknowledge(&place.cluster, id, &by).await?;
+            if global.json {
+                output::json(&serde_json::json!({ "event": "acknowledged", "id": id, "by": by }));
+            } else {
+                output::line(format!("acknowledged {id}"));
+            }
+        }
+        return Ok(0);
+    }
+    let mut shown = 0;
+    for (id, acknowledged) in known.into_iter().filter(|(_, done)| args.all || !done) {
+        let alert = Alert::read(&place.cluster, &id).await?;
+        shown += 1;
+        if global.json {
+            output::json(&Shown { id, acknowledged, alert });
+        } else {
+            show(&id, acknowledged, &alert);
+        }
+    }
+    if shown == 0 && !global.json {
+        output::line(if args.all { "no alert was ever raised" } else { "no alert is open" });
+    }
+    Ok(0)
+}
+
+fn show(id: &str, acknowledged: bool, alert: &Alert) {
+    let what = if acknowledged { alert.what.clone() } else { output::paint(Colour::Red, &alert.what) };
+    output::line(what);
+    output::entry("rule", format!("{} (alert {id}{})", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
+    output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
+    output::entry("undo it", &alert.restore);
+}
+
+/// Looks until nothing suspicious is left: a push that came meanwhile found this process at work and started none.
+async fn look(global: &Global, place: &Place) -> anyhow::Result<u8> {
+    let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
+    let system = history.system_identifier;
+    if !place.config.tripwire.is_on(place.config.cluster.label.as_deref().or(place.record.label.as_deref())) {
+        return Ok(0);
+    }
+    // PostgreSQL runs archive_command, which starts us, in the data directory.
+    let spool = Spool::open(&place.config.archive.spool, place.cluster.name(), system, Path::new("."))?;
+    let Some(_lock) = spool.lock_watching() else { return Ok(0) };
+    while let Some(suspicion) = spool.noted(Note::Suspicion) {
+        let seen = look_once(global, place, (system, history.wal_segment_bytes.into()), &spool, &suspicion).await?;
+        if !seen.undelivered.is_empty() {
+            spool.note(Note::AlertProblem, Some(&seen.undelivered.join("; ")));
+        } else if !seen.raised.is_empty() {
+            spool.note(Note::AlertProblem, None);
+        }
+        let is_newer = spool.noted(Note::Suspicion).is_some_and(|now| now != suspicion);
+        if !is_newer && !seen.is_pending {
+            spool.note(Note::Suspicion, None);
+        }
+        if !is_newer {
+            break;
+        }
+    }
+    Ok(0)
+}
+
+async fn look_once(
+    global: &Global,
+    place: &Place,
+    (system, segment_bytes): (SystemId, u64),
+    spool: &Spool,
+    suspicion: &str,
+) -> anyhow::Result<Seen> {
+    let manifests: Vec<_> = place.manifests(true).await?.into_iter().filter(|m| m.system_identifier == system).collect();
+    let mut archive = Archive::load(&place.cluster, system, segment_bytes).await?;
+    archive.abandon(&place.record.abandoned(system));
+    let watched = spool.noted(Note::Watched).or_else(|| Some(suspicion.into())).and_then(|name| name.parse::<SegmentName>().ok());
+    let monitor = progress::monitor(global.json);
+    let asked = Look {
+        archive: &archive,
+        manifests: &manifests,
+        watched,
+        local: &|name| spool.index(name),
+        rules: &place.config.tripwire,
+        settings: &place.config.alert,
+        host: guard::who().host,
+    };
+    let seen = tripwire::look(&asked, &monitor).await?;
+    spool.note(Note::Watched, Some(suspicion));
+    Ok(seen)
+}
+
+/// Starts a look in the background. It is started again by the next push while the note stands, so what fails here is not lost.
+pub fn start_look(global: &Global, config: &Config, data_directory: &PathBuf) {
+    let Ok(words) = global.words(config) else { return };
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).args(["alerts", "--look"]).current_dir(data_directory);
+    let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+}

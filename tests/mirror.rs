@@ -1,0 +1,5 @@
+//! Several repositories: copying, healing, writing to all, reading from whichever is sound.
+
+pub mod copy;
+mod loss;
+pub mod several;
