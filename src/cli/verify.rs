@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::context::{self, Global, Place};
 use super::{error, moment, output, places, progress};
 use crate::monitor::Monitor;
+use crate::repo::lease::{BACKUP, Exclusive};
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
@@ -81,7 +82,13 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let newest = manifests.iter().rev().find_map(|(_, manifest)| manifest.as_ref().ok().cloned());
     let report = verify::verify(&place.cluster, &archives, manifests, &request, monitor.clone()).await?;
     let reindexed = match args.reindex {
-        true => Some(roll_up(&place, &mut archives, newest, &*monitor).await?),
+        true => {
+            // Nobody expires segments meanwhile: a roll-up says that they are there.
+            let lease = Exclusive::take(&place.cluster, BACKUP, "reindex", "").await?;
+            let done = roll_up(&place, &mut archives, newest, &*monitor).await;
+            lease.release().await;
+            Some(done?)
+        }
         false => None,
     };
     drop(monitor);
