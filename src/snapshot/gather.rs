@@ -127,9 +127,9 @@ impl Gather {
         while self.next <= last && self.unknown.is_none() {
             let (number, name) = (self.next, self.stretch.name(self.next));
             let index = match found.segments.get(&name) {
-                // Those before it may be recycled any moment.
+                // Nobody keeps the index of what is still being written.
                 Some(Tail::File(path)) if number == last => self.fold(path, number)?,
-                _ => match kept.index(name).and_then(|raw| SegmentIndex::parse(&raw).ok()) {
+                there => match self.kept(&kept, number, there) {
                     Some(index) => Ok(index),
                     None => break,
                 },
@@ -137,6 +137,19 @@ impl Gather {
             self.take(Indexed { number, name, index });
         }
         Ok(found)
+    }
+
+    /// The index that was kept of an earlier segment. Of one that was archived just now it may be on its way: then it is made from the
+    /// server's file, when that is still whole.
+    fn kept(&self, kept: &Kept, number: u64, there: Option<&Tail>) -> Option<SegmentIndex> {
+        let known = kept.index(self.stretch.name(number)).and_then(|raw| SegmentIndex::parse(&raw).ok());
+        match (known, there) {
+            (None, Some(Tail::File(path))) => {
+                let made = self.fold(path, number).ok().and_then(Result::ok);
+                made.filter(|index| index.ends_at.is_none())
+            }
+            (known, _) => known,
+        }
     }
 
     /// The index of a segment that the server may still be writing to.
