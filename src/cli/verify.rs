@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use super::context::{self, Global, Place};
-use super::{error, output, places, progress};
+use super::{error, moment, output, places, progress};
+use crate::monitor::Monitor;
+use crate::repo::lease::{BACKUP, Exclusive};
+use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
+use crate::timeline::catalogue;
+use crate::upkeep::reindex::{self, Bounds, Reindexed};
 use crate::upkeep::rounds::{self, Budget};
 use crate::upkeep::verify::{self, Report, Request};
 
@@ -14,7 +19,7 @@ use crate::upkeep::verify::{self, Report, Request};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  lastgood verify\n  lastgood verify 20261121T010000Z-ab12 --quick\n  lastgood verify --budget 50GB\n  \
-        lastgood verify --repair"
+        lastgood verify --repair\n  lastgood verify --quick --reindex"
 )]
 pub struct Args {
     /// Only this snapshot (its id, or the beginning of it), and the WAL that follows it
@@ -22,6 +27,9 @@ pub struct Args {
     /// Check existence and sizes only
     #[arg(long)]
     quick: bool,
+    /// Also make the roll-ups of the WAL index that are missing, from the segments where nothing else has it
+    #[arg(long, conflicts_with = "budget")]
+    reindex: bool,
     /// Put sound copies from the mirrors in the place of what is damaged or missing
     ///
     /// A damaged object is deleted when a sound one, proven to the last byte, is at hand.
@@ -71,12 +79,26 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let monitor = progress::monitor(global.json);
     let request = Request { quick: args.quick, threads: context::threads(place.config.restore.threads) };
+    let newest = manifests.iter().rev().find_map(|(_, manifest)| manifest.as_ref().ok().cloned());
     let report = verify::verify(&place.cluster, &archives, manifests, &request, monitor.clone()).await?;
+    let reindexed = match args.reindex {
+        true => {
+            // Nobody expires segments meanwhile: a roll-up says that they are there.
+            let lease = Exclusive::take(&place.cluster, BACKUP, "reindex", "").await?;
+            let done = roll_up(&place, &mut archives, newest, &*monitor).await;
+            lease.release().await;
+            Some(done?)
+        }
+        false => None,
+    };
     drop(monitor);
     if global.json {
-        output::json(&serde_json::json!({ "event": "result", "quick": args.quick, "report": report }));
+        output::json(&serde_json::json!({ "event": "result", "quick": args.quick, "report": report, "reindexed": reindexed }));
     } else {
         show(&report, args.quick);
+        if let Some(reindexed) = reindexed {
+            show_reindexed(&reindexed);
+        }
     }
     if args.repair && !report.problems.is_empty() {
         return places::repair(&place, &report, global.json).await;
@@ -84,6 +106,46 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     // Nothing to verify is no reason to be green (rule 60).
     let sound = report.problems.is_empty() && report.snapshots > 0;
     Ok(if sound { 0 } else { error::DAMAGE })
+}
+
+/// Makes what is missing of the WAL index, for every history of the cluster.
+async fn roll_up(
+    place: &Place,
+    archives: &mut [Archive],
+    newest: Option<Manifest>,
+    monitor: &dyn Monitor,
+) -> anyhow::Result<Reindexed> {
+    let catalogue = match &newest {
+        // Without it, mapped catalogs are looked for where initdb put them.
+        Some(manifest) => catalogue::of_snapshot(&place.cluster, manifest).await.ok().flatten().unwrap_or_default(),
+        None => Default::default(),
+    };
+    let mapped = catalogue::mapped(&catalogue);
+    let mut all = Reindexed::default();
+    for archive in archives {
+        let spool = moment::spool(&place.config, archive.system, place.config.postgres.data_directory.as_ref());
+        let local = |name| spool.as_ref().and_then(|spool| spool.index(name));
+        let done = reindex::reindex(archive, &local, mapped.clone(), Bounds::NONE, monitor).await?;
+        all.written += done.written;
+        all.read += done.read;
+        all.without += done.without;
+        all.left += done.left;
+    }
+    Ok(all)
+}
+
+fn show_reindexed(done: &Reindexed) {
+    output::line(format!(
+        "WAL index: {} written, {} read for it",
+        output::count(done.written, "roll-up"),
+        output::count(done.read, "segment")
+    ));
+    if done.without > 0 {
+        output::line(format!("  {} cannot be understood and have no index", output::count(done.without, "segment")));
+    }
+    if done.left > 0 {
+        output::line(format!("  {} cannot be made, because segments are damaged", output::count(done.left, "roll-up")));
+    }
 }
 
 /// Reads a portion of everything.

@@ -60,6 +60,9 @@ pub struct Totals {
     pub stored_bytes: u64,
     /// Bytes read from the data directory.
     pub read_bytes: u64,
+    /// Bytes of files that changed, in pages that were not read because WAL proves that they did not.
+    #[serde(default)]
+    pub unread_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

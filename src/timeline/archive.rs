@@ -141,6 +141,13 @@ impl Archive {
         rollup::LEVELS.rev().map(of).find(|group| self.groups.binary_search(group).is_ok())
     }
 
+    /// A roll-up that was written meanwhile.
+    pub fn add_group(&mut self, group: Group) {
+        if let Err(place) = self.groups.binary_search(&group) {
+            self.groups.insert(place, group);
+        }
+    }
+
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }

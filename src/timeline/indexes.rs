@@ -24,6 +24,33 @@ const AHEAD: usize = 3;
 /// Indexes that this host kept when it archived, by segment.
 pub type Local<'a> = &'a (dyn Fn(SegmentName) -> Option<Vec<u8>> + Sync);
 
+/// The same for those who hold on to it.
+#[derive(Clone)]
+pub struct Kept(Arc<dyn Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync>);
+
+impl Kept {
+    pub fn new(index: impl Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync + 'static) -> Kept {
+        Kept(Arc::new(index))
+    }
+
+    pub fn index(&self, segment: SegmentName) -> Option<Vec<u8>> {
+        (self.0)(segment)
+    }
+}
+
+/// Nothing is kept.
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept::new(nothing_local)
+    }
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
+}
+
 /// No spool.
 pub fn nothing_local(_: SegmentName) -> Option<Vec<u8>> {
     None
@@ -183,7 +210,8 @@ fn hand_over(
                     sources.rolled_up += 1;
                     next = number + 1;
                     let name = SegmentName::new(rollup.group().timeline, number, wanted.archive.segment_bytes);
-                    goes_on = visit(Indexed { number, name, index: SegmentIndex::parse(raw) });
+                    let index = if raw.is_empty() { Err(NoIndex::NeverMade) } else { SegmentIndex::parse(raw) };
+                    goes_on = visit(Indexed { number, name, index });
                 }
                 goes_on && number < *numbers.end()
             });

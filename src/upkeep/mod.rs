@@ -2,7 +2,7 @@
 //! [`alarms`] what nobody acknowledged, [`drills`] whether restores are tried, [`mirrors`] how mirrors are; [`verify`] reads what is
 //! stored and says what damage costs, [`rounds`] reads it in portions; [`sweep`] removes what a broken snapshot left behind, and
 //! [`expire`] what no rule keeps; [`mirror`] copies what another repository lacks, and [`repair`] puts sound copies in the place of
-//! damaged ones.
+//! damaged ones; [`reindex`] makes roll-ups of the WAL index that are missing.
 
 pub mod alarms;
 pub mod check;
@@ -11,6 +11,7 @@ pub mod expire;
 pub mod exposure;
 pub mod mirror;
 pub mod mirrors;
+pub mod reindex;
 pub mod repair;
 pub mod rounds;
 pub mod sweep;
