@@ -114,7 +114,9 @@ impl Work<'_> {
         dir.give(prepared.user)?;
         let system = prepared.plan.system_identifier;
         let spool = output::shell_words(&[dir.spool().display().to_string()]);
-        let get = format!("archive-get --system-identifier {system} --spool {} %f \"%p\"", spool.replace('%', "%%"));
+        let until = prepared.plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
+        let spool = spool.replace('%', "%%");
+        let get = format!("archive-get --system-identifier {system}{until} --spool {spool} %f \"%p\"");
         let command = self.global.server_command(&self.place.config, &get)?;
         Ok(self.drill.carry_out(dir, prepared, self.request, command, report, monitor).await?)
     }

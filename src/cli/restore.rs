@@ -121,6 +121,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         restore_command: global.server_command(&place.config, &get)?,
         threads: context::threads(place.config.restore.threads),
         read_back: place.config.restore.read_back,
+        hold: execute::RECOVERY_HOLD,
     };
     let monitor = progress::monitor(global.json);
     let began = clock::monotonic();

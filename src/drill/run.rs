@@ -134,7 +134,8 @@ impl Drill<'_> {
         }
         report.phases.push(phase("manifest", began.elapsed(), 0));
         let began = clock::monotonic();
-        let options = Options { restore_command, threads: self.threads, read_back: self.read_back };
+        let options =
+            Options { restore_command, threads: self.threads, read_back: self.read_back, hold: std::time::Duration::ZERO };
         // A place of our own that holds nothing: the guard has nothing to ask.
         let approval = guard::pass(&plan.into, "replaced", plan.care(), &Seal::of(&"drill", ""), &Brought::default())?;
         let restored = execute::execute(self.around.cluster, plan, &approval, &options, monitor).await;

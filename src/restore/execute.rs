@@ -42,6 +42,8 @@ pub struct Options {
     pub restore_command: String,
     pub threads: usize,
     pub read_back: ReadBack,
+    /// How long the server is given to fetch its WAL after this; nothing where the caller holds a pin itself.
+    pub hold: Duration,
 }
 
 /// What came of it.
@@ -57,7 +59,7 @@ pub struct Restored {
 
 /// How long a restored server is given to fetch its WAL, from a Friday evening to the look at it on Monday: until then nothing that
 /// it needs is expired.
-const RECOVERY_HOLD: Duration = Duration::from_secs(72 * 3600);
+pub const RECOVERY_HOLD: Duration = Duration::from_secs(72 * 3600);
 
 /// Restores as planned. The server can be started when this returns.
 pub async fn execute(
@@ -102,7 +104,7 @@ pub async fn execute(
     let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
     match lease {
         // The server still has to fetch its WAL.
-        Some(lease) if done.is_ok() => lease.leave("recovery after restore", RECOVERY_HOLD).await,
+        Some(lease) if done.is_ok() && !options.hold.is_zero() => lease.leave("recovery after restore", options.hold).await,
         Some(lease) => lease.release().await,
         None => {}
     }
