@@ -59,7 +59,8 @@ mod tests {
         let mut report = good();
         conclude(&mut report);
         assert!(report.passed);
-        let spoil: [(&str, fn(&mut Report)); 6] = [
+        type Spoil = fn(&mut Report);
+        let spoil: [(&str, Spoil); 6] = [
             ("reached its target", |r| r.replayed_to = None),
             ("reached its target", |r| r.findings.clear()),
             ("no database", |r| r.checked.databases = 0),

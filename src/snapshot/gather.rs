@@ -91,12 +91,12 @@ pub async fn changes(cluster: &Cluster, stretch: Stretch) -> Result<Changes, Unk
     let last = *stretch.numbers().end();
     let begun = tokio::task::spawn_blocking(move || {
         let mut gather = Gather::new(stretch);
-        let found = gather.from_here()?;
+        let found = gather.read_here()?;
         Ok::<_, Unknown>((gather, found))
     });
     let (mut gather, found) = begun.await.map_err(|error| Unknown::Thread { detail: error.to_string() })??;
     if gather.unknown.is_none() && gather.next <= last {
-        gather.from_archive(cluster, found).await?;
+        gather.read_archive(cluster, found).await?;
     }
     gather.finish()
 }
@@ -120,7 +120,7 @@ impl Gather {
     }
 
     /// As many segments from the first as this host can answer for without asking the repository. Not for async code.
-    fn from_here(&mut self) -> Result<tail::Found, Unknown> {
+    fn read_here(&mut self) -> Result<tail::Found, Unknown> {
         let Stretch { pg_wal, system, kept, .. } = self.stretch.clone();
         let found = tail::in_directory(&pg_wal, system).map_err(|source| Unknown::Read { path: pg_wal, source })?;
         let last = *self.stretch.numbers().end();
@@ -168,7 +168,7 @@ impl Gather {
     }
 
     /// The rest, from roll-ups and segments, and what is not archived yet from `pg_wal`.
-    async fn from_archive(&mut self, cluster: &Cluster, found: tail::Found) -> Result<(), Unknown> {
+    async fn read_archive(&mut self, cluster: &Cluster, found: tail::Found) -> Result<(), Unknown> {
         let Stretch { system, segment_bytes, path, kept, .. } = self.stretch.clone();
         let mut archive = Archive::load(cluster, system, segment_bytes).await?;
         archive.add_tails(found);

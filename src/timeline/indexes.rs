@@ -93,7 +93,7 @@ enum Piece {
 /// What was fetched for a piece.
 enum Had {
     RollUp(RollUp, RangeInclusive<u64>),
-    One(u64, SegmentName, Result<SegmentIndex, NoIndex>, bool),
+    One(Box<Indexed>, bool),
     /// A segment that is damaged or was deleted meanwhile: a gap.
     Nothing,
 }
@@ -176,12 +176,12 @@ async fn fetch(wanted: &Wanted<'_>, piece: Piece) -> Result<Result<Had, RangeInc
             if let Some(index) = (wanted.local)(name).and_then(|raw| SegmentIndex::parse(&raw).ok())
                 && index.start == archive.segment_start(number)
             {
-                return Ok(Ok(Had::One(number, name, Ok(index), true)));
+                return Ok(Ok(Had::One(Box::new(Indexed { number, name, index: Ok(index) }), true)));
             }
             let mut maker =
                 Maker(Fold::new(archive.segment_start(number), archive.segment_bytes, MappedFiles::clone(&wanted.mapped)));
             match archive.fetch(name, &mut maker).await {
-                Ok(()) => Ok(Ok(Had::One(number, name, maker.0.finish().index, false))),
+                Ok(()) => Ok(Ok(Had::One(Box::new(Indexed { number, name, index: maker.0.finish().index }), false))),
                 Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Ok(Had::Nothing)),
                 Err(error) => Err(error),
             }
@@ -198,10 +198,10 @@ fn hand_over(
 ) -> Result<bool, RangeInclusive<u64>> {
     match had {
         Had::Nothing => Ok(true),
-        Had::One(number, name, index, is_local) => {
+        Had::One(indexed, is_local) => {
             let source = if is_local { &mut sources.local } else { &mut sources.made };
             *source += 1;
-            Ok(visit(Indexed { number, name, index }))
+            Ok(visit(*indexed))
         }
         Had::RollUp(rollup, numbers) => {
             let (mut goes_on, mut next) = (true, *numbers.start());
