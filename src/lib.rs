@@ -9,6 +9,7 @@
 //! - [`archive`]: WAL in (`archive-push`), WAL out (`archive-get`), look-ahead in both directions.
 //! - [`timeline`]: which moments the archive can reach: windows, gaps, and the record a restore target means.
 //! - [`restore`]: plan, fetch, verify, configure recovery.
+//! - [`drill`]: restore somewhere safe, start, question, report.
 //! - [`upkeep`]: verify what is stored, sweep what was never committed.
 //! - [`watch`]: the tripwire: what passes through the archive and looks like a mistake.
 //! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases, seal.
@@ -17,8 +18,8 @@
 //! - [`config`], [`clock`], [`durable`], [`aligned`], [`monitor`], [`tls`]: one file each, for everybody.
 //!
 //! # Who may call whom
-//! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `upkeep`, `watch`); operations call `repo` and
-//! `postgres`; `repo` calls `storage`. `repo` knows of PostgreSQL only names and LSNs (`postgres::lsn`,
+//! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `drill`, `upkeep`, `watch`); operations call
+//! `repo` and `postgres`; `repo` calls `storage`. `repo` knows of PostgreSQL only names and LSNs (`postgres::lsn`,
 //! `postgres::wal::name`); `postgres` and `storage` know no repository. Operations never print, never exit, never read the
 //! environment: they report to a [`monitor::Monitor`]. `tests/tidy.rs` keeps these rules.
 //!
@@ -31,6 +32,7 @@ pub mod archive;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod drill;
 pub mod durable;
 pub mod monitor;
 pub mod postgres;

@@ -4,9 +4,12 @@
 
 mod archive;
 mod bad_input;
+mod changed;
 mod cost;
 mod crash;
 mod docs;
+mod drill;
+mod expire;
 mod format;
 mod guard;
 mod incidents;
@@ -16,6 +19,7 @@ mod mirror;
 mod privilege;
 mod property;
 mod restore;
+mod rounds;
 mod seal;
 mod snapshot;
 mod storage;

@@ -42,11 +42,14 @@ struct Moments {
     xid: String,
     lsn: String,
     snapshot: String,
+    /// The id of a drop.
+    event: String,
 }
 
 impl Moments {
-    /// Puts our target in for the one after `--to`.
+    /// Puts our target in for the one after `--to` or `--before`.
     fn put_in(&self, line: &str) -> String {
+        let line = &line.replace("shop.public.orders", "orders").replace("1:0/48E06C0", &self.event);
         let Some((before, rest)) = line.split_once("--to ") else { return line.into() };
         let quote = rest.chars().next().filter(|c| *c == '\'' || *c == '"');
         let (text, after) = match quote {
@@ -68,6 +71,7 @@ impl Moments {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_runs() {
     let world = World::new(15).await;
+    world.write_config(None, "\n[retention]\nkeep_days = 14\nkeep_monthly = 12\nwindow_days = 7\n");
     let space = world.path("space");
     lastgood::postgres::scratch::make_directory(&space, world.user()).unwrap();
     for place in ["srv", "spaces"] {
@@ -75,6 +79,7 @@ async fn every_example_runs() {
     }
     world.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display())).await;
     world.sql("CREATE TABLE t TABLESPACE fast AS SELECT 1 AS x").await;
+    world.sql("CREATE TABLE orders AS SELECT 1 AS id").await;
     let snapshot = world.backup(&[])["id"].as_str().unwrap().to_string();
     world.sql("INSERT INTO t VALUES (2)").await;
     let time = world.value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z'").await;
@@ -83,9 +88,11 @@ async fn every_example_runs() {
     let xid = world.value("SELECT txid_current()").await;
     let lsn = world.value("SELECT pg_current_wal_insert_lsn()").await;
     world.sql("COMMIT").await;
+    world.sql("DROP TABLE orders").await;
     world.archive().await;
+    let event = world.ok(&["--json", "timeline", "--kind", "drop"]).json()["events"][0]["id"].as_str().unwrap().to_string();
     let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
-    let moments = Moments { time, xid, lsn, snapshot: snapshot.clone() };
+    let moments = Moments { time, xid, lsn, snapshot: snapshot.clone(), event };
     let examples: Vec<_> = examples().into_iter().filter(|(page, _)| page != KEYS && page != MIRRORS).collect();
     assert!(examples.len() > 15, "{examples:#?}");
     for (page, example) in examples {
@@ -107,6 +114,7 @@ async fn every_example_runs() {
         let mut command = Command::new("bash");
         command.args(["-euo", "pipefail", "-c", &line]).current_dir(world.path("srv"));
         command.env("PATH", format!("{}:/usr/bin:/bin", world.path("").display())).env("LASTGOOD_CONFIG", world.config());
+        command.env("PGDATA", world.server.data());
         if let Some(user) = world.user() {
             command.uid(user.uid).gid(user.gid);
         }

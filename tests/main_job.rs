@@ -62,7 +62,13 @@ async fn the_demo_tells_the_whole_story_and_cleans_up() {
     std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let said = crate::support::world::said(std::process::Command::new(program).arg("demo").env("TMPDIR", temporary.path()));
     assert_eq!(said.code, 0, "{}", said.all());
-    for words in ["rows before the disaster: 120000; rows restored: 120000", "all sound", "DROP TABLE orders"] {
+    for words in [
+        "rows before the disaster: 120000; rows restored: 120000",
+        "all sound",
+        "DROP TABLE orders",
+        "DROP postgres.public.orders",
+        "before it: lastgood restore --before",
+    ] {
         assert!(said.out.contains(words), "{words}: {}", said.out);
     }
     assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "nothing is left behind");

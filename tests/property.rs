@@ -2,7 +2,7 @@
 //!
 //! `LASTGOOD_SEED` repeats a run, `LASTGOOD_PROPERTY_RUNS` is the number of targets tried after each workload.
 
-mod dice;
+pub mod dice;
 mod model;
 mod workload;
 

@@ -42,11 +42,13 @@ fn sources() -> Vec<(PathBuf, String, String)> {
 fn allowed(room: &str) -> &'static [&'static str] {
     match room {
         "main" | "lib" => &["cli"],
-        "cli" => &["archive", "snapshot", "timeline", "restore", "upkeep", "watch", "repo", "postgres", "storage"],
-        // Snapshots sweep what earlier ones left; checks prove archiving as snapshots do; a plan is a moment found on a timeline.
-        "snapshot" => &["upkeep", "repo", "postgres", "storage"],
+        "cli" => &["archive", "snapshot", "timeline", "restore", "drill", "upkeep", "watch", "repo", "postgres", "storage"],
+        // Snapshots sweep what earlier ones left, and read from the timeline what changed; checks prove archiving as snapshots do; a
+        // plan is a moment found on a timeline.
+        "snapshot" => &["upkeep", "timeline", "repo", "postgres", "storage"],
         "upkeep" => &["snapshot", "timeline", "repo", "postgres", "storage"],
         "restore" => &["timeline", "snapshot", "repo", "postgres", "storage"],
+        "drill" => &["restore", "timeline", "upkeep", "repo", "postgres", "storage"],
         "archive" | "timeline" => &["repo", "postgres", "storage"],
         "watch" => &["timeline", "repo", "postgres", "storage"],
         "repo" => &["postgres", "storage"],

@@ -2,5 +2,8 @@
 
 mod command;
 mod events;
+mod matrix;
 mod ordinary;
 mod play;
+mod rollups;
+pub mod tripwire;

@@ -1,6 +1,7 @@
 //! What we read of PostgreSQL's own files, against PostgreSQL's own tools: WAL records, pages, the control file.
 
 mod control;
+mod corpus;
 mod damage;
 mod index;
 mod load;

@@ -16,6 +16,7 @@ use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::copies;
+use crate::repo::gone::Gone;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::segment;
 
@@ -25,6 +26,8 @@ pub enum GetError {
     Repo(#[from] RepoError),
     #[error("the repository knows no system {system} under the name {cluster:?}, so it proves nothing about its WAL")]
     UnknownSystem { system: SystemId, cluster: String },
+    #[error("{segment} was expired: the retention let it go, so this is not where the WAL ends; restore from a newer snapshot")]
+    Expired { segment: SegmentName },
     #[error("write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -38,12 +41,13 @@ pub enum Got {
     Absent,
 }
 
-/// Puts `file` at `destination`.
+/// Puts `file` at `destination`. Recovery needs nothing behind `until`, although it reads ahead.
 pub async fn get(
     cluster: &Cluster,
     system: SystemId,
     file: WalFile,
     destination: &Path,
+    until: Option<SegmentName>,
     spool: Option<&Spool>,
 ) -> Result<Got, GetError> {
     if let (WalFile::Segment(segment), Some(spool)) = (file, spool) {
@@ -60,6 +64,13 @@ pub async fn get(
             let (_, record) = Repository::again(cluster.vault().clone()).await?.registered(cluster.name()).await?;
             if record.history(system).is_none() {
                 return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });
+            }
+            // A hole is no end: recovery would promote in the middle.
+            if let WalFile::Segment(segment) = file
+                && until.is_none_or(|until| segment.position() <= until.position())
+                && Gone::read(cluster, system).await?.has(segment)
+            {
+                return Err(GetError::Expired { segment });
             }
             Ok(Got::Absent)
         }

@@ -10,7 +10,7 @@ use crate::archive::get::{self, Got};
 use crate::archive::spool::Spool;
 use crate::config::Config;
 use crate::postgres::lsn::SystemId;
-use crate::postgres::wal::name::WalFile;
+use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::Role;
 use crate::repo::vault::Vault;
@@ -30,6 +30,12 @@ pub struct Args {
     /// Which history of the cluster; the current one when absent
     #[arg(long, value_name = "ID")]
     system_identifier: Option<u64>,
+    /// Where prefetched segments lie, instead of the configured place
+    #[arg(long, hide = true, value_name = "DIRECTORY")]
+    spool: Option<PathBuf>,
+    /// The last segment that recovery needs. It reads ahead: what lies behind this and was expired is not there, and no failure
+    #[arg(long, value_name = "SEGMENT")]
+    until: Option<SegmentName>,
     /// Fetch what follows the named segment into the spool; started by archive-get itself
     #[arg(long, hide = true, value_name = "SEGMENT_BYTES")]
     prefetch: Option<u64>,
@@ -55,7 +61,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     // PostgreSQL runs restore_command in the data directory.
     let ahead = config.archive.fetch_ahead > 0;
-    let spool = ahead.then(|| Spool::open(&config.archive.spool, cluster.name(), system, Path::new(".")).ok()).flatten();
+    let spool = ahead
+        .then(|| Spool::open(args.spool.as_ref().unwrap_or(&config.archive.spool), cluster.name(), system, Path::new(".")).ok())
+        .flatten();
     if let Some(segment_bytes) = args.prefetch {
         if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
             get::prefetch(&cluster, system, segment, segment_bytes, config.archive.fetch_ahead, spool).await;
@@ -63,24 +71,27 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let Some(destination) = args.destination else { return Ok(error::COULD_NOT_TELL) };
-    let got = get::get(&cluster, system, file, &destination, spool.as_ref()).await?;
+    let got = get::get(&cluster, system, file, &destination, args.until, spool.as_ref()).await?;
     if got == Got::Absent {
         eprintln!("lastgood: {file} is not in the archive");
         return Ok(error::ABSENT);
     }
     if let (WalFile::Segment(_), Some(_)) = (file, &spool) {
         let bytes = std::fs::metadata(&destination).map(|m| m.len()).unwrap_or(0);
-        start_prefetch(global, &config, &args.name, system, bytes);
+        start_prefetch(global, &config, (&args.name, args.spool.as_deref()), system, bytes);
     }
     Ok(0)
 }
 
 /// Fetches on in the background, so that recovery finds the next segments ready. What fails here fails again, with its
 /// reason, when recovery asks.
-fn start_prefetch(global: &Global, config: &Config, name: &str, system: SystemId, segment_bytes: u64) {
+fn start_prefetch(global: &Global, config: &Config, (name, spool): (&str, Option<&Path>), system: SystemId, segment_bytes: u64) {
     let Ok(words) = global.words(config) else { return };
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).args(["archive-get", name, "--system-identifier", &system.to_string()]);
     command.args(["--prefetch", &segment_bytes.to_string()]);
+    if let Some(spool) = spool {
+        command.arg("--spool").arg(spool);
+    }
     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }

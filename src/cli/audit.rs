@@ -24,7 +24,13 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             remembered.extend(manifest.ok().and_then(|manifest| Some((id, manifest.audit?))));
         }
     }
-    let chain = audit::read(&place.cluster, &remembered).await?;
+    let mut chain = audit::read(&place.cluster, &remembered).await?;
+    for entry in &chain.entries {
+        let Some(report) = &entry.event.report else { continue };
+        if let Some(problem) = report.problem(&place.repository.cluster(&report.cluster)).await? {
+            chain.problems.push((entry.number, format!("{problem}: it is not the one that this entry is about")));
+        }
+    }
     for entry in &chain.entries {
         if global.json {
             output::json(&serde_json::json!({ "event": "entry", "entry": entry }));

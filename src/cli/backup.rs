@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::context::{self, Global, Place};
 use super::keys::Need;
-use super::{error, output, places, progress};
+use super::{error, moment, output, places, progress};
 use crate::clock;
 use crate::repo::manifest::Manifest;
 use crate::repo::seal::rotation;
@@ -40,6 +40,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         threads: context::threads(config.snapshot.threads),
         compression_level: config.snapshot.compression_level,
         archive_timeout: Duration::from_secs(config.snapshot.archive_timeout_s),
+        kept: moment::kept(config, &session).await?,
     };
     let monitor = progress::monitor(global.json);
     if let Some(old) = rotation::outdated(place.repository.vault()).await? {

@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use super::context::{self, Global};
 use super::keys::{self, Need};
+use super::moment;
 use super::output::{self, Colour};
 use super::{error, evidence, places};
+use crate::archive::spool::Note;
+use crate::config::Config;
 use crate::repo::repository::Repository;
+use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
-use crate::upkeep::exposure;
+use crate::upkeep::{drills, exposure};
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -64,6 +68,12 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             }
             places::check(&mut findings, &config, &repository).await;
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
+            check::reading(&mut findings, &repository.cluster(name), config.verify.cycle_days).await?;
+            alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
+                .await?;
+            if let Some(drill) = &config.drill {
+                drills::check(&mut findings, &repository.cluster(name), drill).await?;
+            }
         }
         Err(error) => findings.fail("repository", error.to_string(), "see the message; `lastgood init` makes a repository"),
     }
@@ -76,6 +86,24 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         }
     }
     Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
+}
+
+/// What this host and its server say about finding mistakes.
+async fn notes(config: &Config, repository: &Repository, server: Option<&check::Server>) -> anyhow::Result<Notes> {
+    let record = repository.cluster(&config.cluster.name).record().await?;
+    let label = config.cluster.label.clone().or(record.and_then(|record| record.label));
+    let mut notes = Notes {
+        is_on: config.tripwire.is_on(label.as_deref()),
+        has_route: config.alert.is_configured(),
+        archive_timeout_s: server.map(|server| server.facts.archive_timeout_s),
+        ..Notes::default()
+    };
+    let Some(server) = server else { return Ok(notes) };
+    let directory = config.postgres.data_directory.as_ref().unwrap_or(&server.facts.data_directory);
+    if let Some(spool) = moment::spool(config, server.facts.system_identifier, Some(directory)) {
+        (notes.index_problem, notes.alert_problem) = (spool.noted(Note::IndexProblem), spool.noted(Note::AlertProblem));
+    }
+    Ok(notes)
 }
 
 /// Where the AWS chain looks when nothing is configured; nowhere when the environment holds the keys.

@@ -86,7 +86,7 @@ impl Demo<'_> {
         self.configure(&server)?;
         self.lastgood(&["init", "--apply"])?;
         session.run("CREATE TABLE orders (id bigserial PRIMARY KEY, at timestamptz DEFAULT now(), what text)").await?;
-        session.run("INSERT INTO orders (what) SELECT 'order ' || i FROM generate_series(1, 100000) i").await?;
+        session.run("INSERT INTO orders (what) SELECT 'order ' || i FROM generate_series(1, 100000) i; ANALYZE").await?;
         output::line("  a table `orders` with 100000 rows");
 
         title("2. The nightly snapshot");
@@ -100,21 +100,14 @@ impl Demo<'_> {
         let last = session.switch_segment("after the disaster").await?;
         self.wait_until_archived(&session, &last).await?;
 
-        title("4. What can be restored?");
+        title("4. Found: what happened, and what can be restored?");
+        self.lastgood(&["timeline", "--since", "1h"])?;
         self.lastgood(&["list"])?;
 
-        title(&format!("5. Restored beside it, to just before transaction {xid}"));
-        let into = self.place.join("restored");
-        self.lastgood(&[
-            "restore",
-            "--to",
-            &format!("xid:{xid}"),
-            "--exclusive",
-            "--target-action",
-            "promote",
-            "--into",
-            &into.display().to_string(),
-        ])?;
+        title("5. Restored beside it, to just before the table was dropped");
+        let into = self.place.join("restored").display().to_string();
+        let event = ["--before", "drop of orders", "--target-action", "promote"];
+        self.lastgood(&[&["restore"], &event[..], &["--into", &into]].concat())?;
         let mut restored = self.server("restored")?;
         restored.start().await?;
         let recovered = Session::open(&restored.connection()).await?;
@@ -156,7 +149,8 @@ impl Demo<'_> {
     /// Runs this program the way a person would, as the server's user.
     fn lastgood(&self, args: &[&str]) -> anyhow::Result<()> {
         use std::os::unix::process::CommandExt;
-        output::line(format!("  $ lastgood {}", args.join(" ")));
+        let words: Vec<String> = args.iter().map(|word| word.to_string()).collect();
+        output::line(format!("  $ lastgood {}", output::shell_words(&words)));
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.place.join("lastgood.toml")).args(args).current_dir(self.place);
         if let Some(user) = self.user {

@@ -3,6 +3,7 @@
 use crate::archive::get::GetError;
 use crate::archive::push::PushError;
 use crate::config::ConfigError;
+use crate::drill::DrillError;
 use crate::postgres::session::SessionError;
 use crate::repo::RepoError;
 use crate::restore::RestoreError;
@@ -11,6 +12,7 @@ use crate::storage::StorageError;
 use crate::timeline::before::EventError;
 use crate::timeline::find::FindError;
 use crate::timeline::target::TargetError;
+use crate::upkeep::expire::ExpireError;
 
 /// `archive-get`: proven absent.
 pub const ABSENT: u8 = 1;
@@ -22,6 +24,8 @@ pub const DAMAGE: u8 = 7;
 pub const POSTGRES: u8 = 8;
 pub const CHECK_FAILED: u8 = 9;
 pub const OTHER: u8 = 10;
+/// `drill`: the report says why.
+pub const DRILL_FAILED: u8 = 11;
 /// `archive-get`: every failure that does not prove absence. PostgreSQL stops recovery at codes above 125 (rule 30).
 pub const COULD_NOT_TELL: u8 = 126;
 
@@ -42,8 +46,18 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<SnapshotError>() {
         return Some(snapshot(error));
     }
+    if let Some(error) = cause.downcast_ref::<ExpireError>() {
+        return Some(match error {
+            ExpireError::Repo(error) => repo(error),
+            ExpireError::Refused { .. } | ExpireError::Begun { .. } | ExpireError::Pinned { .. } => REFUSED,
+            ExpireError::Left { .. } => REPOSITORY,
+        });
+    }
     if let Some(error) = cause.downcast_ref::<RestoreError>() {
         return Some(restore(error));
+    }
+    if let Some(error) = cause.downcast_ref::<DrillError>() {
+        return Some(drill(error));
     }
     if let Some(error) = cause.downcast_ref::<PushError>() {
         return Some(match error {
@@ -123,7 +137,18 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
         RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,
+        RestoreError::Expired { .. } => TARGET,
         RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
         RestoreError::Io { .. } => OTHER,
+    }
+}
+
+fn drill(error: &DrillError) -> u8 {
+    match error {
+        DrillError::Restore(error) => restore(error),
+        DrillError::Repo(error) => repo(error),
+        DrillError::Place { .. } | DrillError::NoMemory { .. } => REFUSED,
+        DrillError::Programs(_) | DrillError::NoRole { .. } => CONFIGURATION,
+        DrillError::Scratch(_) | DrillError::Io { .. } | DrillError::Interrupted => OTHER,
     }
 }

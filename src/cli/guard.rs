@@ -11,6 +11,7 @@ use super::{output, progress};
 use crate::monitor::Monitor;
 use crate::postgres::owner;
 use crate::repo::audit::{self, Event, Outcome, Who};
+use crate::repo::report::Reference;
 use crate::repo::repository::Cluster;
 use crate::restore::RestoreError;
 use crate::restore::guard::{self, Approval, Brought, Care, Passed, Seal};
@@ -119,13 +120,30 @@ impl<'a> Desk<'a> {
         result: Result<T, RestoreError>,
         detail: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<T> {
+        self.ended_with(attempt, result, None, detail).await
+    }
+
+    /// The same, with the report that was written about it, if it could be.
+    pub async fn ended_with<T>(
+        &self,
+        attempt: Option<u64>,
+        result: Result<T, RestoreError>,
+        report: Option<Reference>,
+        detail: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<T> {
         let (outcome, detail) = match &result {
             Ok(done) => (Outcome::Done, detail(done)),
             Err(error) if is_refusal(error) => (Outcome::Refused, error.to_string()),
             Err(error) => (Outcome::Failed, error.to_string()),
         };
-        self.append(Event { attempt, ..self.event(outcome, detail) }).await;
+        self.append(Event { attempt, report, ..self.event(outcome, detail) }).await;
         Ok(result?)
+    }
+
+    /// Notes how a drill ended.
+    pub async fn reported(&self, attempt: Option<u64>, report: Option<Reference>, passed: bool, detail: String) {
+        let outcome = if passed { Outcome::Done } else { Outcome::Failed };
+        self.append(Event { attempt, report, ..self.event(outcome, detail) }).await;
     }
 
     /// Notes that something without a plan begins.

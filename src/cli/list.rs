@@ -1,14 +1,19 @@
 //! `lastgood list`
 
+use std::collections::BTreeMap;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::context::{Global, Place};
-use super::{output, places};
+use super::{estimate, output, places};
+use crate::clock;
 use crate::postgres::lsn::SystemId;
+use crate::repo::keep::{self, Keep};
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
-use crate::timeline::windows::{self, Windows};
+use crate::timeline::estimate::{Estimate, Experience};
+use crate::timeline::windows::{self, Window, Windows};
 
 /// Show snapshots, and the windows of time to which a restore can go
 #[derive(Debug, clap::Args)]
@@ -20,6 +25,8 @@ struct Listing {
     cluster: String,
     histories: Vec<HistoryListing>,
     unreadable: Vec<(String, String)>,
+    /// Snapshots that somebody wants to keep.
+    pins: BTreeMap<String, Keep>,
 }
 
 #[derive(Serialize)]
@@ -30,11 +37,15 @@ struct HistoryListing {
     snapshots: Vec<Manifest>,
     #[serde(flatten)]
     windows: Windows,
+    /// Of a restore to the end of each window, from its newest snapshot; absent where nothing was measured.
+    estimates: Vec<Option<Estimate>>,
 }
 
 pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
     let place = Place::open_any(global).await?;
-    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new() };
+    let mut pins = keep::all(&place.cluster).await?;
+    pins.retain(|_, pin| pin.holds(clock::now()));
+    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new(), pins };
     let mut manifests = Vec::new();
     for (id, manifest) in place.cluster.manifests().await? {
         match manifest {
@@ -42,13 +53,15 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
             Err(error) => listing.unreadable.push((id, error.to_string())),
         }
     }
+    let experience = Experience::load(&place.cluster).await?;
     for history in &place.record.histories {
         let system = history.system_identifier;
         let archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
         let windows = windows::windows(&archive, &manifests).await?;
         let snapshots = manifests.iter().filter(|m| m.system_identifier == system).cloned().collect();
+        let estimates = windows.windows.iter().map(|window| estimate_of(window, &manifests, &experience)).collect();
         let (major, wal_segments) = (history.major, archive.count());
-        listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows });
+        listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows, estimates });
     }
     places::warn_of_missed(&place, global.json);
     if global.json {
@@ -57,6 +70,11 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
         show(&listing)
     }
     Ok(0)
+}
+
+fn estimate_of(window: &Window, manifests: &[Manifest], experience: &Experience) -> Option<Estimate> {
+    let newest = manifests.iter().rev().find(|manifest| window.snapshots.contains(&manifest.id))?;
+    experience.estimate(newest.totals.raw_bytes, window.to_lsn.0.saturating_sub(newest.start_lsn.0))
 }
 
 fn show(listing: &Listing) {
@@ -74,7 +92,10 @@ fn show(listing: &Listing) {
             continue;
         }
         output::line(snapshots(&history.snapshots));
-        show_windows(&history.windows);
+        for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
+            output::line(format!("  {id} is {}", pin.describe()));
+        }
+        show_windows(&history.windows, &history.estimates);
     }
     for (id, problem) in &listing.unreadable {
         output::line(format!("snapshot {id} cannot be read: {problem}"));
@@ -111,9 +132,9 @@ fn snapshots(manifests: &[Manifest]) -> Table {
     table
 }
 
-fn show_windows(windows: &Windows) {
+fn show_windows(windows: &Windows, estimates: &[Option<Estimate>]) {
     output::line("windows (any moment in them can be restored):");
-    for window in &windows.windows {
+    for (window, estimate) in windows.windows.iter().zip(estimates) {
         let length = window.to_time.duration_since(window.from_time).as_secs_f64().max(0.0);
         output::line(format!(
             "  {} to {}  ({}), timeline {}, {} to {}",
@@ -124,6 +145,7 @@ fn show_windows(windows: &Windows) {
             window.from_lsn,
             window.to_lsn
         ));
+        output::line(format!("    a restore to its end takes {}", estimate::words(estimate.as_ref())));
         if let Some(missing) = &window.gap_at {
             output::line(format!(
                 "  -- gap: segment {missing} is missing; nothing between here and the next window can be restored --"

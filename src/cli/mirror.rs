@@ -36,6 +36,9 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// From where, to where, and how.
+type Journey = (Arc<dyn Storage>, Arc<dyn Storage>, Way);
+
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let chosen = chosen(&config, args.to.as_deref().or(args.from.as_deref()))?;
@@ -43,7 +46,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let mut is_sound = true;
     for mirror in chosen {
         let other: Arc<dyn Storage> = Arc::new(Pace::new(places::mirror(&config, mirror).await?, mirror.bytes_per_s));
-        let ways: Vec<(Arc<dyn Storage>, Arc<dyn Storage>, Way)> = match (&args.from, args.heal) {
+        let ways: Vec<Journey> = match (&args.from, args.heal) {
             (Some(_), _) => vec![(other, first.clone(), Way::Copy)],
             (None, true) => vec![(other.clone(), first.clone(), Way::Heal), (first.clone(), other, Way::Copy)],
             (None, false) => vec![(first.clone(), other, Way::Copy)],

@@ -8,6 +8,8 @@
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
+//! - [`estimate`]: how long a restore will take, in words.
+//! - [`measure`]: what a real restore took.
 //! - [`error`]: every error's kind and exit code, in one place.
 
 pub mod alerts;
@@ -18,16 +20,21 @@ pub mod backup;
 pub mod check;
 pub mod context;
 pub mod demo;
+pub mod drill;
 pub mod error;
+pub mod estimate;
 pub mod evidence;
+pub mod expire;
 pub mod guard;
 pub mod init;
 pub mod key;
 pub mod keys;
 pub mod list;
+pub mod measure;
 pub mod mirror;
 pub mod moment;
 pub mod output;
+pub mod pin;
 pub mod places;
 pub mod progress;
 pub mod reference;
@@ -54,7 +61,7 @@ use context::Global;
 #[command(
     after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
 Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
-8 PostgreSQL, 9 check failed, 10 other, 126 archive-get: could not tell."
+8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 126 archive-get: could not tell."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -81,6 +88,10 @@ pub enum Command {
     Release(release::Args),
     Audit(audit::Args),
     Verify(verify::Args),
+    Drill(drill::Args),
+    Expire(expire::Args),
+    Pin(pin::Args),
+    Unpin(pin::UnpinArgs),
     Key(key::Args),
     Schedule(schedule::Args),
     Demo(demo::Args),
@@ -146,6 +157,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Release(args) => release::run(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,
             Command::Verify(args) => verify::run(&global, args).await,
+            Command::Drill(args) => drill::run(&global, args).await,
+            Command::Expire(args) => expire::run(&global, args).await,
+            Command::Pin(args) => pin::run(&global, args).await,
+            Command::Unpin(args) => pin::unpin(&global, args).await,
             Command::Key(args) => key::run(&global, args).await,
             Command::Schedule(args) => schedule::run(&global, args),
             Command::Demo(args) => demo::run(&global, args).await,

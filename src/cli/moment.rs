@@ -1,6 +1,7 @@
 //! Which moment a person means: `--to`, `--before` an event, or `--after` one.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
@@ -9,10 +10,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::session::Session;
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
 use crate::timeline::before::{self, EventError, Wanted};
+use crate::timeline::indexes::Kept;
 use crate::timeline::tail;
 use crate::timeline::target::{Target, TargetError};
 use crate::timeline::told::Told;
@@ -106,6 +109,17 @@ pub fn path(archive: &Archive, timeline: Option<Timeline>) -> Result<History, Ev
 /// Indexes that this host kept while it archived.
 pub fn spool(config: &Config, system: SystemId, data_directory: Option<&PathBuf>) -> Option<Spool> {
     Spool::open(&config.archive.spool, &config.cluster.name, system, data_directory?).ok()
+}
+
+/// The same for the server at hand. Opened when it is wanted: before its first push the server has none.
+pub async fn kept(config: &Config, session: &Session) -> anyhow::Result<Kept> {
+    let facts = session.facts().await?;
+    let directory = config.postgres.data_directory.clone().unwrap_or(facts.data_directory);
+    let (config, opened) = (config.clone(), OnceLock::new());
+    Ok(Kept::new(move |segment| {
+        let spool = opened.get_or_init(|| spool(&config, facts.system_identifier, Some(&directory)));
+        spool.as_ref()?.index(segment)
+    }))
 }
 
 /// A time with a zone, or how long ago: `2h`, `30min`, `7 days`.

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::moment::{self, Asked, Moment};
-use super::{output, places, progress};
+use super::{estimate, measure, output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
@@ -18,6 +18,7 @@ use crate::restore::plan::{self, Plan, Request};
 use crate::restore::replaced::Replaced;
 use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
+use crate::timeline::estimate::Estimate;
 use crate::timeline::target::{Target, TargetError};
 
 /// Restore to a moment: shows the plan first, and never destroys what it replaces
@@ -109,15 +110,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let seal = desk.seal(&plan, &place);
     let code = seal.code(clock::now());
-    if global.json {
-        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": plan.care(), "code": code }));
-    } else {
-        show_plan(&plan);
-        // While a server runs there, no code helps.
-        if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
-            guard::show(plan.care(), &code);
-        }
-    }
+    let measured = measure::Restore::new(&place, &plan).await;
+    tell_plan(&plan, measured.estimate.as_ref(), &code, global.json);
     if args.confirm.dry_run {
         return Ok(0);
     }
@@ -127,16 +121,21 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
     let attempt = desk.attempted(&plan, &approval, &code).await;
-    let get = format!("archive-get --system-identifier {} %f \"%p\"", plan.system_identifier);
+    let until = plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
+    let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
     let options = Options {
         restore_command: global.server_command(&place.config, &get)?,
         threads: context::threads(place.config.restore.threads),
         read_back: place.config.restore.read_back,
+        hold: execute::RECOVERY_HOLD,
     };
     let monitor = progress::monitor(global.json);
     let began = clock::monotonic();
     let done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
     drop(monitor);
+    let seconds = began.elapsed().as_secs_f64();
+    let expected = measured.estimate.as_ref().map(|estimate| estimate.restore);
+    let report = measured.report(done.is_ok(), seconds, global.json).await;
     let detail = |done: &execute::Restored| match &done.aside {
         Some(aside) => format!("what stood there is now {}", aside.display()),
         None => String::new(),
@@ -149,17 +148,34 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         ));
     }
     places::tell_served(&place, global.json);
-    let restored = desk.ended(attempt, done, detail).await?;
-    let seconds = began.elapsed().as_secs_f64();
+    let restored = desk.ended_with(attempt, done, report, detail).await?;
     if global.json {
         output::json(
             &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,
-                "aside": restored.aside, "saved": restored.saved }),
+                "aside": restored.aside, "saved": restored.saved, "estimated": expected }),
         );
     } else {
         show_result(&plan, &restored, seconds);
+        if let Some(expected) = expected {
+            output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
+        }
     }
     Ok(0)
+}
+
+/// The plan, how long it will take, and how it passes the guard.
+fn tell_plan(plan: &Plan, estimate: Option<&Estimate>, code: &str, json: bool) {
+    if json {
+        let care = plan.care();
+        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "care": care, "code": code, "estimate": estimate }));
+        return;
+    }
+    show_plan(plan);
+    output::entry("estimate", estimate::words(estimate));
+    // While a server runs there, no code helps.
+    if plan.standing.occupant().is_none_or(|occupant| occupant.living.is_none()) {
+        guard::show(plan.care(), code);
+    }
 }
 
 pub(super) fn timeline(text: Option<&str>) -> anyhow::Result<Option<Timeline>> {

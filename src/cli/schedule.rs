@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use super::context::Global;
 use super::output;
 
-/// Print files that run snapshots and checks every night
+/// Print files that run snapshots, checks and, with a [drill] section, drills
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  lastgood schedule --print cron > /etc/cron.d/lastgood-shop")]
 pub struct Args {
@@ -39,16 +39,18 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let command = output::shell_words(&global.words(&config)?);
     let (name, user, (hour, minute)) = (&config.cluster.name, &args.user, args.at);
+    let drills = config.drill.is_some();
+    let expires = config.retention.is_configured();
     output::line(match args.print {
         // In a crontab % is a newline.
-        Scheduler::Cron => cron(name, user, hour, minute, &command.replace('%', "\\%")),
-        Scheduler::Systemd => systemd(name, user, hour, minute, &command.replace('%', "%%")),
+        Scheduler::Cron => cron(name, user, (hour, minute), &command.replace('%', "\\%"), (drills, expires)),
+        Scheduler::Systemd => systemd(name, user, (hour, minute), &command.replace('%', "%%"), (drills, expires)),
     });
     Ok(0)
 }
 
-fn cron(name: &str, user: &str, hour: u8, minute: u8, command: &str) -> String {
-    format!(
+fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
+    let mut text = format!(
         "# /etc/cron.d/lastgood-{name}: a snapshot every night, a check every hour, everything read once a week.\n\
          # Output means trouble: cron mails what a failing command prints.\n\
          SHELL=/bin/sh\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
@@ -57,10 +59,22 @@ fn cron(name: &str, user: &str, hour: u8, minute: u8, command: &str) -> String {
          {minute} {} * * 0 {user} out=$({command} verify 2>&1) || {{ echo \"$out\"; exit 1; }}",
         (minute + 30) % 60,
         (hour + 2) % 24,
-    )
+    );
+    if drills {
+        let hour = (hour + 4) % 24;
+        text.push_str(&format!("\n{minute} {hour} * * * {user} out=$({command} drill 2>&1) || {{ echo \"$out\"; exit 1; }}"));
+    }
+    if expires {
+        let hour = (hour + 1) % 24;
+        text.push_str(
+            "\n# What no rule of [retention] keeps goes every night. Better on another host, with credentials that may delete.\n",
+        );
+        text.push_str(&format!("{minute} {hour} * * * {user} out=$({command} expire 2>&1) || {{ echo \"$out\"; exit 1; }}"));
+    }
+    text
 }
 
-fn systemd(name: &str, user: &str, hour: u8, minute: u8, command: &str) -> String {
+fn systemd(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
     let unit = |task: &str, what: &str, when: &str| {
         format!(
             "# /etc/systemd/system/lastgood-{task}-{name}.service\n[Unit]\nDescription={what} of PostgreSQL cluster {name}\n\
@@ -70,10 +84,19 @@ fn systemd(name: &str, user: &str, hour: u8, minute: u8, command: &str) -> Strin
              OnCalendar={when}\nPersistent=true\n\n[Install]\nWantedBy=timers.target\n"
         )
     };
-    let units = [
+    let mut units = vec![
         unit("backup", "Snapshot", &format!("*-*-* {hour:02}:{minute:02}:00")),
         unit("check", "Check", &format!("*-*-* *:{:02}:00", (minute + 30) % 60)),
         unit("verify", "Verification", &format!("Sun *-*-* {:02}:{minute:02}:00", (hour + 2) % 24)),
     ];
-    format!("{}\n# Then: systemctl enable --now lastgood-{{backup,check,verify}}-{name}.timer", units.join("\n"))
+    let mut tasks = "backup,check,verify".to_string();
+    if drills {
+        units.push(unit("drill", "Drill", &format!("*-*-* {:02}:{minute:02}:00", (hour + 4) % 24)));
+        tasks.push_str(",drill");
+    }
+    if expires {
+        units.push(unit("expire", "Expiry", &format!("*-*-* {:02}:{minute:02}:00", (hour + 1) % 24)));
+        tasks.push_str(",expire");
+    }
+    format!("{}\n# Then: systemctl enable --now lastgood-{{{tasks}}}-{name}.timer", units.join("\n"))
 }

@@ -11,6 +11,7 @@ use super::context::{Global, Place};
 use super::output::{self, Colour};
 use super::{moment, progress, restore};
 use crate::clock;
+use crate::repo::audit;
 use crate::timeline::archive::Archive;
 use crate::timeline::story::{self, Question, Story};
 use crate::timeline::tail;
@@ -75,6 +76,15 @@ struct Listing {
     story: Story,
     activity: BTreeMap<String, [u32; 2]>,
     windows: Vec<Window>,
+    /// WAL that was turned away: of another server, or of one that left this history.
+    refused: Vec<Refused>,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    at: Timestamp,
+    host: String,
+    why: String,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
@@ -113,8 +123,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let mut story = story::tell(&question).await?;
     drop(monitor);
     story.events.retain(|told| args.wants(told));
+    let refused = refused(&place, since, until).await?;
     let activity = story.minutes.iter().map(|(minute, (commits, aborts))| (minute_text(*minute), [*commits, *aborts])).collect();
-    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows };
+    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows, refused };
     if global.json {
         output::json(&listing);
     } else {
@@ -123,9 +134,21 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// What the audit knows of servers whose WAL was turned away.
+async fn refused(place: &Place, since: Timestamp, until: Timestamp) -> anyhow::Result<Vec<Refused>> {
+    let chain = audit::read(&place.cluster, &[]).await?;
+    let of_push = |entry: &audit::Entry| entry.event.operation == "archive-push" && entry.event.cluster == place.cluster.name();
+    let asked = chain.entries.into_iter().filter(|entry| of_push(entry) && (since..=until).contains(&entry.at));
+    Ok(asked.map(|entry| Refused { at: entry.at, host: entry.who.host, why: entry.event.detail }).collect())
+}
+
 impl Args {
     fn wants(&self, told: &Told) -> bool {
-        let by_kind = if self.kind.is_empty() { self.all || !told.kind.is_routine() } else { self.kind.contains(&told.kind) };
+        let by_kind = if self.kind.is_empty() {
+            self.all || !(told.kind.is_routine() || told.is_ours)
+        } else {
+            self.kind.contains(&told.kind)
+        };
         let by_table = self.table.as_ref().is_none_or(|name| told.touches(name));
         let by_database = self.database.as_ref().is_none_or(|name| told.database.as_ref() == Some(name));
         by_kind && by_table && by_database
@@ -161,6 +184,10 @@ fn show(listing: &Listing) {
         let text = format!("{} to {}: {}; what happened there is not known", gap.from, gap.to, gap.reason);
         output::entry("GAP", output::paint(Colour::Yellow, &text));
     }
+    for refused in &listing.refused {
+        let text = format!("{} on {}: {}", output::time(refused.at), refused.host, refused.why);
+        output::entry("REFUSED", output::paint(Colour::Yellow, &text));
+    }
     if story.events.is_empty() {
         return output::line("\nNothing of what was asked for happened in the WAL that was read.");
     }
@@ -178,7 +205,8 @@ fn show_event(told: &Told) {
     let time = match told.time {
         Some(time) => {
             let local = time.to_zoned(TimeZone::system());
-            format!("{} ({})", output::exact_time(time), local.strftime("%H:%M:%S %Z"))
+            let here = if local.offset().is_zero() { String::new() } else { local.strftime(" (%H:%M:%S %Z)").to_string() };
+            format!("{}{here}", output::exact_time(time))
         }
         None => "at a time that no record tells".into(),
     };

@@ -5,22 +5,28 @@
 //!
 //! A section is a struct in a file of its own, or with its neighbours, and checks itself.
 
+mod drill;
 mod encryption;
 mod mirror;
 mod postgres;
 mod repository;
+mod retention;
 mod tripwire;
+mod verify;
 mod work;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
 pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
 pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use retention::Retention;
 pub use tripwire::{Alert, Tripwire};
+pub use verify::Verify;
 pub use work::{Archive, ReadBack, Restore, Snapshot};
 
 /// The file that is read when none is named.
@@ -47,8 +53,12 @@ pub struct Config {
     pub archive: Archive,
     pub restore: Restore,
     pub encryption: Encryption,
+    pub retention: Retention,
+    pub verify: Verify,
     pub tripwire: Tripwire,
     pub alert: Alert,
+    /// Absent: drills can be run, and nobody is waiting for them.
+    pub drill: Option<Drill>,
     /// Where the file came from; shown in the settings that `init` prints.
     #[serde(skip)]
     pub path: Option<PathBuf>,
@@ -81,9 +91,12 @@ impl Config {
         self.snapshot.check()?;
         self.archive.check()?;
         self.restore.check()?;
+        self.retention.check()?;
+        self.verify.check()?;
         self.encryption.check()?;
         self.tripwire.check()?;
-        self.alert.check()
+        self.alert.check()?;
+        self.drill.as_ref().map_or(Ok(()), Drill::check)
     }
 }
 

@@ -79,6 +79,47 @@ pub struct ControlFile {
     pub wal_segment_bytes: u32,
     /// 0: pages carry no checksums.
     pub data_checksum_version: u32,
+    pub limits: Limits,
+}
+
+/// Settings of the server that wrote the WAL. One that replays it must not be below any of them, or it is no hot standby.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// 0 minimal, 1 replica, 2 logical.
+    pub wal_level: u32,
+    pub max_connections: u32,
+    pub max_worker_processes: u32,
+    pub max_wal_senders: u32,
+    pub max_prepared_transactions: u32,
+    pub max_locks_per_transaction: u32,
+}
+
+impl Limits {
+    /// The higher of both, one by one.
+    pub fn or_higher(self, other: Limits) -> Limits {
+        Limits {
+            wal_level: self.wal_level.max(other.wal_level),
+            max_connections: self.max_connections.max(other.max_connections),
+            max_worker_processes: self.max_worker_processes.max(other.max_worker_processes),
+            max_wal_senders: self.max_wal_senders.max(other.max_wal_senders),
+            max_prepared_transactions: self.max_prepared_transactions.max(other.max_prepared_transactions),
+            max_locks_per_transaction: self.max_locks_per_transaction.max(other.max_locks_per_transaction),
+        }
+    }
+
+    /// They stand right before `floatFormat`, in all versions: from `wal_level` on eight words, of which the second and the eighth are
+    /// booleans, then `maxAlign`.
+    fn before(bytes: &[u8], float: usize) -> Limits {
+        let word = |back: usize| u32_at(bytes, float - back);
+        Limits {
+            wal_level: word(36),
+            max_connections: word(28),
+            max_worker_processes: word(24),
+            max_wal_senders: word(20),
+            max_prepared_transactions: word(16),
+            max_locks_per_transaction: word(12),
+        }
+    }
 }
 
 impl ControlFile {
@@ -130,6 +171,7 @@ impl ControlFile {
             blocks_per_file: u32_at(bytes, float + 12),
             wal_segment_bytes: u32_at(bytes, float + 20),
             data_checksum_version: u32_at(bytes, float + 44),
+            limits: Limits::before(bytes, float),
         })
     }
 }

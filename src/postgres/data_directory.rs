@@ -15,6 +15,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::wal::reference::RelFileLocator;
+
+/// OIDs of `pg_default` and `pg_global`.
+const DEFAULT_TABLESPACE: u32 = 1663;
+const GLOBAL_TABLESPACE: u32 = 1664;
+
 /// Directories that must exist after a restore, and whose content must not.
 const EMPTY_DIRECTORIES: [&str; 8] =
     ["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans", "pg_wal"];
@@ -292,6 +298,22 @@ fn holds_relations(path: &[u8]) -> bool {
     }
 }
 
+/// The relation of which a path is a file of the main fork, as WAL names it.
+pub fn main_fork(path: &[u8]) -> Option<RelFileLocator> {
+    let slash = path.iter().rposition(|b| *b == b'/')?;
+    let (directory, name) = (&path[..slash], &path[slash + 1..]);
+    let (number, None, _) = relation_parts(name)? else { return None };
+    let parse = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u32>().ok();
+    let parts: Vec<&[u8]> = directory.split(|b| *b == b'/').collect();
+    let (tablespace, database) = match parts.as_slice() {
+        [b"global"] => (GLOBAL_TABLESPACE, 0),
+        [b"base", database] => (DEFAULT_TABLESPACE, parse(database)?),
+        [b"pg_tblspc", tablespace, version, database] if version.starts_with(b"PG_") => (parse(tablespace)?, parse(database)?),
+        _ => return None,
+    };
+    Some(RelFileLocator { tablespace, database, number: parse(number)? })
+}
+
 fn is_number(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(u8::is_ascii_digit)
 }
@@ -366,6 +388,17 @@ mod tests {
         }
         assert!(is_temporary_relation(b"t3_16384") && is_temporary_relation(b"t12_16384_fsm.1"));
         assert!(!is_temporary_relation(b"t3_x") && !is_temporary_relation(b"table_1"));
+    }
+
+    #[test]
+    fn a_main_fork_is_known_by_its_path() {
+        let of = |path: &str| main_fork(path.as_bytes()).map(|l| (l.tablespace, l.database, l.number));
+        assert_eq!(of("global/1262"), Some((1664, 0, 1262)));
+        assert_eq!(of("base/5/16384.12"), Some((1663, 5, 16384)));
+        assert_eq!(of("pg_tblspc/16400/PG_15_202209061/7/16390"), Some((16400, 7, 16390)));
+        for other in ["base/5/16384_vm", "base/5/16384_fsm.1", "base/5/PG_VERSION", "16384", "pg_xact/0000", "base/5/t3_16384"] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 
     #[test]

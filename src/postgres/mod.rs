@@ -10,7 +10,8 @@
 //! - [`postmaster`]: whether a server lives in a directory.
 //! - [`session`]: the connection that starts and stops a base backup.
 //! - [`settings`]: the server settings we read and the ones recovery needs.
-//! - [`scratch`]: a throw-away server.
+//! - [`scratch`]: a throw-away server. [`quarantine`]: settings with which a copy of a server acts on nothing.
+//! - [`programs`]: where the programs of a major version are.
 
 pub mod catalogue;
 pub mod control;
@@ -21,6 +22,8 @@ pub mod mapped;
 pub mod owner;
 pub mod page;
 pub mod postmaster;
+pub mod programs;
+pub mod quarantine;
 pub mod scratch;
 pub mod session;
 pub mod settings;

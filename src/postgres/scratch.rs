@@ -1,4 +1,4 @@
-//! A throw-away server: made, started, asked, stopped. The demo and the tests use it.
+//! A throw-away server: made, started, asked, stopped. Drills, the demo and the tests use it.
 //!
 //! It listens on a socket in a directory of its own and on no network. PostgreSQL refuses to run as root; root therefore
 //! runs it as the given user. It is stopped by the pid that was started, at the latest when the value is dropped.
@@ -51,6 +51,8 @@ pub struct Scratch {
     log: PathBuf,
     user: Option<Ids>,
     process: Option<Child>,
+    arguments: Vec<String>,
+    is_tied: bool,
 }
 
 /// Socket file names carry a port; each server has a socket directory of its own, so all can have the same.
@@ -61,7 +63,33 @@ impl Scratch {
     pub fn new(bin: &Path, data: &Path, sockets: &Path, user: Option<Ids>) -> Result<Scratch, ScratchError> {
         make_directory(sockets, user)?;
         let log = sockets.join("server.log");
-        Ok(Scratch { bin: bin.into(), data: data.into(), sockets: sockets.into(), log, user, process: None })
+        Ok(Scratch {
+            bin: bin.into(),
+            data: data.into(),
+            sockets: sockets.into(),
+            log,
+            user,
+            process: None,
+            arguments: Vec::new(),
+            is_tied: false,
+        })
+    }
+
+    /// Further arguments for `postgres`, from the next start on.
+    pub fn set_arguments(&mut self, arguments: Vec<String>) {
+        self.arguments = arguments;
+    }
+
+    /// The server does not outlive the thread that starts it, however that ends: the kernel tells it to stop at once. Only for a thread
+    /// that lives as long as the server shall.
+    pub fn tied(mut self) -> Scratch {
+        self.is_tied = true;
+        self
+    }
+
+    /// Lets the server live on when this value goes. Answers its pid.
+    pub fn leave(mut self) -> Option<u32> {
+        self.process.take().map(|process| process.id())
     }
 
     /// `initdb` with settings that make a throw-away server quick.
@@ -102,10 +130,13 @@ impl Scratch {
         let log = fs::OpenOptions::new().append(true).create(true).open(&self.log).map_err(failed)?;
         let mut command = self.command("postgres");
         command.arg("-D").arg(&self.data).arg("-k").arg(&self.sockets).args(["-h", "", "-p", &PORT.to_string()]);
-        command.args(["-c", "logging_collector=off", "-c", "log_destination=stderr"]);
+        command.args(["-c", "logging_collector=off", "-c", "log_destination=stderr"]).args(&self.arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         // A group of its own, so that an interrupt at the terminal reaches us and not the server behind our back.
         command.process_group(0);
+        if self.is_tied {
+            tie(&mut command);
+        }
         self.process = Some(command.spawn().map_err(|source| ScratchError::Io {
             doing: "start",
             path: self.bin.join("postgres"),
@@ -180,6 +211,21 @@ impl Drop for Scratch {
     }
 }
 
+/// Lets the kernel send SIGQUIT (an immediate shutdown) to the command when the thread that started it ends.
+fn tie(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::QUIT))?;
+        // It ended before it was asked.
+        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+    };
+    // SAFETY: between fork and exec only functions that are safe in a signal handler may be called: these are two plain system calls
+    // that take no memory. It happens after the change of user, which would clear it.
+    unsafe {
+        command.pre_exec(ask);
+    }
+}
+
 /// Makes a directory 0700 that belongs to the server's user.
 pub fn make_directory(path: &Path, user: Option<Ids>) -> Result<(), ScratchError> {
     let failed = |source| ScratchError::Io { doing: "make", path: path.into(), source };
@@ -202,7 +248,7 @@ fn run(command: &mut Command) -> Result<(), ScratchError> {
     Err(ScratchError::Program { program: program.clone(), output: last_lines(&text, 30) })
 }
 
-fn last_lines(text: &str, count: usize) -> String {
+pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -332,6 +332,17 @@ impl Session {
         Ok(first.unwrap_or_default())
     }
 
+    /// The first column of all rows, as text.
+    pub async fn column(&self, sql: &str) -> Result<Vec<String>, SessionError> {
+        let doing = "run SQL";
+        let rows = self.client.simple_query(sql).await.map_err(|e| self.error(doing, e))?;
+        let text = |message: &tokio_postgres::SimpleQueryMessage| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_string()),
+            _ => None,
+        };
+        Ok(rows.iter().filter_map(text).collect())
+    }
+
     pub(super) async fn rows(&self, doing: &'static str, sql: &str) -> Result<Vec<Row>, SessionError> {
         self.client.query(sql, &[]).await.map_err(|e| self.error(doing, e))
     }

@@ -102,6 +102,14 @@ pub fn end_recovery(data_directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes out everything that is no setting of recovery, so that nothing of the original acts in a copy that is only looked at.
+pub fn keep_only_recovery(data_directory: &Path) -> io::Result<()> {
+    let path = data_directory.join("postgresql.auto.conf");
+    let before = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+    let text: String = before.lines().filter(|line| is_recovery_setting(line)).map(|line| format!("{line}\n")).collect();
+    durable::replace(&path, text.as_bytes(), 0o600)
+}
+
 fn is_recovery_setting(line: &str) -> bool {
     let name = line.split('=').next().unwrap_or_default().trim().to_ascii_lowercase();
     RECOVERY_SETTINGS.contains(&name.as_str()) || name == "archive_mode" || name == "primary_slot_name"

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::RepoError;
 use super::layout;
 use super::object::{self, Sha};
+use super::report;
 use super::repository::Cluster;
 use crate::clock;
 use crate::storage::{Depth, list_all};
@@ -74,6 +75,9 @@ pub struct Event {
     pub plan: Option<serde_json::Value>,
     /// For people: why it was refused or failed, or what came of it.
     pub detail: String,
+    /// The report that was written about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<report::Reference>,
     /// Of a `done` or `failed`: the number of the attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u64>,
@@ -82,7 +86,7 @@ pub struct Event {
 impl Event {
     pub fn new(operation: &str, cluster: &str, outcome: Outcome, detail: String) -> Event {
         let (operation, cluster) = (operation.to_string(), cluster.to_string());
-        Event { operation, cluster, outcome, confirmed: None, code: None, plan: None, detail, attempt: None }
+        Event { operation, cluster, outcome, confirmed: None, code: None, plan: None, detail, report: None, attempt: None }
     }
 
     /// Something was turned away before anything was changed.

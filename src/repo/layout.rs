@@ -93,6 +93,42 @@ impl Layout {
         ObjectKey::new(format!("{}{name}", self.all_packs()))
     }
 
+    /// Notes about snapshots whose manifests are gone, and whose packs may live on under newer ones.
+    pub fn all_expired(&self) -> String {
+        format!("{}expired/", self.root)
+    }
+
+    pub fn expired(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}", self.all_expired()))
+    }
+
+    /// What people said of snapshots that are much smaller than the one before.
+    pub fn all_accepted(&self) -> String {
+        format!("{}accepted/", self.root)
+    }
+
+    pub fn accepted(&self, snapshot: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}", self.all_accepted()))
+    }
+
+    /// When what was read last; the highest number counts.
+    pub fn verified(&self) -> String {
+        format!("{}verified/", self.root)
+    }
+
+    pub fn verified_number(&self, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{number:08}", self.verified()))
+    }
+
+    /// Which snapshots people want to keep; a folder for each snapshot, and the highest number in it counts.
+    pub fn keeps(&self) -> String {
+        format!("{}pins/", self.root)
+    }
+
+    pub fn keep(&self, snapshot: &str, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{snapshot}/{number:08}", self.keeps()))
+    }
+
     pub fn leases(&self) -> String {
         format!("{}leases/", self.root)
     }
@@ -110,6 +146,15 @@ impl Layout {
     /// A beat or an end of one turn at holding it.
     pub fn lease_epoch(&self, resource: &str, epoch: u32, name: &str) -> ObjectKey {
         ObjectKey::new(format!("{}{epoch:08}/{name}", self.lease(resource)))
+    }
+
+    /// Where the reports of drills and restores are.
+    pub fn reports(&self) -> String {
+        format!("{}reports/", self.root)
+    }
+
+    pub fn report(&self, id: &str) -> ObjectKey {
+        ObjectKey::new(format!("{}{id}", self.reports()))
     }
 
     /// Where alerts are; a folder for each.
@@ -145,6 +190,19 @@ impl Layout {
         ObjectKey::new(format!("{}{first}", self.rollups(system, level)))
     }
 
+    /// What was expired of one history's WAL; the highest number counts.
+    pub fn gone(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/gone/", self.root)
+    }
+
+    pub fn gone_number(&self, system: SystemId, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{number:08}", self.gone(system)))
+    }
+
+    pub fn backups(&self, system: SystemId) -> String {
+        format!("{}wal/{system}/backup/", self.root)
+    }
+
     pub fn histories(&self, system: SystemId) -> String {
         format!("{}wal/{system}/history/", self.root)
     }
@@ -159,13 +217,12 @@ impl Layout {
 
     /// Each kind of archived file has a prefix of its own, so that no listing of one meets another (rule 34).
     pub fn wal(&self, system: SystemId, file: &WalFile) -> ObjectKey {
-        let root = &self.root;
         ObjectKey::new(match file {
             WalFile::Segment(segment) => format!("{}{segment}", self.block(system, *segment)),
             WalFile::History(_) => format!("{}{file}", self.histories(system)),
             WalFile::Torn(..) => format!("{}{file}", self.torn(system)),
             WalFile::Partial(_) => format!("{}{file}", self.partials(system)),
-            WalFile::Backup(..) => format!("{root}wal/{system}/backup/{file}"),
+            WalFile::Backup(..) => format!("{}{file}", self.backups(system)),
         })
     }
 }

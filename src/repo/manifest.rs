@@ -60,6 +60,9 @@ pub struct Totals {
     pub stored_bytes: u64,
     /// Bytes read from the data directory.
     pub read_bytes: u64,
+    /// Bytes of files that changed, in pages that were not read because WAL proves that they did not.
+    #[serde(default)]
+    pub unread_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -346,6 +349,21 @@ impl Manifest {
     /// File list number `index`, from 0.
     pub async fn files(&self, cluster: &Cluster, index: usize) -> Result<Vec<FileLine>, RepoError> {
         get_part(cluster, &cluster.layout().files(&self.id, index as u32 + 1), &self.file_lists[index]).await
+    }
+
+    /// Why the manifest contradicts what it vouches for, if so: its root is that of its lists, and the label that the server will read
+    /// begins where the manifest says.
+    pub async fn contradiction(&self, cluster: &Cluster) -> Result<Option<String>, RepoError> {
+        let mut root = Sha256::new();
+        for index in 0..self.file_lists.len() {
+            self.files(cluster, index).await?.iter().for_each(|line| root.update(root_line(line)));
+        }
+        if Sha(root.finalize().into()) != self.root {
+            return Ok(Some("its root is not that of its file lists".into()));
+        }
+        let begins = format!("START WAL LOCATION: {} ", self.start_lsn);
+        let is_of_label = self.backup_label.lines().any(|line| line.starts_with(&begins));
+        Ok((!is_of_label).then(|| format!("its backup_label does not begin at {}", self.start_lsn)))
     }
 
     pub async fn packs(&self, cluster: &Cluster) -> Result<Vec<PackLine>, RepoError> {

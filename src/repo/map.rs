@@ -121,6 +121,11 @@ impl<'a> Cursor<'a> {
 
     /// Where `bytes` at `offset` are, when they lie in one run. Offsets must not go backwards.
     pub fn find(&mut self, offset: u64, bytes: u64) -> Option<Location<'a>> {
+        self.stretch(offset).filter(|(_, there)| bytes <= *there).map(|(location, _)| location)
+    }
+
+    /// Where the bytes from `offset` on are, and how many of them lie in one run. Offsets must not go backwards.
+    pub fn stretch(&mut self, offset: u64) -> Option<(Location<'a>, u64)> {
         loop {
             let run = self.map.runs.get(self.run)?;
             if offset >= self.begin + run.2 {
@@ -128,12 +133,10 @@ impl<'a> Cursor<'a> {
                 self.run += 1;
                 continue;
             }
-            if offset + bytes > self.begin + run.2 {
-                return None;
-            }
-            let within = (offset - self.begin) as u32;
+            let within = offset - self.begin;
             let frame = run.0.and_then(|index| self.map.frames.get(index as usize));
-            return Some(Location { frame, position: run.1 + if frame.is_some() { within } else { 0 } });
+            let position = run.1 + if frame.is_some() { within as u32 } else { 0 };
+            return Some((Location { frame, position }, run.2 - within));
         }
     }
 }
@@ -164,6 +167,9 @@ mod tests {
         assert!(cursor.find(100, 16).unwrap().frame.is_none());
         assert_eq!(cursor.find(120, 5).unwrap().position, 24);
         assert!(cursor.find(156, 1).is_none());
+        let mut cursor = Cursor::new(&map);
+        assert_eq!(cursor.stretch(40).map(|(location, bytes)| (location.position, bytes)), Some((40, 60)));
+        assert_eq!(cursor.stretch(104).map(|(location, bytes)| (location.frame.is_none(), bytes)), Some((true, 12)));
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //! - [`record`]: what the repository and a cluster are.
 //! - [`rollup`]: what is known of many neighbouring segments.
 //! - [`audit`]: who did what, as a chain. [`alert`]: what the tripwire met.
-//! - [`lease`]: who is at work.
+//! - [`report`]: what a drill or a restore did, how long it took, and what it found.
+//! - [`keep`]: which snapshots people want to keep. [`expired`]: which were expired; [`gone`]: which WAL was.
+//! - [`verified`]: when what was read and proven last. [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
 //! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
@@ -24,8 +26,11 @@
 pub mod alert;
 pub mod audit;
 pub mod copies;
+pub mod expired;
 pub mod fetch;
 pub mod frame;
+pub mod gone;
+pub mod keep;
 pub mod layout;
 pub mod lease;
 pub mod manifest;
@@ -35,11 +40,13 @@ pub mod pack;
 pub mod presence;
 pub mod proof;
 pub mod record;
+pub mod report;
 pub mod repository;
 pub mod rollup;
 pub mod seal;
 pub mod segment;
 pub mod vault;
+pub mod verified;
 
 use crate::storage::{ObjectKey, StorageError};
 

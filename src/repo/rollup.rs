@@ -27,7 +27,7 @@ use crate::storage::{Created, ObjectKey, Part};
 pub const FAN: u64 = 16;
 pub const LEVELS: RangeInclusive<u8> = 1..=3;
 /// A roll-up that would be longer is not made; the level below stands for it.
-const STORED_MAX_BYTES: usize = 32 << 20;
+pub const STORED_MAX_BYTES: usize = 32 << 20;
 /// zstd level of the frames: they are small, and read more often than written.
 const LEVEL: i32 = 6;
 
@@ -86,6 +86,50 @@ pub fn keys_over(
     keys
 }
 
+/// A roll-up that is being put together.
+pub struct Builder {
+    group: Group,
+    key: ObjectKey,
+    pack: PackBuilder,
+    compressor: Compressor,
+    count: u64,
+    stored: usize,
+}
+
+impl Builder {
+    pub fn new(cluster: &Cluster, system: SystemId, segment_bytes: u64, group: Group) -> Builder {
+        let key = group.key(cluster, system, segment_bytes);
+        let pack = PackBuilder::new("", cluster.vault().sealer(&key), &Pool::new(CHUNK_BYTES));
+        Builder { group, key, pack, compressor: Compressor::new(LEVEL), count: 0, stored: 0 }
+    }
+
+    /// Adds the index of the next segment; nothing where none could be made.
+    pub fn add(&mut self, raw: &[u8]) {
+        self.count += 1;
+        if self.is_too_long() {
+            return;
+        }
+        let frame = self.compressor.compress(raw);
+        self.stored += frame.len();
+        self.pack.add(&frame, raw.len() as u32, Sha::of(raw));
+    }
+
+    pub fn is_too_long(&self) -> bool {
+        self.stored > STORED_MAX_BYTES
+    }
+
+    /// Stores it once all segments of the group were added; they are stored. `false` when it would be too long, and is not made.
+    pub async fn store(self, cluster: &Cluster) -> Result<bool, RepoError> {
+        assert_eq!(self.count, Group::size(self.group.level), "a roll-up holds all of its group");
+        if self.is_too_long() {
+            return Ok(false);
+        }
+        // Whoever was first wrote the same: an index follows from its segment.
+        let _: Created = cluster.storage().create(&self.key, self.pack.finish().body).await?;
+        Ok(true)
+    }
+}
+
 /// Stores the indexes of a group: one for each of its segments, in order, all of which are stored. `false` when it would be too
 /// long, and was not made.
 pub async fn write(
@@ -95,22 +139,9 @@ pub async fn write(
     group: &Group,
     indexes: impl Iterator<Item = Vec<u8>>,
 ) -> Result<bool, RepoError> {
-    let key = group.key(cluster, system, segment_bytes);
-    let mut builder = PackBuilder::new("", cluster.vault().sealer(&key), &Pool::new(CHUNK_BYTES));
-    let (mut compressor, mut count, mut stored) = (Compressor::new(LEVEL), 0, 0);
-    for raw in indexes {
-        let frame = compressor.compress(&raw);
-        stored += frame.len();
-        if stored > STORED_MAX_BYTES {
-            return Ok(false);
-        }
-        builder.add(&frame, raw.len() as u32, Sha::of(&raw));
-        count += 1;
-    }
-    assert_eq!(count, Group::size(group.level), "a roll-up holds all of its group");
-    // Whoever was first wrote the same: an index follows from its segment.
-    let _: Created = cluster.storage().create(&key, builder.finish().body).await?;
-    Ok(true)
+    let mut builder = Builder::new(cluster, system, segment_bytes, *group);
+    indexes.for_each(|raw| builder.add(&raw));
+    builder.store(cluster).await
 }
 
 /// A roll-up that was fetched; its indexes are opened one at a time.

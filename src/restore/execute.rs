@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::RestoreError;
 use super::guard::Approval;
@@ -41,6 +42,8 @@ pub struct Options {
     pub restore_command: String,
     pub threads: usize,
     pub read_back: ReadBack,
+    /// How long the server is given to fetch its WAL after this; nothing where the caller holds a pin itself.
+    pub hold: Duration,
 }
 
 /// What came of it.
@@ -53,6 +56,10 @@ pub struct Restored {
     /// Where the settings are kept elsewhere (Debian), the server needs some before it can start.
     pub has_settings: bool,
 }
+
+/// How long a restored server is given to fetch its WAL, from a Friday evening to the look at it on Monday: until then nothing that
+/// it needs is expired.
+pub const RECOVERY_HOLD: Duration = Duration::from_secs(72 * 3600);
 
 /// Restores as planned. The server can be started when this returns.
 pub async fn execute(
@@ -77,6 +84,10 @@ pub async fn execute(
         }
         Err(error) => return Err(error.into()),
     };
+    // Whoever expires deletes the manifest and then looks for leases; we look for the manifest after taking ours.
+    if cluster.storage().stat(&cluster.layout().manifest(&plan.snapshot)).await.map_err(RepoError::from)?.is_none() {
+        return Err(RestoreError::Expired { snapshot: plan.snapshot.clone() });
+    }
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let saved = match &plan.replaced {
         Some(Replaced { archive: Some(archive), unarchived, .. }) if !unarchived.is_empty() => {
@@ -91,8 +102,11 @@ pub async fn execute(
     let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
     let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
-    if let Some(lease) = lease {
-        lease.release().await;
+    match lease {
+        // The server still has to fetch its WAL.
+        Some(lease) if done.is_ok() && !options.hold.is_zero() => lease.leave("recovery after restore", options.hold).await,
+        Some(lease) => lease.release().await,
+        None => {}
     }
     done
 }

@@ -81,6 +81,8 @@ pub enum RestoreError {
         "{path} was written, but reads back differently: the disk or the memory of this host is not sound; do not use this copy"
     )]
     ReadBack { path: PathBuf },
+    #[error("snapshot {snapshot} was expired since the plan was made; nothing was changed; make the plan again")]
+    Expired { snapshot: String },
     #[error("the snapshot holds no pg_control, so it can never start")]
     NoControl,
 }

@@ -107,6 +107,12 @@ impl Plan {
         &self.found.snapshot
     }
 
+    /// The last segment that recovery needs; `None` where it goes to the end, wherever that is by then.
+    pub fn last_segment(&self) -> Option<SegmentName> {
+        let last = self.found.path.segment(self.found.last_segment, self.archive.segment_bytes);
+        (self.found.recovery != RecoveryTarget::End).then_some(last)
+    }
+
     pub fn care(&self) -> &Care {
         self.replaced.as_ref().map_or(&Care::Free, |replaced| &replaced.care)
     }
@@ -176,15 +182,8 @@ pub async fn plan(
     let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes.saturating_sub(in_tablespaces) + wal_bytes)];
     needs.extend(tablespaces.iter().map(|t| (t.into.clone(), sizes.get(&t.oid).copied().unwrap_or(0))));
     place::check_room(&needs)?;
-    let (stop_lsn, inclusive, recovery) = match found.recovery {
-        RecoveryTarget::End if provided.iter().any(|name| matches!(archive.tail(*name), Some(Tail::File(_)))) => {
-            (None, true, "to the end of the WAL of what stands there: nothing that was committed is taken back")
-        }
-        RecoveryTarget::End => (None, true, "to the end of the archived WAL"),
-        RecoveryTarget::Immediate => (None, true, "to where the snapshot is consistent"),
-        RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),
-        RecoveryTarget::Lsn { lsn, inclusive: false } => (Some(lsn), false, "up to just before the record at the target"),
-    };
+    let reads_on = provided.iter().any(|name| matches!(archive.tail(*name), Some(Tail::File(_))));
+    let (stop_lsn, inclusive, recovery) = stop(found.recovery, reads_on);
     Ok(Plan {
         cluster: cluster.name().into(),
         system_identifier: manifest.system_identifier,
@@ -212,6 +211,19 @@ pub async fn plan(
         found,
         archive,
     })
+}
+
+/// Where recovery stops, and that in words; `reads_on` when it goes through WAL that is not archived.
+fn stop(recovery: RecoveryTarget, reads_on: bool) -> (Option<Lsn>, bool, &'static str) {
+    match recovery {
+        RecoveryTarget::End if reads_on => {
+            (None, true, "to the end of the WAL of what stands there: nothing that was committed is taken back")
+        }
+        RecoveryTarget::End => (None, true, "to the end of the archived WAL"),
+        RecoveryTarget::Immediate => (None, true, "to where the snapshot is consistent"),
+        RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),
+        RecoveryTarget::Lsn { lsn, inclusive: false } => (Some(lsn), false, "up to just before the record at the target"),
+    }
 }
 
 /// Tablespaces that were made after the snapshot: replay links them to where the original has them, and writes there. Allowed only

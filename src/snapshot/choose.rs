@@ -8,11 +8,13 @@ use std::sync::mpsc::SyncSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::SnapshotError;
+use super::changes::{Changes, FileChanges};
 use super::parent::ParentLines;
 use super::read::{Item, Task};
 use super::stretch::{self, FileFacts, ParentMap};
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
+use crate::postgres::page::PAGE_BYTES;
 use crate::repo::frame::FRAME_BYTES;
 use crate::repo::manifest::{FileLine, MapPlace, What, encode_path};
 
@@ -22,7 +24,7 @@ pub const WINDOW_JOBS: usize = 512;
 const JOB_LINES: usize = 256;
 /// File times are trusted when the file was last modified this long before the parent looked: some file systems keep whole
 /// seconds, and a clock tick may hold several writes (rule 7).
-const TRUST_AFTER_NS: i64 = 2_000_000_000;
+pub const TRUST_AFTER_NS: i64 = 2_000_000_000;
 
 /// Work for a reading thread.
 pub struct Job {
@@ -55,6 +57,8 @@ pub struct Chooser {
     pub parent_listed_ns: i64,
     /// Read everything, whatever the times say.
     pub paranoid: bool,
+    /// What changed since the parent, where WAL tells it.
+    pub changes: Option<Arc<Changes>>,
     pub jobs: SyncSender<Job>,
     pub window: Arc<Semaphore>,
     pub runtime: tokio::runtime::Handle,
@@ -86,13 +90,21 @@ impl Chooser {
             Kind::Directory => What::Directory,
             Kind::Tablespace { target } => What::Tablespace { target: target.to_string_lossy().into_owned() },
         };
-        self.items.push(Item::Keep(Box::new(FileLine { path: encode_path(&entry.path), what, mode: entry.mode })));
+        self.items.push(Item::Keep(Box::new(FileLine { path: encode_path(&entry.path), what, mode: entry.mode }), 0));
         self.send_if_full()
+    }
+
+    /// What WAL says of a file that the parent has with this inode and length; `None` when it is read whole.
+    fn changes(&self, entry: &Entry, class: Class, inode: u64, bytes: u64) -> Option<FileChanges> {
+        let Class::Main { file } = class else { return None };
+        let is_pages = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES as u64);
+        let is_same = inode == entry.inode && is_pages(bytes) && is_pages(entry.bytes);
+        self.changes.as_ref().filter(|_| is_same)?.of_file(&entry.path, file)
     }
 
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
-        let (mut parent, mut parent_content) = (None, None);
+        let (mut parent, mut parent_content, mut changes) = (None, None, None);
         let before = before.filter(|line| !self.parent_damaged.contains(&line.path));
         if let Some(FileLine {
             path,
@@ -102,10 +114,14 @@ impl Chooser {
         {
             let same = (bytes, modified_before, inode) == (entry.bytes, modified_ns, entry.inode);
             let settled = modified_ns < self.parent_listed_ns - TRUST_AFTER_NS;
-            if same && settled && !self.paranoid {
+            changes = self.changes(entry, class, inode, bytes);
+            let unchanged = |changes: &FileChanges| bytes == entry.bytes && changes.is_unchanged(bytes / PAGE_BYTES as u64);
+            let is_proven = changes.as_ref().is_some_and(unchanged);
+            if (same && settled && !self.paranoid) || is_proven {
+                let unread = if same && settled { 0 } else { bytes };
                 let what = What::File { bytes, modified_ns, inode, digest, content, map };
                 self.monitor.advance(bytes);
-                self.items.push(Item::Keep(Box::new(FileLine { path, what, mode: entry.mode })));
+                self.items.push(Item::Keep(Box::new(FileLine { path, what, mode: entry.mode }), unread));
                 return self.send_if_full();
             }
             parent_content = content.filter(|_| bytes == entry.bytes);
@@ -125,7 +141,9 @@ impl Chooser {
         let to_the_end = class == Class::Plain && !entry.path.contains(&b'/');
         let facts = FileFacts { path: entry.path.clone(), bytes: entry.bytes, mode: entry.mode, modified_ns, inode: entry.inode };
         let parent = parent.map(Arc::new);
-        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content })
+        // Without the parent's map there is nothing to take over.
+        let changes = changes.filter(|_| parent.is_some());
+        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, changes })
     }
 
     /// Large files go to the readers in stretches.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::SnapshotError;
+use super::changes::Changes;
 use super::choose::{Chooser, Job, WINDOW_JOBS, WalkError};
 use super::pack::{self, Cancelled, Packer};
 use super::parent::ParentLines;
@@ -34,6 +35,8 @@ pub struct Copy<'a> {
     pub directory: PathBuf,
     pub control: &'a ControlFile,
     pub id: &'a str,
+    /// What changed since the parent, where WAL tells it.
+    pub changes: Option<Arc<Changes>>,
 }
 
 /// What the copy brought together.
@@ -110,6 +113,7 @@ impl Copy<'_> {
             parent_damaged: parent.iter().flat_map(|p| &p.damaged_pages).map(|page| page.path.clone()).collect(),
             parent_listed_ns: parent.map_or(i64::MIN / 2, |p| p.listed_ns),
             paranoid: self.request.paranoid,
+            changes: self.changes.clone(),
             jobs,
             window: window.clone(),
             runtime: runtime.clone(),
@@ -226,6 +230,7 @@ impl<'a> Lists<'a> {
 
     async fn add(&mut self, outcome: Outcome) -> Result<(), SnapshotError> {
         self.totals.read_bytes += outcome.read_bytes;
+        self.totals.unread_bytes += outcome.unread_bytes;
         self.totals.new_bytes += outcome.new_bytes;
         self.damaged.extend(outcome.damaged);
         for line in outcome.lines {

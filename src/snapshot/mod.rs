@@ -2,14 +2,17 @@
 //!
 //! # The way
 //! [`take`] holds the session and the order of things; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
-//! [`choose`] walks the data directory beside them and decides what has to be read. [`read`] reads files, checks pages and
+//! [`gather`] reads from the WAL index what [`changes`] there were since, and [`survey`] looks at a sample of them.
+//! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files, checks pages and
 //! cuts frames, on threads of its own. [`pack`] collects frames into packs and stores them. Results come back in the order
 //! of the walk and go to the file lists.
 //!
 //! # What is unchanged
 //! A file whose length, modification time and inode are the parent's, and which was modified well before the parent listed it,
-//! is not read (unless `paranoid`). A page of a relation's main fork whose LSN is below the parent's start LSN is the
-//! parent's page. Everything else is compared by content.
+//! is not read (unless `paranoid`). Of other files of a relation's main fork, pages that the WAL from the parent's start to this
+//! start does not name are the parent's and are not read; so is, of those that are read, a page whose LSN is below the parent's
+//! start LSN. Everything else is compared by content. Without an unbroken index of that WAL, or when `paranoid`, all pages of these
+//! files are read.
 //!
 //! # Crash consistency
 //! Until the manifest is written there is no snapshot. Whatever ends the work early (a lost session, a promotion, a failing
@@ -19,13 +22,17 @@
 //! One open pack and two on their way to the store, one megabyte for each reading thread, the names of one directory, and a
 //! window of [`choose::WINDOW_JOBS`] jobs between the walk and the lists.
 
+pub mod changes;
 pub mod choose;
 pub mod copy;
+pub mod gather;
 pub mod pack;
 pub mod parent;
 pub mod read;
 pub mod stretch;
+pub mod survey;
 pub mod take;
+pub mod unread;
 pub mod wait;
 
 use std::path::PathBuf;

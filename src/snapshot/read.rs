@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SnapshotError;
+use super::changes::FileChanges;
 use super::pack::{Cancelled, Packer};
 use super::stretch::{self, FileFacts, Line, ParentMap, Stretch};
+use super::unread::{self, Piece};
 use crate::postgres::data_directory::Class;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::page::{self, PAGE_BYTES};
@@ -41,6 +43,8 @@ pub struct Task {
     pub parent: Option<Arc<ParentMap>>,
     /// SHA-256 of the parent's file, where it has one.
     pub parent_content: Option<Sha>,
+    /// Pages that need not be read; all are read when absent.
+    pub changes: Option<FileChanges>,
 }
 
 impl Task {
@@ -56,7 +60,8 @@ impl Task {
 /// One line of the file list to be: taken over from the parent, or made by reading.
 #[derive(Debug)]
 pub enum Item {
-    Keep(Box<FileLine>),
+    /// With the bytes that would have been read without the WAL index.
+    Keep(Box<FileLine>, u64),
     Read(Task),
 }
 
@@ -77,6 +82,7 @@ pub struct Outcome {
     pub lines: Vec<Line>,
     pub damaged: Vec<DamagedPage>,
     pub read_bytes: u64,
+    pub unread_bytes: u64,
     pub new_bytes: u64,
 }
 
@@ -120,6 +126,15 @@ struct DraftFile<'a> {
     content: Option<Sha>,
 }
 
+/// A file that is being read, beside the parent's map of it.
+struct OpenFile<'a> {
+    file: File,
+    path: PathBuf,
+    cursor: Cursor<'a>,
+    /// Damaged pages of the job's earlier files.
+    damaged_before: usize,
+}
+
 impl Reader {
     pub fn new(terms: Arc<Terms>, data: Arc<Packer>, maps: Arc<Packer>) -> Reader {
         let compressor = Compressor::new(terms.compression_level);
@@ -143,7 +158,10 @@ impl Reader {
         let mut drafts = Vec::with_capacity(items.len());
         for item in items {
             let draft = match item {
-                Item::Keep(line) => Ok(Line::Whole(line.clone())),
+                Item::Keep(line, unread) => {
+                    self.outcome.unread_bytes += unread;
+                    Ok(Line::Whole(line.clone()))
+                }
                 Item::Read(task) => match self.file(task)? {
                     Some(draft) => Err(draft),
                     None if task.is_whole() => continue,
@@ -168,46 +186,69 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReadError::Failed(SnapshotError::Read { path, source })),
         };
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Sequential);
+        let advice = if task.changes.is_some() { rustix::fs::Advice::Random } else { rustix::fs::Advice::Sequential };
+        let _ = rustix::fs::fadvise(&file, 0, None, advice);
         let mut draft = DraftFile { task, runs: Vec::new(), end: task.range.start, content: None };
         let parent = task.parent.as_ref().and_then(|parent| parent.get()).unwrap_or_default();
-        let mut cursor = Cursor::new(&parent);
-        let mut damaged_before = self.outcome.damaged.len();
+        let mut open = OpenFile { file, path, cursor: Cursor::new(&parent), damaged_before: self.outcome.damaged.len() };
+        let Some(changes) = &task.changes else {
+            let end = (!task.to_the_end).then_some(task.range.end);
+            self.read(&mut open, end, &mut draft)?;
+            return Ok(Some(draft));
+        };
+        for piece in unread::pieces(changes, task.range.clone(), &parent) {
+            match piece {
+                Piece::Read { end } => {
+                    if !self.read(&mut open, Some(end), &mut draft)? {
+                        // Truncated meanwhile, and the truncation is in the WAL.
+                        break;
+                    }
+                }
+                Piece::Taken { frame, position, bytes } => {
+                    draft.runs.push(match frame {
+                        Some(frame) => Draft::Old { frame, position, bytes },
+                        None => Draft::Zeros(bytes),
+                    });
+                    draft.end += bytes;
+                    self.outcome.unread_bytes += bytes;
+                }
+            }
+        }
+        Ok(Some(draft))
+    }
+
+    /// Reads on to `end`, or to the end of the file. `false` when the file ended before.
+    fn read(&mut self, open: &mut OpenFile, end: Option<u64>, draft: &mut DraftFile) -> Result<bool, ReadError> {
         loop {
-            let wanted = if task.to_the_end { READ_BYTES as u64 } else { (task.range.end - draft.end).min(READ_BYTES as u64) };
+            let wanted = end.map_or(READ_BYTES as u64, |end| (end - draft.end).min(READ_BYTES as u64));
+            if wanted == 0 {
+                return Ok(true);
+            }
             let mut buffer = std::mem::take(&mut self.buffer);
-            let got = read_full(&file, &mut buffer[..wanted as usize], draft.end);
-            let got = got.map_err(|source| ReadError::Failed(SnapshotError::Read { path: path.clone(), source }))?;
+            let got = read_full(&open.file, &mut buffer[..wanted as usize], draft.end);
+            let got = got.map_err(|source| ReadError::Failed(SnapshotError::Read { path: open.path.clone(), source }))?;
             self.outcome.read_bytes += got as u64;
             let base = draft.end;
             let mut at = 0;
             while at < got {
                 let end = (at + FRAME_BYTES).min(got);
                 let chunk = &mut buffer[at..end];
-                self.chunk(&file, chunk, base + at as u64, &mut draft, &mut cursor, &mut damaged_before)?;
+                self.chunk(open, chunk, base + at as u64, draft)?;
                 at = end;
             }
             self.buffer = buffer;
-            if (got as u64) < wanted || wanted == 0 {
-                return Ok(Some(draft));
+            if (got as u64) < wanted {
+                return Ok(false);
             }
         }
     }
 
     /// One frame's worth of a file: pages of a main fork one by one, everything else as a whole.
-    fn chunk(
-        &mut self,
-        file: &File,
-        chunk: &mut [u8],
-        offset: u64,
-        draft: &mut DraftFile,
-        cursor: &mut Cursor,
-        damaged_before: &mut usize,
-    ) -> Result<(), ReadError> {
+    fn chunk(&mut self, open: &mut OpenFile, chunk: &mut [u8], offset: u64, draft: &mut DraftFile) -> Result<(), ReadError> {
         let task = draft.task;
         draft.end = offset + chunk.len() as u64;
         let file_number = match task.class {
-            Class::Plain => return self.whole(chunk, offset, draft, cursor),
+            Class::Plain => return self.whole(chunk, offset, draft, &mut open.cursor),
             Class::Main { file } | Class::Fork { file } => file,
         };
         let pages = chunk.len() / PAGE_BYTES;
@@ -216,21 +257,21 @@ impl Reader {
             let in_file = offset / PAGE_BYTES as u64 + index as u64;
             let block = u64::from(file_number) * u64::from(self.terms.blocks_per_file) + in_file;
             if !self.is_good(page, block) {
-                let patient = self.outcome.damaged.len() - *damaged_before < PATIENT_PAGES;
-                damaged[index] = self.stays_bad(file, page, in_file * PAGE_BYTES as u64, block, patient)?;
+                let patient = self.outcome.damaged.len() - open.damaged_before < PATIENT_PAGES;
+                damaged[index] = self.stays_bad(&open.file, page, in_file * PAGE_BYTES as u64, block, patient)?;
             }
             if damaged[index] {
                 self.outcome.damaged.push(DamagedPage { path: encode_path(&task.facts.path), block });
             }
         }
         if matches!(task.class, Class::Fork { .. }) {
-            return self.whole(chunk, offset, draft, cursor);
+            return self.whole(chunk, offset, draft, &mut open.cursor);
         }
         // Neighbours that are new are taken together.
         let mut new_from = 0;
         for (index, page) in chunk[..pages * PAGE_BYTES].chunks_exact(PAGE_BYTES).enumerate() {
             let at = index * PAGE_BYTES;
-            if let Some(known) = self.known(page, damaged[index], offset + at as u64, cursor) {
+            if let Some(known) = self.known(page, damaged[index], offset + at as u64, &mut open.cursor) {
                 self.new_bytes(&chunk[new_from..at], draft)?;
                 draft.runs.push(known);
                 new_from = at + PAGE_BYTES;

@@ -1,12 +1,15 @@
 //! The order of things: check, prove archiving, start, copy, pg_control, stop, wait for WAL, commit.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::changes::Changes;
+use super::choose::TRUST_AFTER_NS;
 use super::copy::{Copied, Copy};
 use super::parent::{self, Conditions};
-use super::{SnapshotError, wait};
+use super::survey::{self, Sample};
+use super::{SnapshotError, gather, wait};
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::catalogue;
@@ -14,6 +17,7 @@ use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
+use crate::postgres::mapped;
 use crate::postgres::owner;
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session, Stopped};
@@ -25,8 +29,11 @@ use crate::repo::object::Sha;
 use crate::repo::presence;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
-use crate::repo::{FORMAT_VERSION, RepoError};
+use crate::repo::{FORMAT_VERSION, RepoError, rollup};
 use crate::storage::Fault;
+use crate::timeline::archive::Archive;
+use crate::timeline::indexes::Kept;
+use crate::upkeep::reindex::{self, Bounds};
 use crate::upkeep::sweep;
 
 /// Copied last, and listed last (rule 11).
@@ -48,6 +55,8 @@ pub struct Request {
     pub threads: usize,
     pub compression_level: i32,
     pub archive_timeout: Duration,
+    /// WAL indexes that this host kept when it archived.
+    pub kept: Kept,
 }
 
 /// Takes a snapshot and commits it.
@@ -64,8 +73,12 @@ pub async fn take(
     let (id, lease) = begin(cluster, session, facts.now).await?;
     // From here on, everything is written through the lease's fence.
     let fenced = lease.cluster();
-    let snapshot = Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id };
+    let snapshot =
+        Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id, parent_start: OnceLock::new() };
     let taken = snapshot.take_and_commit(&lease).await;
+    if let Ok(manifest) = &taken {
+        snapshot.roll_up(manifest).await;
+    }
     lease.release().await;
     taken
 }
@@ -153,6 +166,7 @@ struct Snapshot<'a> {
     directory: PathBuf,
     control: ControlFile,
     id: String,
+    parent_start: OnceLock<Lsn>,
 }
 
 impl Snapshot<'_> {
@@ -177,6 +191,27 @@ impl Snapshot<'_> {
         }
     }
 
+    /// Makes roll-ups of the WAL index that pushes left out, when a group of them was filled since the parent. The snapshot is
+    /// complete without.
+    async fn roll_up(&self, manifest: &Manifest) {
+        let bytes = u64::from(self.control.wal_segment_bytes);
+        let group = |lsn: Lsn| lsn.segment(bytes) / rollup::FAN;
+        let before = manifest.parent.as_ref().and(self.parent_start.get());
+        if before.is_none_or(|before| group(*before) == group(manifest.start_lsn)) {
+            return;
+        }
+        let made = async {
+            let mut archive = Archive::load(self.cluster, self.facts.system_identifier, bytes).await?;
+            let mapped = Arc::new(mapped::moved(&self.directory));
+            let local = |name| self.request.kept.index(name);
+            reindex::reindex(&mut archive, &local, mapped, Bounds::SNAPSHOT, &*self.monitor).await
+        };
+        match made.await {
+            Ok(_) | Err(RepoError::WriterKey { .. }) => {}
+            Err(error) => self.monitor.note(&format!("the WAL index was not rolled up: {error}")),
+        }
+    }
+
     /// Everything up to the manifest, which is not written yet.
     async fn take(&self) -> Result<Manifest, SnapshotError> {
         let history = self.history()?;
@@ -191,17 +226,24 @@ impl Snapshot<'_> {
             self.session.start_backup(&format!("lastgood {}", self.id), !self.request.spread_checkpoint).await?;
         self.check_disk(start_lsn)?;
         let parent = self.parent(&history, start_lsn).await?;
+        if let Some(parent) = &parent {
+            self.parent_start.get_or_init(|| parent.start_lsn);
+        }
         let listed_ns = clock::now().as_nanosecond() as i64;
-        self.monitor.phase("copy", self.total_bytes().await);
-        let copy = Copy {
-            cluster: self.cluster,
-            request: self.request,
-            monitor: self.monitor.clone(),
-            directory: self.directory.clone(),
-            control: &self.control,
-            id: &self.id,
+        let copy = async {
+            let changes = self.changes(&history, parent.as_ref(), start_lsn).await;
+            let copy = Copy {
+                cluster: self.cluster,
+                request: self.request,
+                monitor: self.monitor.clone(),
+                directory: self.directory.clone(),
+                control: &self.control,
+                id: &self.id,
+                changes,
+            };
+            copy.run(parent.as_ref()).await
         };
-        let watched = async { tokio::join!(copy.run(parent.as_ref()), self.catalogue()) };
+        let watched = async { tokio::join!(copy, self.catalogue()) };
         let (copied, catalogue) = tokio::select! {
             (copied, catalogue) = watched => (copied?, catalogue?),
             broken = self.watch() => return Err(broken),
@@ -283,22 +325,47 @@ impl Snapshot<'_> {
         Ok(Some(parent))
     }
 
-    /// Bytes of all files, for the estimate; a walk without reading, on a thread of its own.
-    async fn total_bytes(&self) -> u64 {
-        let directory = self.directory.clone();
-        let walk = move || {
-            let mut total = 0;
-            let mut add = |entry: data_directory::Entry| {
-                if matches!(entry.kind, data_directory::Kind::File { .. }) {
-                    total += entry.bytes;
-                }
-                Ok::<(), data_directory::DataDirectoryError>(())
-            };
-            // What cannot be walked is reported by the walk that counts.
-            let _ = data_directory::walk(&directory, &mut add, &mut |_| {});
-            total
+    /// Which pages changed since the parent, where WAL tells it and a sample agrees; begins the copy's phase.
+    async fn changes(&self, history: &History, parent: Option<&Manifest>, start: Lsn) -> Option<Arc<Changes>> {
+        let parent = parent.filter(|_| !self.request.paranoid);
+        let changes = match parent {
+            Some(parent) => self.gather(history, parent, start).await,
+            None => None,
         };
-        tokio::task::spawn_blocking(walk).await.unwrap_or(0)
+        let sample = parent.zip(changes.clone()).map(|(parent, changes)| {
+            let since_ns = parent.listed_ns - TRUST_AFTER_NS;
+            Sample { changes, from: parent.start_lsn, to: start, since_ns }
+        });
+        let directory = self.directory.clone();
+        let surveyed = tokio::task::spawn_blocking(move || survey::survey(directory, sample)).await.unwrap_or_default();
+        self.monitor.phase("copy", surveyed.bytes);
+        let Some(wrong) = surveyed.contradiction else { return changes };
+        self.monitor.warn(&format!(
+            "page {} of {} changed at {}, which the WAL index does not say; it is not believed, and every changed file is read",
+            wrong.page, wrong.path, wrong.lsn
+        ));
+        None
+    }
+
+    async fn gather(&self, history: &History, parent: &Manifest, start: Lsn) -> Option<Arc<Changes>> {
+        self.monitor.phase("read the WAL index", 0);
+        let stretch = gather::Stretch {
+            system: self.facts.system_identifier,
+            segment_bytes: u64::from(self.control.wal_segment_bytes),
+            blocks_per_file: self.control.blocks_per_file,
+            path: history.clone(),
+            from: parent.start_lsn,
+            to: start,
+            pg_wal: self.directory.join("pg_wal"),
+            kept: self.request.kept.clone(),
+        };
+        match gather::changes(self.cluster, stretch).await {
+            Ok(changes) => Some(Arc::new(changes)),
+            Err(why) => {
+                self.monitor.note(&format!("every changed file is read, because WAL does not tell which pages changed: {why}"));
+                None
+            }
+        }
     }
 
     /// Ends when the session dies or the server is promoted (rule 8).

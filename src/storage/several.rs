@@ -52,11 +52,14 @@ pub enum Duty {
     Read,
 }
 
+/// The id of the repository in a place, once it is known.
+pub type Identified = BoxFuture<'static, Result<Option<String>>>;
+
 /// What only the format knows.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
     /// Which repository a place holds; `None` for none.
-    pub identify: fn(Arc<dyn Storage>) -> BoxFuture<'static, Result<Option<String>>>,
+    pub identify: fn(Arc<dyn Storage>) -> Identified,
     /// Whether a key, or a prefix, is about one place only.
     pub is_local: fn(&str) -> bool,
 }

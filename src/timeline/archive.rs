@@ -11,6 +11,7 @@ use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::postgres::wal::transaction::SegmentSummary;
 use crate::repo::RepoError;
+use crate::repo::gone::Gone;
 use crate::repo::repository::Cluster;
 use crate::repo::rollup::{self, Group};
 use crate::repo::segment;
@@ -23,6 +24,9 @@ pub struct Archive {
     pub system: SystemId,
     pub segment_bytes: u64,
     runs: Runs,
+    /// What lies there although it was expired: a deletion that was not finished.
+    leftovers: Runs,
+    gone: Gone,
     /// Roll-ups of the WAL index, the highest over each stretch, in order.
     groups: Vec<Group>,
     histories: BTreeMap<Timeline, History>,
@@ -37,12 +41,19 @@ pub struct Archive {
 impl Archive {
     /// Lists roll-ups and segments, page by page, and reads the history files.
     pub async fn load(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<Archive, RepoError> {
-        let (runs, groups) = listing::list(cluster, system, segment_bytes).await?;
+        // Read first: what is expired meanwhile may be listed, and is only found missing when it is wanted.
+        let gone = Gone::read(cluster, system).await?;
+        let (mut runs, groups) = listing::list(cluster, system, segment_bytes).await?;
+        let mut leftovers = runs.clone();
+        gone.numbers(segment_bytes).for_each(|(timeline, first, last)| runs.remove(timeline, first, last));
+        runs.iter().for_each(|(timeline, first, last)| leftovers.remove(timeline, first, last));
         let mut archive = Archive {
             cluster: cluster.clone(),
             system,
             segment_bytes,
             runs,
+            leftovers,
+            gone,
             groups,
             histories: BTreeMap::new(),
             tails: BTreeMap::new(),
@@ -102,6 +113,16 @@ impl Archive {
         &self.runs
     }
 
+    /// Segments that were expired and may still lie there.
+    pub fn leftovers(&self) -> &Runs {
+        &self.leftovers
+    }
+
+    /// What was expired.
+    pub fn gone(&self) -> &Gone {
+        &self.gone
+    }
+
     /// First and last number of each run of a timeline's segments, archived or not.
     pub fn numbers(&self, timeline: Timeline) -> Vec<(u64, u64)> {
         let mut runs = self.runs.clone();
@@ -118,6 +139,13 @@ impl Archive {
         let number = name.number(self.segment_bytes)?;
         let of = |level| Group::of(name.timeline, level, number);
         rollup::LEVELS.rev().map(of).find(|group| self.groups.binary_search(group).is_ok())
+    }
+
+    /// A roll-up that was written meanwhile.
+    pub fn add_group(&mut self, group: Group) {
+        if let Err(place) = self.groups.binary_search(&group) {
+            self.groups.insert(place, group);
+        }
     }
 
     pub fn cluster(&self) -> &Cluster {

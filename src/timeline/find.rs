@@ -207,7 +207,25 @@ impl<'a> Search<'a> {
         if wanted == end && self.last_record(snapshot, end).await? < lsn {
             return Err(self.unreachable(snapshot, end).await?);
         }
-        Ok(self.found(snapshot, RecoveryTarget::Lsn { lsn, inclusive }, wanted))
+        let mut found = self.found(snapshot, RecoveryTarget::Lsn { lsn, inclusive }, wanted);
+        (found.before, found.after) = self.around(lsn, inclusive, end).await?;
+        Ok(found)
+    }
+
+    /// The transactions that end on both sides of a position, as far as its segment tells.
+    async fn around(&self, lsn: Lsn, inclusive: bool, end: u64) -> Result<(Option<Neighbour>, Option<Neighbour>), FindError> {
+        let (mut before, mut after) = (None, None);
+        self.scan(lsn.segment(self.archive.segment_bytes), end, |event| {
+            let is_kept = event.lsn < lsn || (inclusive && event.lsn == lsn);
+            match event.xid() {
+                Some(_) if is_kept => before = Some(Neighbour::from(&event)),
+                Some(_) => after = Some(Neighbour::from(&event)),
+                None => {}
+            }
+            after.is_none()
+        })
+        .await?;
+        Ok((before, after))
     }
 
     fn before_lsn(&self, lsn: Lsn) -> Result<(&'a Manifest, u64), FindError> {

@@ -24,6 +24,33 @@ const AHEAD: usize = 3;
 /// Indexes that this host kept when it archived, by segment.
 pub type Local<'a> = &'a (dyn Fn(SegmentName) -> Option<Vec<u8>> + Sync);
 
+/// The same for those who hold on to it.
+#[derive(Clone)]
+pub struct Kept(Arc<dyn Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync>);
+
+impl Kept {
+    pub fn new(index: impl Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync + 'static) -> Kept {
+        Kept(Arc::new(index))
+    }
+
+    pub fn index(&self, segment: SegmentName) -> Option<Vec<u8>> {
+        (self.0)(segment)
+    }
+}
+
+/// Nothing is kept.
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept::new(nothing_local)
+    }
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kept")
+    }
+}
+
 /// No spool.
 pub fn nothing_local(_: SegmentName) -> Option<Vec<u8>> {
     None
@@ -66,7 +93,7 @@ enum Piece {
 /// What was fetched for a piece.
 enum Had {
     RollUp(RollUp, RangeInclusive<u64>),
-    One(u64, SegmentName, Result<SegmentIndex, NoIndex>, bool),
+    One(Box<Indexed>, bool),
     /// A segment that is damaged or was deleted meanwhile: a gap.
     Nothing,
 }
@@ -149,12 +176,12 @@ async fn fetch(wanted: &Wanted<'_>, piece: Piece) -> Result<Result<Had, RangeInc
             if let Some(index) = (wanted.local)(name).and_then(|raw| SegmentIndex::parse(&raw).ok())
                 && index.start == archive.segment_start(number)
             {
-                return Ok(Ok(Had::One(number, name, Ok(index), true)));
+                return Ok(Ok(Had::One(Box::new(Indexed { number, name, index: Ok(index) }), true)));
             }
             let mut maker =
                 Maker(Fold::new(archive.segment_start(number), archive.segment_bytes, MappedFiles::clone(&wanted.mapped)));
             match archive.fetch(name, &mut maker).await {
-                Ok(()) => Ok(Ok(Had::One(number, name, maker.0.finish().index, false))),
+                Ok(()) => Ok(Ok(Had::One(Box::new(Indexed { number, name, index: maker.0.finish().index }), false))),
                 Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Ok(Had::Nothing)),
                 Err(error) => Err(error),
             }
@@ -171,10 +198,10 @@ fn hand_over(
 ) -> Result<bool, RangeInclusive<u64>> {
     match had {
         Had::Nothing => Ok(true),
-        Had::One(number, name, index, is_local) => {
+        Had::One(indexed, is_local) => {
             let source = if is_local { &mut sources.local } else { &mut sources.made };
             *source += 1;
-            Ok(visit(Indexed { number, name, index }))
+            Ok(visit(*indexed))
         }
         Had::RollUp(rollup, numbers) => {
             let (mut goes_on, mut next) = (true, *numbers.start());
@@ -183,7 +210,8 @@ fn hand_over(
                     sources.rolled_up += 1;
                     next = number + 1;
                     let name = SegmentName::new(rollup.group().timeline, number, wanted.archive.segment_bytes);
-                    goes_on = visit(Indexed { number, name, index: SegmentIndex::parse(raw) });
+                    let index = if raw.is_empty() { Err(NoIndex::NeverMade) } else { SegmentIndex::parse(raw) };
+                    goes_on = visit(Indexed { number, name, index });
                 }
                 goes_on && number < *numbers.end()
             });

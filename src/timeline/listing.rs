@@ -26,6 +26,25 @@ impl Runs {
         runs.splice(from..to, [joined]);
     }
 
+    /// Takes `first..=last` out.
+    pub fn remove(&mut self, timeline: Timeline, first: u64, last: u64) {
+        let Some(runs) = self.0.get_mut(&timeline) else { return };
+        let rest = |run: &(u64, u64)| {
+            let before = (run.0 < first).then(|| (run.0, run.1.min(first.saturating_sub(1))));
+            let after = (run.1 > last).then(|| (run.0.max(last.saturating_add(1)), run.1));
+            before.into_iter().chain(after)
+        };
+        *runs = runs.iter().flat_map(rest).collect();
+        if runs.is_empty() {
+            self.0.remove(&timeline);
+        }
+    }
+
+    /// Every run, by timeline and number.
+    pub fn iter(&self) -> impl Iterator<Item = (Timeline, u64, u64)> {
+        self.0.iter().flat_map(|(timeline, runs)| runs.iter().map(|run| (*timeline, run.0, run.1)))
+    }
+
     pub fn of(&self, timeline: Timeline) -> &[(u64, u64)] {
         self.0.get(&timeline).map_or(&[], Vec::as_slice)
     }
@@ -114,5 +133,19 @@ mod tests {
         }
         assert_eq!(runs.of(one), [(2, 100)]);
         assert_eq!((runs.count(), runs.around(one, 1), runs.around(Timeline(2), 5)), (99, None, None));
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_the_rest() {
+        let mut runs = Runs::default();
+        let one = Timeline(1);
+        runs.add(one, 0, 20);
+        for (first, last, rest) in
+            [(5, 6, vec![(0, 4), (7, 20)]), (0, 0, vec![(1, 4), (7, 20)]), (3, 9, vec![(1, 2), (10, 20)]), (0, u64::MAX, vec![])]
+        {
+            runs.remove(one, first, last);
+            assert_eq!(runs.of(one), rest);
+        }
+        assert!(runs.is_empty());
     }
 }

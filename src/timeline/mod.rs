@@ -9,6 +9,7 @@
 //! - [`before`]: which event a person means. [`story`]: what happened in a stretch of time; [`told`]: an event in words.
 //! - [`events`]: what happened, from the indexes of segments. [`classify`]: what a transaction did. [`catalogue`]: names for
 //!   numbers.
+//! - [`estimate`]: how long a restore will take, from how long others took.
 //! - [`inside`]: targets in the middle of what cannot be divided.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
 //!
@@ -20,6 +21,7 @@ pub mod archive;
 pub mod before;
 pub mod catalogue;
 pub mod classify;
+pub mod estimate;
 pub mod events;
 pub mod find;
 pub mod indexes;

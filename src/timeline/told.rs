@@ -138,6 +138,9 @@ pub struct Told {
     pub share: Option<f64>,
     /// Facts may be missing: there was a gap, or more than is kept.
     pub is_incomplete: bool,
+    /// Our own doing: restore points with which archiving is proven.
+    #[serde(skip)]
+    pub is_ours: bool,
     /// One line for people.
     pub text: String,
 }
@@ -163,6 +166,7 @@ impl Told {
             changed_rows: 0,
             share: None,
             is_incomplete: event.is_incomplete,
+            is_ours: matches!(&event.what, Happened::RestorePoint { name } if name.starts_with("lastgood ")),
             text: String::new(),
         };
         told.tell(&event.what, names);
@@ -273,8 +277,9 @@ impl Told {
             }
         }
         if has_named_table {
-            // An index or a toast table goes with its table; what has no name beside one that has is seldom more.
-            found.retain(|touched| touched.kind.is_some_and(is_table));
+            // An index, a toast table or a sequence goes with its table; what has no name beside one that has is seldom more.
+            let has_rows = found.iter().any(|touched| touched.kind.is_some_and(|kind| is_table(kind) && kind != 'S'));
+            found.retain(|touched| touched.kind.is_some_and(|kind| is_table(kind) && !(has_rows && kind == 'S')));
         }
         found.sort_by(|a, b| (!a.kind.is_some_and(is_table), &a.name).cmp(&(!b.kind.is_some_and(is_table), &b.name)));
         self.relations = found;

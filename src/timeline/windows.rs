@@ -101,7 +101,8 @@ async fn window(archive: &Archive, path: &History, manifest: &Manifest, end: u64
             break;
         }
     }
-    let gap = archive.after_gap(path, end).is_some();
+    // Where WAL was expired on purpose, a snapshot's own few segments are all that was meant to stay.
+    let gap = archive.after_gap(path, end).is_some() && !archive.gone().has(path.segment(end + 1, archive.segment_bytes));
     Ok(Window {
         timeline: path.timeline(),
         from_time: manifest.stop_time,

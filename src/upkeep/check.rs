@@ -16,6 +16,7 @@ use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::rotation;
+use crate::repo::verified::Verified;
 use crate::repo::{RepoError, lease};
 use crate::snapshot::wait;
 use crate::storage::{Created, ObjectKey, Part, Storage};
@@ -323,6 +324,24 @@ pub async fn archiving(findings: &mut Findings, cluster: &Cluster, server: &Serv
             .ok("archiving", format!("segment {name} reached the repository after {:.1} s", began.elapsed().as_secs_f64())),
         Err(error) => findings.fail("archiving", error.to_string(), "look into the server's log for what archive-push says"),
     }
+}
+
+/// Whether everything was read again in time; only where that is configured.
+pub async fn reading(findings: &mut Findings, cluster: &Cluster, cycle_days: Option<u32>) -> Result<(), RepoError> {
+    let Some(days) = cycle_days else { return Ok(()) };
+    let mend = "run `lastgood verify --budget` often enough, or with more; see why its schedule did not run";
+    let Some(verified) = Verified::read(cluster).await? else {
+        findings.fail("reading", "nothing was ever read again by `lastgood verify --budget`", mend);
+        return Ok(());
+    };
+    let Some(oldest) = verified.oldest else { return Ok(()) };
+    let age = clock::now().duration_since(oldest).as_hours();
+    let what = format!("the object that waits longest was read {} days ago", age / 24);
+    match age > 24 * i64::from(days) {
+        true => findings.fail("reading", format!("{what}, and [verify] cycle_days is {days}"), mend),
+        false => findings.ok("reading", what),
+    }
+    Ok(())
 }
 
 /// The age of the last snapshot, and leases of snapshots that run.

@@ -1,12 +1,18 @@
-//! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read;
-//! [`verify`] reads what is stored and says what damage costs; [`sweep`] removes what a broken snapshot left behind;
-//! [`mirror`] copies what another repository lacks, [`repair`] puts
-//! sound copies in the place of damaged ones, and [`mirrors`] is what `check` says of mirrors.
+//! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read,
+//! [`alarms`] what nobody acknowledged, [`drills`] whether restores are tried, [`mirrors`] how mirrors are; [`verify`] reads what is
+//! stored and says what damage costs, [`rounds`] reads it in portions; [`sweep`] removes what a broken snapshot left behind, and
+//! [`expire`] what no rule keeps; [`mirror`] copies what another repository lacks, and [`repair`] puts sound copies in the place of
+//! damaged ones; [`reindex`] makes roll-ups of the WAL index that are missing.
 
+pub mod alarms;
 pub mod check;
+pub mod drills;
+pub mod expire;
 pub mod exposure;
 pub mod mirror;
 pub mod mirrors;
+pub mod reindex;
 pub mod repair;
+pub mod rounds;
 pub mod sweep;
 pub mod verify;

@@ -1,12 +1,14 @@
 //! Removes what a snapshot that was never committed left behind.
 //!
 //! Packs and file lists carry the id of the snapshot that wrote them. Those of an id without manifest are garbage, unless a living
-//! lease says that the snapshot is still being taken. Where deleting is not allowed (a
+//! lease says that the snapshot is still being taken, or a note below `expired/` says that it was committed once: newer snapshots may
+//! need its packs, and only [`expire`](super::expire) knows which. Where deleting is not allowed (a
 //! database host with write-only credentials), the garbage stays and costs only room.
 
 use std::collections::BTreeSet;
 
 use crate::repo::RepoError;
+use crate::repo::expired;
 use crate::repo::lease;
 use crate::repo::repository::Cluster;
 use crate::storage::{Depth, Fault, ObjectKey, list_all};
@@ -49,11 +51,14 @@ pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
     let standing = lease::standing(cluster).await?;
     let living: BTreeSet<&str> = standing.living.iter().map(|work| work.beat.snapshot.as_str()).collect();
     let committed: BTreeSet<String> = cluster.snapshot_ids().await?.into_iter().collect();
+    ids.retain(|id| !committed.contains(id) && !living.contains(id.as_str()) && id != own);
+    if !ids.is_empty() {
+        // After the manifests: whose manifest was deleted before that look has its note already.
+        let expired = expired::ids(cluster).await?;
+        ids.retain(|id| !expired.contains(id));
+    }
     let mut swept = Swept::default();
     for id in ids {
-        if committed.contains(&id) || living.contains(id.as_str()) || id == own {
-            continue;
-        }
         swept.snapshots += 1;
         for prefix in [format!("{}{id}/", cluster.layout().all_files()), format!("{}{id}/", cluster.layout().all_packs())] {
             let page = list_all(cluster.storage(), &prefix, Depth::All).await?;

@@ -44,7 +44,7 @@ pub fn judge<'a>(events: &'a [Told], rules: &Tripwire, known_bytes: u64, has_nam
 }
 
 fn share(part: u64, whole: u64) -> u64 {
-    if whole == 0 { 0 } else { part.saturating_mul(100) / whole }
+    part.saturating_mul(100).checked_div(whole).unwrap_or(0)
 }
 
 /// A drop or truncation of something that has a name: temporary tables have none.
@@ -94,6 +94,7 @@ mod tests {
             changed_rows: changed,
             share,
             is_incomplete: false,
+            is_ours: false,
             text: String::new(),
         }
     }

@@ -32,9 +32,10 @@ async fn of_snapshots() {
     let world = World::new(15).await;
     world.sql("CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 20000) g").await;
     let session = Session::open(&world.server.connection()).await.unwrap();
-    for (full, creates, reads, lists) in [(true, 10, 3, 13), (false, 9, 8, 15)] {
+    for (full, creates, reads, lists) in [(true, 10, 3, 13), (false, 10, 8, 15)] {
         let (cluster, record, log) = recorded(&world).await;
-        let request = Request { full, ..crate::crash::request() };
+        let kept = crate::changed::content::kept(&world).await;
+        let request = Request { full, kept, ..crate::crash::request() };
         take::take(&cluster, &record, &session, &request, Arc::new(Silent)).await.unwrap();
         let counts = counts(&log);
         println!("full: {full}, {counts:?}");
@@ -52,7 +53,8 @@ async fn a_second_snapshot_stores_what_changed() {
     let mut stored = Vec::new();
     for full in [true, false] {
         let (cluster, record, log) = recorded(&world).await;
-        let request = Request { full, ..crate::crash::request() };
+        let kept = crate::changed::content::kept(&world).await;
+        let request = Request { full, kept, ..crate::crash::request() };
         let taken = take::take(&cluster, &record, &session, &request, Arc::new(Silent)).await.unwrap();
         let sent: u64 = log.calls().iter().filter(|call| call.operation == Operation::Create).map(|call| call.amount).sum();
         println!("full: {full}, sent {sent} bytes, {:?}", taken.totals);

@@ -5,6 +5,7 @@ use lastgood::postgres::session::Session;
 
 use crate::guard::{at_terminal, beside, relabel};
 use crate::support::world::World;
+use crate::timeline::tripwire::until;
 
 /// Commits under load, and writes down outside of the database what was acknowledged.
 async fn work(world: &World, client: usize, until: std::sync::Arc<std::sync::atomic::AtomicBool>) -> Vec<String> {
@@ -100,4 +101,52 @@ async fn a_reset_production_loses_nothing() {
     assert_eq!(story, expected, "{}", audit.out);
     assert!(audit.out.contains("\"confirmed\":\"typed\"") && audit.out.contains("\"user\":\"postgres\""), "{}", audit.out);
     world.server.stop(Stop::Fast);
+}
+
+/// Nothing noticed it for six minutes, and for two hours nobody knew what to restore. Here the archive notices, and says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reset_is_noticed_named_and_undone() {
+    let mut world = World::bare(15, &["--data-checksums"], "archive_timeout = 60", None).await;
+    let heard = world.write_private("heard", "");
+    // Production: the tripwire is on by itself.
+    relabel(&world, "production");
+    let alert = format!("\n[alert]\ncommand = [\"/bin/sh\", \"-c\", \"cat >> {}\"]\n", heard.display());
+    std::fs::write(world.config(), std::fs::read_to_string(world.config()).unwrap() + &alert).unwrap();
+    world.start().await;
+    world.ok(&["init", "--apply"]);
+    world
+        .sql(
+            "CREATE TABLE orders (id text PRIMARY KEY); CREATE TABLE customers AS SELECT generate_series(1, 5000) AS id; ANALYZE",
+        )
+        .await;
+    world.backup(&[]);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let moment = 200 + std::process::id() % 400;
+    let reset = async {
+        while world.value(&format!("SELECT count(*) > {moment} FROM orders")).await != "t" {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        world.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let ((), one, two) = tokio::join!(reset, work(&world, 1, stop.clone()), work(&world, 2, stop.clone()));
+    let ledger = [one, two].concat();
+    world.archive().await;
+
+    // Somebody hears of it, with the command that undoes it.
+    until(|| std::fs::read_to_string(&heard).unwrap().contains("DROP"), "nobody heard of the reset").await;
+    let alert: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&heard).unwrap()).unwrap();
+    let told = world.ok(&["--json", "timeline", "--kind", "drop", "--since", "1h"]).json()["events"].clone();
+    assert_eq!(told.as_array().unwrap().len(), 1, "{told:#}");
+    let names: Vec<&str> = told[0]["relations"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["postgres.public.customers", "postgres.public.orders"]);
+    assert_eq!((&alert["event"], &alert["xid"]), (&told[0]["id"], &told[0]["xid"]));
+
+    // And not one transaction of the others is lost.
+    let event = told[0]["id"].as_str().unwrap();
+    let (_server, session) = world.restore("restored", &["--before", event, "--target-action", "promote"]).await;
+    let listed = ledger.iter().map(|order| format!("('{order}')")).collect::<Vec<_>>().join(",");
+    let lost = format!("SELECT count(*) FROM (VALUES {listed}) l(id) LEFT JOIN orders USING (id) WHERE orders.id IS NULL");
+    assert_eq!(session.value(&lost).await.unwrap(), "0", "of {} acknowledged", ledger.len());
+    assert_eq!(session.value("SELECT count(*) FROM customers").await.unwrap(), "5000");
 }

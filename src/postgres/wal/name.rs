@@ -30,6 +30,11 @@ impl SegmentName {
         (u64::from(self.low) < per_high).then(|| u64::from(self.high) * per_high + u64::from(self.low))
     }
 
+    /// What orders segments of whatever timeline.
+    pub fn position(&self) -> (u32, u32) {
+        (self.high, self.low)
+    }
+
     pub fn start(&self, segment_bytes: u64) -> Option<Lsn> {
         Some(Lsn(self.number(segment_bytes)? * segment_bytes))
     }

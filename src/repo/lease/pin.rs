@@ -16,6 +16,7 @@ use crate::storage::ObjectKey;
 pub struct Lease {
     cluster: Cluster,
     name: String,
+    snapshot: String,
     holder: String,
     beats: Option<JoinHandle<()>>,
 }
@@ -27,7 +28,7 @@ impl Lease {
         let name = format!("{operation}-{snapshot}");
         let holder = first.holder.clone();
         // From here on it is given up by being dropped, also when the first beat fails or is not waited for.
-        let mut lease = Lease { cluster: cluster.clone(), name: name.clone(), holder, beats: None };
+        let mut lease = Lease { cluster: cluster.clone(), name: name.clone(), snapshot: snapshot.into(), holder, beats: None };
         first.put(cluster, &cluster.layout().pin(&name, 1)).await?;
         lease.beats = Some(tokio::spawn(keep_beating(cluster.clone(), name, first)));
         Ok(lease)
@@ -44,6 +45,21 @@ impl Lease {
 }
 
 impl Lease {
+    /// Ends the work and leaves the pin standing for `hold`, whatever becomes of this process: somebody else goes on with what was
+    /// begun, like a server that replays WAL after a restore. Where that cannot be written, the lease is given up.
+    pub async fn leave(mut self, operation: &str, hold: Duration) {
+        self.stop();
+        let objects = look::list_behind(self.cluster.storage(), &self.cluster.layout().lease(&self.name), None).await;
+        let keys: Vec<ObjectKey> = objects.unwrap_or_default().into_iter().map(|o| o.key).collect();
+        let last = keys.iter().filter_map(|key| key.name().parse::<u32>().ok()).max().unwrap_or(1);
+        let first = Beat::first(&self.cluster, operation, &self.snapshot, 0);
+        beat::forget(&first.holder);
+        // Without a boot id nobody takes the end of this process for the end of the work.
+        let rest = Beat { boot: String::new(), beat: last + 1, stale_after_s: hold.as_secs(), ..first };
+        let _ = rest.put(&self.cluster, &self.cluster.layout().pin(&self.name, rest.beat)).await;
+        let _ = self.cluster.storage().delete(&keys).await;
+    }
+
     fn stop(&mut self) {
         if let Some(beats) = self.beats.take() {
             beats.abort();

@@ -184,6 +184,8 @@ pub enum NoIndex {
     Damaged { what: &'static str },
     #[error("the index would be {bytes} bytes long")]
     TooLong { bytes: usize },
+    #[error("no index could be made of it when it was rolled up")]
+    NeverMade,
     #[error("the index has version {version}, which this lastgood does not know")]
     Newer { version: u64 },
 }

@@ -1,0 +1,58 @@
+//! WAL that was expired, as ranges of segments.
+//!
+//! `wal/<system>/gone/<number>` holds all that went so far; the highest number counts. It is written before the segments are
+//! deleted: from then on nobody counts on them, and a roll-up that a slow push writes over some of them later proves nothing. A
+//! server in recovery that asks for one of them is told so, instead of being told that the WAL ends there.
+
+use serde::{Deserialize, Serialize};
+
+use super::RepoError;
+use super::object;
+use super::repository::Cluster;
+use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::wal::name::SegmentName;
+use crate::storage::{Depth, ObjectKey, list_all};
+
+/// From the first to the last, of one timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range(pub SegmentName, pub SegmentName);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    pub ranges: Vec<Range>,
+}
+
+impl Gone {
+    /// What is gone of one history; nothing when nothing was ever expired.
+    pub async fn read(cluster: &Cluster, system: SystemId) -> Result<Gone, RepoError> {
+        match last(cluster, system).await?.pop() {
+            Some(key) => object::from_json(&key, &object::get_document(cluster.vault(), &key).await?),
+            None => Ok(Gone::default()),
+        }
+    }
+
+    pub fn has(&self, name: SegmentName) -> bool {
+        self.ranges.iter().any(|Range(first, last)| (*first..=*last).contains(&name))
+    }
+
+    /// Timeline and numbers of each range.
+    pub fn numbers(&self, segment_bytes: u64) -> impl Iterator<Item = (Timeline, u64, u64)> {
+        let number = move |name: &SegmentName| name.number(segment_bytes);
+        self.ranges.iter().filter_map(move |Range(first, last)| Some((first.timeline, number(first)?, number(last)?)))
+    }
+
+    /// Writes it behind what was there, and removes that. Only the holder of the lease for backups does.
+    pub async fn put(&self, cluster: &Cluster, system: SystemId) -> Result<(), RepoError> {
+        let before = last(cluster, system).await?;
+        let number = before.last().and_then(|key| key.name().parse::<u32>().ok()).unwrap_or(0) + 1;
+        object::put_document(cluster.vault(), &cluster.layout().gone_number(system, number), &object::to_json(self)).await?;
+        // What cannot be deleted now is passed over, and deleted next time.
+        let _ = cluster.storage().delete(&before).await?;
+        Ok(())
+    }
+}
+
+async fn last(cluster: &Cluster, system: SystemId) -> Result<Vec<ObjectKey>, RepoError> {
+    let page = list_all(cluster.storage(), &cluster.layout().gone(system), Depth::All).await?;
+    Ok(page.objects.into_iter().map(|object| object.key).collect())
+}

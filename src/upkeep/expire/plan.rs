@@ -1,0 +1,339 @@
+//! What an expiry is about to do, as a value: shown, entered into the audit, then executed unchanged (rule 51).
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::retention::{self, Reasons};
+use super::view::{Pack, Snapshot, View, Wal};
+use super::wal::{self, Needed};
+use super::{ExpireError, execute};
+use crate::config::Retention;
+use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::wal::name::SegmentName;
+use crate::repo::manifest::Manifest;
+use crate::repo::repository::Cluster;
+use crate::timeline::listing::Runs;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    pub snapshot: String,
+    pub consistent: Timestamp,
+    pub why: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    pub snapshot: String,
+    pub consistent: Timestamp,
+    pub why: String,
+    #[serde(skip)]
+    pub manifest: Option<Box<Manifest>>,
+}
+
+/// A snapshot that is at most half as large as the one before (rule 53).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shrunk {
+    pub snapshot: String,
+    pub bytes: u64,
+    pub before: String,
+    pub bytes_before: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+impl Count {
+    pub fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// Segments that go, all of one timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WalRange {
+    pub system_identifier: SystemId,
+    pub first: SegmentName,
+    pub last: SegmentName,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// What becomes of one history's WAL.
+#[derive(Debug, Clone)]
+pub struct WalPlan {
+    pub system: SystemId,
+    pub segment_bytes: u64,
+    pub needed: Needed,
+    pub goes: Runs,
+    /// All that is gone when the plan is done.
+    pub gone: Runs,
+    /// Whether that is more than before.
+    pub is_new: bool,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Plan {
+    pub rules: String,
+    /// The time by which pins run out.
+    #[serde(skip)]
+    pub at: Timestamp,
+    pub kept: Vec<Kept>,
+    pub removed: Vec<Removed>,
+    /// Expired before, and to be tidied up after.
+    pub leftovers: Vec<String>,
+    pub lists: Count,
+    pub packs: Count,
+    /// Packs that stay below ids whose snapshots are gone, because newer snapshots need them.
+    pub packs_on_loan: Count,
+    pub wal: Vec<WalRange>,
+    /// Other files of the archive that belong to segments that go.
+    pub wal_files: Count,
+    pub shrunk: Vec<Shrunk>,
+    /// Why nothing is done.
+    pub refusals: Vec<String>,
+    /// What a person should know.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    pub going: Vec<Pack>,
+    /// Under whose ids packs stay.
+    #[serde(skip)]
+    pub lenders: BTreeSet<String>,
+    #[serde(skip)]
+    pub wal_plans: Vec<WalPlan>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        let nothing = self.removed.is_empty() && self.leftovers.is_empty() && self.going.is_empty();
+        nothing && self.wal_plans.iter().all(|wal| wal.goes.is_empty()) && self.wal_files.objects == 0
+    }
+
+    /// Stored bytes that become free.
+    pub fn bytes(&self) -> u64 {
+        let wal: u64 = self.wal.iter().map(|range| range.count.bytes).sum();
+        self.lists.bytes + self.packs.bytes + wal + self.wal_files.bytes
+    }
+
+    /// Ids of all snapshots whose lists go.
+    pub fn dead(&self) -> impl Iterator<Item = &str> {
+        self.removed.iter().map(|r| r.snapshot.as_str()).chain(self.leftovers.iter().map(String::as_str))
+    }
+
+    /// Counts what lies there of the lists and the WAL that go.
+    pub async fn measure(&mut self, cluster: &Cluster) -> Result<(), ExpireError> {
+        for id in self.removed.iter().map(|removed| &removed.snapshot) {
+            execute::lists(cluster, id).await?.iter().for_each(|object| self.lists.add(object.bytes));
+        }
+        // Most of what was expired before only lends its packs.
+        for id in std::mem::take(&mut self.leftovers) {
+            let lists = execute::lists(cluster, &id).await?;
+            let goes = self.going.iter().any(|pack| pack.writer() == id);
+            if goes || !lists.is_empty() || !self.lenders.contains(&id) {
+                lists.iter().for_each(|object| self.lists.add(object.bytes));
+                self.leftovers.push(id);
+            }
+        }
+        for wal in &self.wal_plans {
+            for (timeline, first, last) in wal.goes.iter() {
+                let mut count = Count::default();
+                for block in execute::blocks(first, last) {
+                    execute::segments(cluster, wal, timeline, block).await?.iter().for_each(|object| count.add(object.bytes));
+                }
+                let name = |number| SegmentName::new(timeline, number, wal.segment_bytes);
+                let range = WalRange { system_identifier: wal.system, first: name(first), last: name(last), count };
+                self.wal.push(range);
+            }
+            execute::files(cluster, wal).await?.iter().for_each(|object| self.wal_files.add(object.bytes));
+        }
+        Ok(())
+    }
+}
+
+/// Decides everything; asks nothing.
+pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
+    let mut plan = Plan { rules: rules.describe(), at: clock_of(view), ..Plan::default() };
+    plan.shrunk = shrunk(view);
+    refuse(view, accept_shrink, &mut plan);
+    let reasons = reasons(view, rules, &mut plan);
+    let kept: Vec<&Snapshot> = reasons.keys().map(|at| &view.snapshots[*at]).collect();
+    for (at, snapshot) in view.snapshots.iter().enumerate() {
+        match reasons.get(&at) {
+            Some(why) => plan.kept.push(Kept { snapshot: snapshot.id.clone(), consistent: snapshot.stop_time, why: why.clone() }),
+            None => plan.removed.push(Removed {
+                snapshot: snapshot.id.clone(),
+                consistent: snapshot.stop_time,
+                why: snapshot.flaw.clone().unwrap_or_else(|| "no rule keeps it".into()),
+                manifest: snapshot.manifest.clone(),
+            }),
+        }
+    }
+    let is_read = |ghost: &&Snapshot| view.readers.iter().any(|reader| reader.snapshot == ghost.id);
+    let (held, free): (Vec<&Snapshot>, Vec<&Snapshot>) = view.ghosts.iter().partition(is_read);
+    plan.leftovers = free.iter().map(|ghost| ghost.id.clone()).chain(view.dim_ghosts.iter().cloned()).collect();
+    let living: Vec<&Snapshot> = kept.iter().chain(&held).copied().collect();
+    packs(view, &living, &mut plan);
+    for wal in &view.wal {
+        let needed = needed(view, rules, wal, &reasons, &living);
+        let goes = wal::unneeded(wal, &needed);
+        let mut gone = wal.gone.clone();
+        goes.iter().for_each(|(timeline, first, last)| gone.add(timeline, first, last));
+        let is_new = gone != wal.gone;
+        plan.wal_plans.push(WalPlan { system: wal.system, segment_bytes: wal.segment_bytes, needed, goes, gone, is_new });
+    }
+    plan
+}
+
+/// Why nothing may be expired now (rules 49, 50 and 53).
+fn refuse(view: &View, accept_shrink: bool, plan: &mut Plan) {
+    if view.snapshots.iter().all(|snapshot| snapshot.flaw.is_some()) {
+        plan.refusals
+            .push("no snapshot can be restored, so nothing may go; `lastgood list` and `lastgood verify` say why".into());
+    }
+    if !view.alerts.is_empty() {
+        let what = view.alerts.join(", ");
+        plan.refusals
+            .push(format!("an alert is not acknowledged, and old snapshots may be what is needed (`lastgood alerts`): {what}"));
+    }
+    for Shrunk { snapshot, bytes, before, bytes_before } in plan.shrunk.iter().filter(|_| !accept_shrink) {
+        plan.refusals.push(format!(
+            "snapshot {snapshot} holds {bytes} bytes, and the one before, {before}, {bytes_before}: if a person has looked and that is \
+             right, run `lastgood expire --accept-shrink` once"
+        ));
+    }
+    let is_known = |id: &String| view.snapshots.iter().chain(&view.ghosts).any(|snapshot| snapshot.id == *id);
+    for reader in view.readers.iter().filter(|reader| !is_known(&reader.snapshot)) {
+        plan.refusals.push(format!("what is needed by one who is at work is not known ({})", reader.who));
+    }
+}
+
+/// Every sudden drop between neighbours that nobody accepted.
+fn shrunk(view: &View) -> Vec<Shrunk> {
+    let mut found = Vec::new();
+    let good: Vec<&Snapshot> = view.snapshots.iter().filter(|snapshot| snapshot.flaw.is_none()).collect();
+    for pair in good.windows(2) {
+        let (before, after) = (pair[0], pair[1]);
+        // The drop that a person saw may have been at a snapshot between these two that is gone since.
+        let accepted = view.accepted.iter().any(|id| *id > before.id && *id <= after.id);
+        if after.raw_bytes.saturating_mul(2) <= before.raw_bytes && !accepted {
+            found.push(Shrunk {
+                snapshot: after.id.clone(),
+                bytes: after.raw_bytes,
+                before: before.id.clone(),
+                bytes_before: before.raw_bytes,
+            });
+        }
+    }
+    found
+}
+
+/// Every snapshot that stays, with all reasons.
+fn reasons(view: &View, rules: &Retention, plan: &mut Plan) -> Reasons {
+    let snapshots = &view.snapshots;
+    let mut reasons = if rules.is_configured() { retention::keep(rules, snapshots) } else { Reasons::new() };
+    let mut want = |at: usize, why: String| reasons.entry(at).or_default().push(why);
+    if !rules.is_configured() {
+        plan.notes.push("no retention is configured, so nothing is ever removed; see [retention]".into());
+        (0..snapshots.len()).for_each(|at| want(at, "no retention is configured".into()));
+    }
+    if !plan.refusals.is_empty() {
+        // Shown all the same: what would go when the reason is gone.
+        plan.notes.push("nothing of this is done before that is settled".into());
+    }
+    for wal in &view.wal {
+        if let Some(at) = wal::last_on_newest(wal, snapshots) {
+            want(at, "the newest on the server's timeline".into());
+        }
+        if let Some(days) = rules.window_days {
+            let anchors = anchors(view, wal, days);
+            anchors.into_iter().for_each(|at| want(at, format!("moments of the last {days} days need it")));
+        }
+    }
+    for (at, snapshot) in snapshots.iter().enumerate() {
+        if let Some(pin) = view.pins.get(&snapshot.id).filter(|pin| pin.holds(plan.at)) {
+            want(at, pin.describe());
+        }
+        for reader in view.readers.iter().filter(|reader| reader.snapshot == snapshot.id) {
+            want(at, format!("in use: {}", reader.who));
+        }
+    }
+    for (id, problem) in &view.unreadable {
+        plan.notes.push(format!("snapshot {id} cannot be read ({problem}): everything that it may need stays"));
+    }
+    for reasons in reasons.values_mut() {
+        let mut seen = BTreeSet::new();
+        reasons.retain(|reason| seen.insert(reason.clone()));
+    }
+    reasons
+}
+
+/// The host's clock, or the database's when it was last heard of: a host that is ahead must not let pins run out.
+fn clock_of(view: &View) -> Timestamp {
+    let newest = view.snapshots.iter().filter(|s| s.flaw.is_none()).map(|s| s.stop_time).max();
+    newest.map_or(view.now, |newest| newest.min(view.now))
+}
+
+fn anchors(view: &View, wal: &Wal, days: u32) -> Vec<usize> {
+    let newest = view.snapshots.iter().rfind(|s| s.flaw.is_none());
+    newest.map_or(Vec::new(), |newest| wal::anchors(wal, &view.snapshots, newest.stop_time, days))
+}
+
+/// Sorts the packs of snapshots that are gone or go: what `living` needs stays.
+fn packs(view: &View, living: &[&Snapshot], plan: &mut Plan) {
+    let mut needed = vec![false; view.packs.len()];
+    living.iter().filter_map(|s| s.packs.as_ref()).flatten().for_each(|at| needed[*at as usize] = true);
+    // A snapshot points to its own packs and to older ones, never to those of a later id.
+    let blind = living.iter().filter(|s| s.packs.is_none()).map(|s| s.id.as_str());
+    let blind = blind.chain(view.unreadable.iter().map(|(id, _)| id.as_str())).max().unwrap_or_default();
+    let dead: BTreeSet<String> = plan.dead().map(str::to_string).collect();
+    for (pack, needed) in view.packs.iter().zip(needed) {
+        if !dead.contains(pack.writer()) {
+            continue;
+        }
+        if needed || pack.writer() <= blind {
+            plan.packs_on_loan.add(pack.bytes);
+            if !plan.lenders.contains(pack.writer()) {
+                plan.lenders.insert(pack.writer().to_string());
+            }
+        } else {
+            plan.packs.add(pack.bytes);
+            plan.going.push(pack.clone());
+        }
+    }
+}
+
+fn needed(view: &View, rules: &Retention, wal: &Wal, reasons: &Reasons, living: &[&Snapshot]) -> Needed {
+    let mut needed = Needed::default();
+    let of_system: Vec<&&Snapshot> = living.iter().filter(|snapshot| snapshot.system == wal.system).collect();
+    // A cluster without a snapshot is about to get one; where a manifest cannot be read, its WAL is not known.
+    needed.all = !rules.is_configured() || !view.unreadable.is_empty() || (wal.is_current && of_system.is_empty());
+    for snapshot in &of_system {
+        needed.add_own(wal, snapshot);
+        if view.readers.iter().any(|reader| reader.snapshot == snapshot.id) {
+            needed.add_futures(wal, snapshot);
+        }
+    }
+    let mut roots: BTreeSet<usize> = BTreeSet::new();
+    match rules.window_days {
+        Some(days) => roots.extend(anchors(view, wal, days)),
+        // From the oldest that the rules keep; a pin keeps a snapshot and not all that came after it.
+        None => {
+            let by_rule = retention::keep(rules, &view.snapshots);
+            roots.extend(by_rule.into_keys().filter(|at| reasons.contains_key(at)));
+        }
+    }
+    roots.extend(wal::last_on_newest(wal, &view.snapshots));
+    let newest = view.snapshots.iter().rposition(|s| s.flaw.is_none());
+    roots.extend(newest);
+    for at in roots.into_iter().filter(|at| view.snapshots[*at].system == wal.system) {
+        needed.add_futures(wal, &view.snapshots[at]);
+    }
+    let unknown: Vec<Timeline> = wal.paths.iter().filter(|(_, path)| path.is_none()).map(|(timeline, _)| *timeline).collect();
+    unknown.into_iter().for_each(|timeline| needed.runs.add(timeline, 0, u64::MAX));
+    needed
+}

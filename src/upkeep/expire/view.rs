@@ -1,0 +1,300 @@
+//! What there is: snapshots, packs, WAL, and who needs what. Gathered once; the plan is made from it alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+
+use super::{ExpireError, OPERATION};
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::repo::manifest::{Manifest, PackLine};
+use crate::repo::record::ClusterRecord;
+use crate::repo::repository::Cluster;
+use crate::repo::{alert, expired, keep, lease};
+use crate::storage::{Depth, list_all};
+use crate::timeline::archive::Archive;
+use crate::timeline::listing::Runs;
+use crate::timeline::windows;
+
+/// Pack tables that are read at the same time.
+const TABLES_AHEAD: usize = 8;
+
+/// What the plan knows of a snapshot.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub id: String,
+    pub system: SystemId,
+    pub timeline: Timeline,
+    pub start_lsn: Lsn,
+    pub stop_lsn: Lsn,
+    pub stop_time: Timestamp,
+    pub raw_bytes: u64,
+    /// Why it does not count.
+    pub flaw: Option<String>,
+    /// Places in [`View::packs`]; `None` when the table cannot be read: then any older pack may belong to it.
+    pub packs: Option<Vec<u32>>,
+    /// Behind which it is noted as expired; absent in what was made by hand.
+    pub manifest: Option<Box<Manifest>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pack {
+    /// `<id>/<pack>`
+    pub name: String,
+    pub bytes: u64,
+}
+
+impl Pack {
+    /// The snapshot that wrote it.
+    pub fn writer(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+}
+
+/// The WAL of one history.
+#[derive(Debug, Clone)]
+pub struct Wal {
+    pub system: SystemId,
+    pub segment_bytes: u64,
+    /// The cluster lives this history now.
+    pub is_current: bool,
+    /// All that lies there.
+    pub runs: Runs,
+    /// What was expired before.
+    pub gone: Runs,
+    /// Of every timeline; `None` where its history file is missing or damaged.
+    pub paths: BTreeMap<Timeline, Option<History>>,
+    /// The timeline that is followed by itself.
+    pub newest: Option<Timeline>,
+    /// The last moment to which each timeline leads.
+    pub ends: BTreeMap<Timeline, Timestamp>,
+}
+
+/// A reader at work.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pub snapshot: String,
+    pub who: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct View {
+    pub now: Timestamp,
+    /// In order, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Manifests that cannot be read, with the reason.
+    pub unreadable: Vec<(String, String)>,
+    /// Expired before, and not wholly gone.
+    pub ghosts: Vec<Snapshot>,
+    /// Ghosts whose note cannot be read.
+    pub dim_ghosts: Vec<String>,
+    /// Of snapshots and ghosts, by name.
+    pub packs: Vec<Pack>,
+    pub wal: Vec<Wal>,
+    pub readers: Vec<Reader>,
+    pub pins: BTreeMap<String, keep::Keep>,
+    /// Alerts that nobody acknowledged.
+    pub alerts: Vec<String>,
+    pub accepted: BTreeSet<String>,
+}
+
+/// Reads manifests, pack tables and notes; lists packs and WAL.
+pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -> Result<View, ExpireError> {
+    let mut manifests = Vec::new();
+    let mut unreadable = Vec::new();
+    for (id, manifest) in cluster.manifests().await? {
+        match manifest {
+            Ok(manifest) => manifests.push(manifest),
+            // An old key: this host must not judge what it cannot read.
+            Err(error) if error.is_newer_epoch() => return Err(error.into()),
+            Err(error) => unreadable.push((id, error.to_string())),
+        }
+    }
+    let committed: BTreeSet<String> =
+        manifests.iter().map(|m| m.id.clone()).chain(unreadable.iter().map(|u| u.0.clone())).collect();
+    let (mut ghosts, mut dim_ghosts) = (Vec::new(), Vec::new());
+    for id in expired::ids(cluster).await?.into_iter().filter(|id| !committed.contains(id)) {
+        match expired::Expired::read(cluster, &id).await {
+            Ok(note) => ghosts.push(note.manifest),
+            Err(error) if error.is_damage() => dim_ghosts.push(id),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let known = committed.iter().chain(&dim_ghosts).cloned().chain(ghosts.iter().map(|m| m.id.clone()));
+    let packs = packs(cluster, known.collect()).await?;
+    let (wal, unusable) = wal(cluster, record, &manifests).await?;
+    let mut snapshots = look(cluster, &packs, manifests).await?;
+    for snapshot in &mut snapshots {
+        if let Some(reason) = unusable.get(&snapshot.id) {
+            snapshot.flaw = Some(reason.clone());
+        }
+    }
+    order(&mut snapshots, &record.histories.iter().map(|h| h.system_identifier).collect::<Vec<_>>());
+    Ok(View {
+        now,
+        snapshots,
+        unreadable,
+        ghosts: look(cluster, &packs, ghosts).await?,
+        dim_ghosts,
+        packs,
+        wal,
+        readers: readers(cluster).await?,
+        pins: keep::all(cluster).await?,
+        alerts: alert::open(cluster).await?.into_iter().map(|(id, alert)| format!("{id} ({})", alert.what)).collect(),
+        accepted: expired::accepted(cluster).await?,
+    })
+}
+
+/// Who reads now. Exclusive leases are not among them: writers of snapshots, and expiry itself.
+pub async fn readers(cluster: &Cluster) -> Result<Vec<Reader>, ExpireError> {
+    let living = lease::standing(cluster).await?.living.into_iter();
+    let readers = living.filter(|work| work.beat.epoch == 0 && work.beat.operation != OPERATION);
+    Ok(readers.map(|work| Reader { snapshot: work.beat.snapshot.clone(), who: work.describe() }).collect())
+}
+
+/// The packs below these ids, sorted by name.
+async fn packs(cluster: &Cluster, ids: BTreeSet<String>) -> Result<Vec<Pack>, ExpireError> {
+    let mut packs = Vec::new();
+    for id in ids {
+        let prefix = format!("{}{id}/", cluster.layout().all_packs());
+        let page = list_all(cluster.storage(), &prefix, Depth::All).await.map_err(crate::repo::RepoError::from)?;
+        packs.extend(page.objects.iter().map(|o| Pack { name: format!("{id}/{}", o.key.name()), bytes: o.bytes }));
+    }
+    packs.sort_by(|one, two| one.name.cmp(&two.name));
+    Ok(packs)
+}
+
+/// What each needs, and whether it is there.
+async fn look(cluster: &Cluster, packs: &[Pack], manifests: Vec<Manifest>) -> Result<Vec<Snapshot>, ExpireError> {
+    let table = |manifest: Manifest| async move {
+        let table = manifest.packs(cluster).await;
+        (manifest, table)
+    };
+    let mut reads = futures::stream::iter(manifests).map(table).buffered(TABLES_AHEAD);
+    let mut snapshots = Vec::new();
+    while let Some((manifest, table)) = reads.next().await {
+        let (needed, flaw) = match table {
+            Ok(table) => needs(packs, &table),
+            Err(error) if error.is_damage() => (None, Some(format!("its pack table cannot be read: {error}"))),
+            Err(error) => return Err(error.into()),
+        };
+        let damaged = manifest.damaged_pages.len();
+        let flaw = flaw.or_else(|| (damaged > 0).then(|| format!("{damaged} pages were damaged in the database")));
+        snapshots.push(Snapshot {
+            id: manifest.id.clone(),
+            system: manifest.system_identifier,
+            timeline: manifest.timeline,
+            start_lsn: manifest.start_lsn,
+            stop_lsn: manifest.stop_lsn,
+            stop_time: manifest.stop_time,
+            raw_bytes: manifest.totals.raw_bytes,
+            flaw,
+            packs: needed,
+            manifest: Some(Box::new(manifest)),
+        });
+    }
+    Ok(snapshots)
+}
+
+fn needs(packs: &[Pack], table: &[PackLine]) -> (Option<Vec<u32>>, Option<String>) {
+    let (mut needed, mut flaw) = (Vec::with_capacity(table.len()), None);
+    for line in table {
+        match packs.binary_search_by(|pack| pack.name.as_str().cmp(&line.name)) {
+            Ok(at) if packs[at].bytes == line.bytes => needed.push(at as u32),
+            Ok(at) => {
+                needed.push(at as u32);
+                flaw = Some(format!("pack {} has {} bytes instead of {}", line.name, packs[at].bytes, line.bytes));
+            }
+            Err(_) => flaw = Some(format!("pack {} is missing", line.name)),
+        }
+    }
+    (Some(needed), flaw)
+}
+
+/// The WAL of every history, and the snapshots that it does not make consistent.
+async fn wal(
+    cluster: &Cluster,
+    record: &ClusterRecord,
+    manifests: &[Manifest],
+) -> Result<(Vec<Wal>, BTreeMap<String, String>), ExpireError> {
+    let (mut all, mut unusable) = (Vec::new(), BTreeMap::new());
+    for history in &record.histories {
+        let system = history.system_identifier;
+        let mut archive = Archive::load(cluster, system, history.wal_segment_bytes.into()).await?;
+        archive.abandon(&record.abandoned(system));
+        let windows = windows::windows(&archive, manifests).await?;
+        unusable.extend(windows.unusable);
+        let mut ends: BTreeMap<Timeline, Timestamp> = BTreeMap::new();
+        for window in windows.windows {
+            let end = ends.entry(window.timeline).or_insert(window.to_time);
+            *end = window.to_time.max(*end);
+        }
+        let mut runs = archive.runs().clone();
+        archive.leftovers().iter().for_each(|(timeline, first, last)| runs.add(timeline, first, last));
+        let mut gone = Runs::default();
+        archive.gone().numbers(archive.segment_bytes).for_each(|(timeline, first, last)| gone.add(timeline, first, last));
+        all.push(Wal {
+            system,
+            segment_bytes: archive.segment_bytes,
+            is_current: record.current().is_some_and(|current| current.system_identifier == system),
+            runs,
+            gone,
+            paths: archive.timelines().into_iter().map(|timeline| (timeline, archive.path(timeline))).collect(),
+            newest: archive.newest().map(|path| path.timeline()),
+            ends,
+        });
+    }
+    Ok((all, unusable))
+}
+
+/// By history, then by id: ids only grow. Where two of one timeline disagree with their LSNs, the LSN is right (rule 52).
+pub fn order(snapshots: &mut [Snapshot], histories: &[SystemId]) {
+    let history = |system: SystemId| histories.iter().position(|known| *known == system);
+    snapshots.sort_by(|one, two| (history(one.system), &one.id).cmp(&(history(two.system), &two.id)));
+    let mut places: BTreeMap<(SystemId, Timeline), Vec<usize>> = BTreeMap::new();
+    for (at, snapshot) in snapshots.iter().enumerate() {
+        places.entry((snapshot.system, snapshot.timeline)).or_default().push(at);
+    }
+    for places in places.into_values() {
+        let mut of_timeline: Vec<Snapshot> = places.iter().map(|at| snapshots[*at].clone()).collect();
+        of_timeline.sort_by_key(|snapshot| snapshot.start_lsn);
+        places.into_iter().zip(of_timeline).for_each(|(at, snapshot)| snapshots[at] = snapshot);
+    }
+}
+
+/// A snapshot as tests make it.
+#[cfg(test)]
+pub fn snapshot(id: &str, segment: u64, stop_time: &str) -> Snapshot {
+    Snapshot {
+        id: id.into(),
+        system: SystemId(7),
+        timeline: Timeline(1),
+        start_lsn: Lsn((segment << 24) + 0x28),
+        stop_lsn: Lsn((segment << 24) + 0x100),
+        stop_time: stop_time.parse().expect("a time"),
+        raw_bytes: 1000,
+        flaw: None,
+        packs: Some(Vec::new()),
+        manifest: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_by_history_then_time_and_by_lsn_on_one_timeline() {
+        let make = |id: &str, system, timeline, segment| Snapshot {
+            system: SystemId(system),
+            timeline: Timeline(timeline),
+            ..snapshot(id, segment, "2026-01-01T00:00:00Z")
+        };
+        // System 3 came after system 9; timeline 2 forked below where timeline 1 had got to.
+        let mut all =
+            vec![make("e", 3, 1, 2), make("a", 9, 1, 90), make("b", 9, 1, 80), make("c", 9, 2, 50), make("d", 9, 2, 60)];
+        order(&mut all, &[SystemId(9), SystemId(3)]);
+        assert_eq!(all.iter().map(|s| s.id.as_str()).collect::<Vec<_>>(), ["b", "a", "c", "d", "e"]);
+    }
+}

@@ -1,0 +1,8 @@
+//! Snapshots that read only what changed, held against snapshots that read everything; and the roll-ups that tell it.
+
+pub mod content;
+mod doubt;
+mod property;
+mod rollups;
+mod versions;
+mod workload;

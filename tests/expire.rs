@@ -1,0 +1,6 @@
+//! Expiry: what goes is what no rule keeps, and everything that stays can be restored.
+
+mod crash;
+mod guards;
+mod model;
+mod servers;

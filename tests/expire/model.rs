@@ -1,0 +1,330 @@
+//! Random histories against a small model: odd LSNs, several timelines, several systems under one name, pins, readers, damage. After
+//! every plan, what stays is whole.
+//!
+//! `LASTGOOD_SEED` repeats a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use lastgood::config::Retention;
+use lastgood::postgres::history::History;
+use lastgood::postgres::lsn::{Lsn, SystemId, Timeline};
+use lastgood::repo::audit::Who;
+use lastgood::repo::keep::Keep;
+use lastgood::timeline::listing::Runs;
+use lastgood::upkeep::expire::plan::{self, Plan};
+use lastgood::upkeep::expire::view::{self, Pack, Reader, Snapshot, View, Wal};
+
+use crate::property::dice::Dice;
+
+const ROUNDS: u64 = 3000;
+const SEGMENT: u64 = 16 << 20;
+
+/// A timeline as it was lived.
+#[derive(Clone)]
+struct Lived {
+    path: History,
+    text: String,
+    /// Where the server is.
+    at: u64,
+    end: Timestamp,
+}
+
+struct Maker {
+    dice: Dice,
+    now: Timestamp,
+    ids: u32,
+    view: View,
+    /// Packs by snapshot.
+    packs: BTreeMap<String, BTreeSet<String>>,
+    histories: Vec<SystemId>,
+}
+
+impl Maker {
+    fn new(seed: u64) -> Maker {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let view = View {
+            now,
+            snapshots: Vec::new(),
+            unreadable: Vec::new(),
+            ghosts: Vec::new(),
+            dim_ghosts: Vec::new(),
+            packs: Vec::new(),
+            wal: Vec::new(),
+            readers: Vec::new(),
+            pins: BTreeMap::new(),
+            alerts: Vec::new(),
+            accepted: BTreeSet::new(),
+        };
+        Maker { dice: Dice::new(seed), now, ids: 0, view, packs: BTreeMap::new(), histories: Vec::new() }
+    }
+
+    /// One life of the cluster: it writes, takes snapshots, goes back and forks.
+    fn live(&mut self, system: SystemId, is_current: bool) {
+        self.histories.push(system);
+        let begin = self.dice.below(300) as u64 * SEGMENT;
+        let first = Lived { path: History::first(Timeline(1)), text: String::new(), at: begin + 1, end: self.now };
+        let (mut lived, mut on) = (vec![first], 0);
+        let mut runs = Runs::default();
+        for _ in 0..10 + self.dice.below(30) {
+            self.now += SignedDuration::from_hours(1 + self.dice.below(40) as i64);
+            let way = 1 + self.dice.below(4 * SEGMENT as usize) as u64;
+            let before = lived[on].at;
+            lived[on].at += way;
+            lived[on].end = self.now;
+            let timeline = lived[on].path.timeline();
+            // A gap, now and then: an archive that was lost.
+            if !self.dice.chance(3) {
+                runs.add(timeline, before / SEGMENT, (lived[on].at - 1) / SEGMENT);
+            }
+            if self.dice.chance(50) {
+                self.snapshot(system, &mut lived[on], &mut runs);
+            } else if self.dice.chance(15) {
+                let from = self.dice.below(lived.len());
+                let next = self.fork(&lived[from], lived.len() as u32 + 1, begin, &mut runs);
+                lived.push(next);
+                on = lived.len() - 1;
+            }
+        }
+        let unknown = self.dice.chance(10);
+        let path = |one: &Lived| (one.path.timeline(), (!unknown || one.text.is_empty()).then(|| one.path.clone()));
+        let paths: BTreeMap<_, _> = lived.iter().map(path).collect();
+        let newest = paths.iter().rev().find(|(_, path)| path.is_some()).map(|(timeline, _)| *timeline);
+        let ends = lived.iter().map(|one| (one.path.timeline(), one.end)).collect();
+        self.view.wal.push(Wal { system, segment_bytes: SEGMENT, is_current, runs, gone: Runs::default(), paths, newest, ends });
+    }
+
+    /// A new timeline from somewhere on another one.
+    fn fork(&mut self, from: &Lived, number: u32, begin: u64, runs: &mut Runs) -> Lived {
+        let least = from.path.stretches().last().unwrap().begin.0.max(begin);
+        let at = least + self.dice.next() % (from.at - least).max(1);
+        let text = format!("{}{}\t{}\tno reason\n", from.text, from.path.timeline().0, Lsn(at));
+        let timeline = Timeline(number);
+        runs.add(timeline, at / SEGMENT, at / SEGMENT);
+        Lived { path: History::parse(timeline, &text).unwrap(), text, at: at + 1, end: self.now }
+    }
+
+    fn snapshot(&mut self, system: SystemId, on: &mut Lived, runs: &mut Runs) {
+        // `0/AB000028`: right behind the long header of a segment; on a border; or anywhere.
+        let start = match self.dice.below(3) {
+            0 => (on.at / SEGMENT) * SEGMENT + SEGMENT + 0x28,
+            1 => (on.at / SEGMENT) * SEGMENT + SEGMENT,
+            _ => on.at,
+        };
+        let stop = match self.dice.below(3) {
+            0 => (start / SEGMENT + 1) * SEGMENT,
+            _ => start + 1 + self.dice.next() % (3 * SEGMENT),
+        };
+        runs.add(on.path.timeline(), on.at / SEGMENT, stop / SEGMENT);
+        on.at = stop + 1;
+        self.ids += 1;
+        let id = format!("{}-{:04}", self.now.strftime("%Y%m%dT%H%M%SZ"), self.ids);
+        let mut packs: BTreeSet<String> = (0..self.dice.below(3)).map(|n| format!("{id}/d{n:06}")).collect();
+        let parent = self.view.snapshots.iter().rev().find(|s| s.system == system && on.path.contains(s.timeline, s.stop_lsn));
+        if let Some(parent) = parent.map(|parent| parent.id.clone()) {
+            packs.extend(self.packs[&parent].iter().filter(|_| self.dice.chance(80)).cloned());
+        }
+        self.packs.insert(id.clone(), packs);
+        let flaw = self.dice.chance(12).then(|| "a pack is missing".to_string());
+        self.view.snapshots.push(Snapshot {
+            id,
+            system,
+            timeline: on.path.timeline(),
+            start_lsn: Lsn(start),
+            stop_lsn: Lsn(stop),
+            stop_time: self.now,
+            raw_bytes: 1000,
+            flaw,
+            packs: None,
+            manifest: None,
+        });
+    }
+
+    fn finish(mut self) -> (View, Retention, BTreeMap<String, BTreeSet<String>>) {
+        let names: BTreeSet<String> = self.packs.values().flatten().cloned().collect();
+        let names: Vec<String> = names.into_iter().collect();
+        for snapshot in &mut self.view.snapshots {
+            let place = |name: &String| names.binary_search(name).unwrap() as u32;
+            snapshot.packs = Some(self.packs[&snapshot.id].iter().map(place).collect());
+            if self.dice.chance(8) {
+                let until =
+                    self.dice.chance(50).then(|| self.now + SignedDuration::from_hours(self.dice.below(200) as i64 - 100));
+                let keep = Keep { pinned: true, until, reason: String::new(), at: self.now, who: Who::default() };
+                self.view.pins.insert(snapshot.id.clone(), keep);
+            }
+            if self.dice.chance(5) {
+                self.view.readers.push(Reader { snapshot: snapshot.id.clone(), who: "a drill".into() });
+            }
+            // Rarely, a table that cannot be read.
+            if self.dice.chance(2) {
+                snapshot.packs = None;
+                snapshot.flaw = Some("its pack table cannot be read".into());
+            }
+        }
+        self.view.packs = names.into_iter().map(|name| Pack { name, bytes: 1 }).collect();
+        view::order(&mut self.view.snapshots, &self.histories);
+        self.view.now = self.now;
+        let mut some = |most: usize, percent: usize| self.dice.chance(percent).then(|| 1 + self.dice.below(most) as u32);
+        let rules = Retention {
+            keep_last: some(5, 60),
+            keep_days: some(10, 20),
+            keep_daily: some(5, 20),
+            keep_weekly: some(3, 20),
+            keep_monthly: some(3, 10),
+            keep_yearly: some(2, 10),
+            window_days: some(12, 40),
+        };
+        (self.view, rules, self.packs)
+    }
+}
+
+struct Model<'a> {
+    view: &'a View,
+    rules: &'a Retention,
+    plan: &'a Plan,
+    kept: BTreeSet<&'a str>,
+    packs: &'a BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Model<'_> {
+    fn is_kept(&self, snapshot: &Snapshot) -> bool {
+        self.kept.contains(snapshot.id.as_str())
+    }
+
+    /// A segment that was there is there still.
+    fn stays(&self, wal: &Wal, timeline: Timeline, number: u64, why: &str) {
+        let goes = &self.plan.wal_plans.iter().find(|plan| plan.system == wal.system).unwrap().goes;
+        if wal.runs.around(timeline, number).is_some() {
+            assert!(goes.around(timeline, number).is_none(), "segment {number} of timeline {timeline:?} goes: {why}");
+        }
+    }
+
+    /// All that recovery from a snapshot can read on a path.
+    fn future_stays(&self, wal: &Wal, snapshot: &Snapshot, path: &History) {
+        let last = wal.runs.of(path.timeline()).last().map_or(0, |run| run.1);
+        for number in snapshot.start_lsn.0 / SEGMENT..=last {
+            let name = path.segment(number, SEGMENT);
+            self.stays(wal, name.timeline, number, &format!("{} leads to timeline {:?}", snapshot.id, path.timeline()));
+        }
+    }
+
+    fn check(&self) {
+        let good: Vec<&Snapshot> = self.view.snapshots.iter().filter(|s| s.flaw.is_none()).collect();
+        let Some(newest) = good.last() else {
+            assert!(!self.plan.refusals.is_empty());
+            return;
+        };
+        assert!(self.is_kept(newest));
+        let least = self.rules.keep_last.unwrap_or(1) as usize;
+        assert!(good.iter().filter(|s| self.is_kept(s)).count() >= least.min(good.len()));
+        for snapshot in &self.view.snapshots {
+            let is_pinned =
+                self.view.pins.get(&snapshot.id).is_some_and(|pin| pin.until.is_none_or(|until| until > self.view.now));
+            let is_read = self.view.readers.iter().any(|reader| reader.snapshot == snapshot.id);
+            assert!(self.is_kept(snapshot) || !(is_pinned || is_read), "{}", snapshot.id);
+        }
+        let going: BTreeSet<&str> = self.plan.going.iter().map(|pack| pack.name.as_str()).collect();
+        for snapshot in self.view.snapshots.iter().filter(|s| self.is_kept(s)) {
+            let lost: Vec<_> = self.packs[&snapshot.id].iter().filter(|pack| going.contains(pack.as_str())).collect();
+            assert!(lost.is_empty(), "{} needs {lost:?}", snapshot.id);
+        }
+        for wal in &self.view.wal {
+            self.wal(wal, &good, newest.stop_time);
+        }
+    }
+
+    fn wal(&self, wal: &Wal, good: &[&Snapshot], newest: Timestamp) {
+        let of_system = || self.view.snapshots.iter().filter(|s| s.system == wal.system && self.is_kept(s));
+        for snapshot in of_system() {
+            // Its own timeline's path may be unknown; then its segments lie on that timeline.
+            let path = wal.paths[&snapshot.timeline].clone().unwrap_or(History::first(snapshot.timeline));
+            for number in snapshot.start_lsn.0 / SEGMENT..=(snapshot.stop_lsn.0 - 1) / SEGMENT {
+                self.stays(wal, path.segment(number, SEGMENT).timeline, number, &format!("{} starts there", snapshot.id));
+            }
+        }
+        let since = self.rules.window_days.map(|days| newest - SignedDuration::from_hours(24 * i64::from(days)));
+        for (timeline, path) in &wal.paths {
+            let Some(path) = path else { continue };
+            let on_path: Vec<&&Snapshot> =
+                good.iter().filter(|s| s.system == wal.system && path.contains(s.timeline, s.stop_lsn)).collect();
+            if let Some(since) = since.filter(|since| wal.ends[timeline] >= *since || wal.newest == Some(*timeline)) {
+                // Every moment since then is reached from a snapshot before it.
+                let before = on_path.iter().rposition(|s| s.stop_time < since).unwrap_or(0);
+                for snapshot in on_path.iter().skip(before) {
+                    assert!(self.is_kept(snapshot), "{} is needed for moments of timeline {timeline:?}", snapshot.id);
+                    self.future_stays(wal, snapshot, path);
+                }
+            }
+            if wal.is_current
+                && wal.newest == Some(*timeline)
+                && let Some(last) = on_path.last()
+            {
+                assert!(self.is_kept(last), "{} is the last on the server's timeline", last.id);
+                self.future_stays(wal, last, path);
+            }
+            for snapshot in on_path.into_iter().filter(|s| self.is_kept(s)) {
+                let is_read = self.view.readers.iter().any(|reader| reader.snapshot == snapshot.id);
+                // Without a window, from the oldest that a rule wants: pins and neighbours are let out by the model.
+                let by_rule = since.is_none()
+                    && self.rules.keep_last.is_some_and(|n| good.iter().rev().take(n as usize).any(|s| s.id == snapshot.id));
+                if is_read || by_rule {
+                    self.future_stays(wal, snapshot, path);
+                }
+            }
+        }
+        // What is older than everything that stays, goes.
+        let goes = &self.plan.wal_plans.iter().find(|plan| plan.system == wal.system).unwrap().goes;
+        let oldest = of_system().map(|s| s.start_lsn.0 / SEGMENT).min();
+        if let Some(oldest) = oldest.filter(|_| self.rules.is_configured() && wal.paths.values().all(Option::is_some)) {
+            for (timeline, first, last) in wal.runs.iter() {
+                let old = (first..=last).filter(|number| *number < oldest);
+                assert!(
+                    old.into_iter().all(|number| goes.around(timeline, number).is_some()),
+                    "timeline {timeline:?} from {first}"
+                );
+            }
+        }
+    }
+}
+
+fn ids(plan: &Plan) -> BTreeSet<&str> {
+    plan.kept.iter().map(|kept| kept.snapshot.as_str()).collect()
+}
+
+#[test]
+fn whatever_happened_before_what_stays_is_whole() {
+    let seed: u64 = std::env::var("LASTGOOD_SEED").map_or(0x6570_1972, |text| text.parse().unwrap());
+    let (mut snapshots, mut segments, mut packs) = (0, 0, 0);
+    for round in 0..ROUNDS {
+        let mut maker = Maker::new(seed.wrapping_add(round));
+        let lives = 1 + maker.dice.below(3) as u64;
+        for life in 0..lives {
+            maker.live(SystemId(900 - life), life + 1 == lives);
+        }
+        let (view, rules, needs) = maker.finish();
+        let plan = plan::plan(&view, &rules, false);
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Model { view: &view, rules: &rules, plan: &plan, kept: ids(&plan), packs: &needs }.check();
+        }));
+        assert!(checked.is_ok(), "seed {} with {rules:?}", seed.wrapping_add(round));
+        if !rules.is_configured() {
+            assert!(plan.is_empty());
+            continue;
+        }
+        // A damaged snapshot more or less changes nothing for the good ones.
+        let mut only_good = view.clone();
+        only_good.snapshots.retain(|s| s.flaw.is_none());
+        only_good.readers.retain(|reader| only_good.snapshots.iter().any(|s| s.id == reader.snapshot));
+        let other = plan::plan(&only_good, &rules, false);
+        let goods: BTreeSet<&str> = only_good.snapshots.iter().map(|s| s.id.as_str()).collect();
+        let kept: BTreeSet<&str> = ids(&plan).intersection(&goods).copied().collect();
+        assert_eq!(kept, ids(&other), "seed {}", seed.wrapping_add(round));
+        snapshots += plan.removed.len();
+        segments += plan.wal_plans.iter().map(|wal| wal.goes.count()).sum::<u64>();
+        packs += plan.going.len();
+    }
+    assert!(
+        snapshots > 1000 && segments > 10_000 && packs > 500,
+        "{snapshots} snapshots, {segments} segments, {packs} packs went"
+    );
+}
