@@ -93,7 +93,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let until = args.until.as_deref().map(moment::time).transpose()?.unwrap_or(now);
     anyhow::ensure!(since <= until, "--since ({}) lies after --until ({})", output::time(since), output::time(until));
     let timeline = restore::timeline(args.timeline.as_deref())?;
-    let place = Place::open(global).await?;
+    let place = Place::open_any(global).await?;
     let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let system = history.system_identifier;
     let manifests: Vec<_> = place.manifests(global.json).await?.into_iter().filter(|m| m.system_identifier == system).collect();
