@@ -69,12 +69,24 @@ impl Acknowledgement {
 impl Spool {
     /// Opens, and makes where needed, the spool of one data directory.
     pub fn open(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
-        let place = fs::metadata(data_directory)?;
-        let dir = root.join(cluster).join(format!("{system}-{:x}-{:x}", place.dev(), place.ino()));
+        let dir = Spool::place(root, cluster, system, data_directory)?;
         for sub in ["pushed", "fetched", "index"] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(sub))?;
         }
         Ok(Spool { dir })
+    }
+
+    /// Opens what others left there, and makes nothing: whoever only reads may be another user, and archiving could not write into a
+    /// directory of theirs.
+    pub fn existing(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
+        let dir = Spool::place(root, cluster, system, data_directory)?;
+        fs::metadata(&dir)?;
+        Ok(Spool { dir })
+    }
+
+    fn place(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<PathBuf> {
+        let place = fs::metadata(data_directory)?;
+        Ok(root.join(cluster).join(format!("{system}-{:x}-{:x}", place.dev(), place.ino())))
     }
 
     fn pushed(&self, segment: SegmentName) -> PathBuf {
@@ -133,7 +145,7 @@ impl Spool {
         let mut decoder = zstd::stream::read::Decoder::new(fs::File::open(self.indexed(segment)).ok()?).ok()?;
         let mut index = Vec::new();
         decoder.read_to_end(&mut index).ok()?;
-        Some(index)
+        (!index.is_empty()).then_some(index)
     }
 
     /// Segments whose indexes are kept, in order.
@@ -222,4 +234,22 @@ pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_reads_makes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("spool");
+        let open = |how: fn(&Path, &str, SystemId, &Path) -> io::Result<Spool>| how(&root, "shop", SystemId(7), dir.path());
+        assert!(open(Spool::existing).is_err() && !root.exists());
+        let segment = SegmentName::new(Timeline(1), 5, 16 << 20);
+        open(Spool::open).unwrap().keep_index(segment, b"what happened").unwrap();
+        assert_eq!(open(Spool::existing).unwrap().index(segment), Some(b"what happened".to_vec()));
+        fs::write(open(Spool::existing).unwrap().indexed(segment), b"").unwrap();
+        assert_eq!(open(Spool::existing).unwrap().index(segment), None, "a crash left nothing of it");
+    }
 }

@@ -106,7 +106,7 @@ async fn look(global: &Global, place: &Place) -> anyhow::Result<u8> {
         return Ok(0);
     }
     // PostgreSQL runs archive_command, which starts us, in the data directory.
-    let spool = Spool::open(&place.config.archive.spool, place.cluster.name(), system, Path::new("."))?;
+    let spool = Spool::existing(&place.config.archive.spool, place.cluster.name(), system, Path::new("."))?;
     let Some(_lock) = spool.lock_watching() else { return Ok(0) };
     while let Some(suspicion) = spool.noted(Note::Suspicion) {
         let seen = look_once(global, place, (system, history.wal_segment_bytes.into()), &spool, &suspicion).await?;

@@ -108,7 +108,7 @@ pub fn path(archive: &Archive, timeline: Option<Timeline>) -> Result<History, Ev
 
 /// Indexes that this host kept while it archived.
 pub fn spool(config: &Config, system: SystemId, data_directory: Option<&PathBuf>) -> Option<Spool> {
-    Spool::open(&config.archive.spool, &config.cluster.name, system, data_directory?).ok()
+    Spool::existing(&config.archive.spool, &config.cluster.name, system, data_directory?).ok()
 }
 
 /// The same for the server at hand. Opened when it is wanted: before its first push the server has none.
@@ -144,7 +144,10 @@ mod tests {
 
     #[test]
     fn times_are_moments_or_long_ago() {
-        let ago = |text: &str| clock::now().duration_since(time(text).unwrap()).as_secs();
+        let ago = |text: &str| {
+            let then = time(text).unwrap();
+            clock::now().duration_since(then).as_secs()
+        };
         assert!((7200..7210).contains(&ago("2h")) && (1800..1810).contains(&ago("30min")), "{} {}", ago("2h"), ago("30min"));
         assert!((7 * 86_400..7 * 86_400 + 10).contains(&ago("7d")) && (3600..3610).contains(&ago("1 hour ago")));
         assert_eq!(time("2026-11-21 04:15:00Z").unwrap(), "2026-11-21T04:15:00Z".parse().unwrap());

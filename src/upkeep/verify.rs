@@ -24,6 +24,7 @@ use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
 use crate::timeline::archive::Archive;
+use crate::timeline::catalogue;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window};
 
@@ -161,6 +162,7 @@ impl Verifier<'_> {
             self.pack_tables(manifest, packs).await?;
         }
         self.wal_table(manifest).await?;
+        self.catalogue(manifest).await?;
         for index in 0..manifest.file_lists.len() {
             let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
             if self.request.quick {
@@ -175,6 +177,19 @@ impl Verifier<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Names for the numbers in the WAL: no restore needs them, but people do.
+    async fn catalogue(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        match catalogue::of_snapshot(self.cluster, manifest).await {
+            Err(error) if error.is_damage() => {
+                let key = self.cluster.layout().catalogue(&manifest.id).to_string();
+                self.problem(key, format!("{error} (costs names in `timeline`, and no restore)"));
+                Ok(())
+            }
+            Err(error) if !error.is_newer_epoch() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Whoever has only a passphrase or an identity needs the keyring first.

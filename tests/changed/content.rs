@@ -96,8 +96,8 @@ pub async fn of(world: &World, id: &str) -> Content {
 /// The indexes that the host of this world kept.
 pub async fn kept(world: &World) -> Kept {
     let system = world.session().facts().await.unwrap().system_identifier;
-    let spool = Spool::open(&world.path("spool"), "shop", system, world.server.data()).unwrap();
-    Kept::new(move |segment| spool.index(segment))
+    let (root, data) = (world.path("spool"), world.server.data().to_path_buf());
+    Kept::new(move |segment| Spool::existing(&root, "shop", system, &data).ok()?.index(segment))
 }
 
 /// Everything that a snapshot's own session does to catalogs is done, and everything is on disk.

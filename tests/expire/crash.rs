@@ -112,6 +112,8 @@ async fn an_expiry_that_breaks_at_any_call_loses_nothing_and_is_finished_by_the_
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_deleted_is_told_and_tried_again() {
     let (world, _) = with_snapshots(3).await;
+    // It lends nothing, so that the packs of the others go with them.
+    world.backup(&["--full"]);
     for (part, is_first) in [("/snapshots/", true), ("/files/", false), ("/packs/", false), ("/segments/", false)] {
         let place = copy(&world, "copy");
         let script = Script::new();
@@ -140,6 +142,8 @@ async fn what_may_not_be_deleted_is_told_and_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn manifests_go_before_what_they_refer_to() {
     let (world, _) = with_snapshots(3).await;
+    // It lends nothing, so that the packs of the others go with them.
+    world.backup(&["--full"]);
     let store = Record::new(DirectoryStorage::new(world.repository()));
     let log = store.log();
     let (cluster, record): (Cluster, _) =

@@ -242,7 +242,8 @@ async fn the_expiry_host_deletes_and_writes_only_what_it_says() {
     }
     stage.become_host(host);
     world.ok(&["list"]);
-    world.refused(&["backup"], 4, &["permission denied"]);
+    let denied = stage.cluster(host).await.unwrap().storage().create(&garbage, b"x".to_vec().into()).await;
+    assert_eq!(denied.unwrap_err().fault, Fault::Denied, "it writes no pack");
     let url = format!("s3://{BUCKET}/{PREFIX}");
     world.write_config(Some((&url, stage.moto.config())), "\n[retention]\nkeep_last = 1\n");
     stage.become_host("database-host");

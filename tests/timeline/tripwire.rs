@@ -20,16 +20,29 @@ pub async fn until(mut is_so: impl FnMut() -> bool, what: &str) {
     }
 }
 
-/// A server with the tripwire on, whose alerts are written to a file.
-async fn armed(more: &str) -> (World, PathBuf) {
+/// A server with a snapshot, and with the tripwire on; `alert` are lines of `[alert]`.
+async fn armed(alert: impl Fn(&World) -> String) -> World {
     let mut world = World::bare(15, &[], "archive_timeout = 60", None).await;
-    let heard = world.write_private("heard", "");
-    let command = format!("[\"/bin/sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]", heard.display());
-    world.write_config(None, &format!("[tripwire]\nenabled = true\n[alert]\ncommand = {command}\n{more}"));
+    rearm(&world, &alert(&world));
     world.start().await;
     world.ok(&["init", "--apply"]);
     world.sql(SCHEMA).await;
     world.backup(&[]);
+    world
+}
+
+fn rearm(world: &World, alert: &str) {
+    world.write_config(None, &format!("[tripwire]\nenabled = true\n[alert]\n{alert}\n"));
+}
+
+/// One whose alerts are written to a file.
+async fn written_down() -> (World, PathBuf) {
+    let world = armed(|world| {
+        let heard = world.write_private("heard", "");
+        format!("command = [\"/bin/sh\", \"-c\", \"cat >> {0}; echo >> {0}\"]", heard.display())
+    })
+    .await;
+    let heard = world.path("heard");
     (world, heard)
 }
 
@@ -58,7 +71,7 @@ fn lines(path: &Path) -> Vec<serde_json::Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
-    let (world, heard) = armed("").await;
+    let (world, heard) = written_down().await;
     // A day's work.
     world.sql("CREATE TABLE staging AS SELECT generate_series(1, 5000) AS id; TRUNCATE staging; DROP TABLE staging").await;
     for sql in
@@ -112,7 +125,7 @@ async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
 /// A transaction that deletes for many segments and commits in a quiet one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_delete_is_told_of_when_it_commits() {
-    let (world, heard) = armed("").await;
+    let (world, heard) = written_down().await;
     world.sql("BEGIN; DELETE FROM orders").await;
     let other = world.connect().await;
     let name = other.switch_segment("while it runs").await.unwrap();
@@ -142,15 +155,8 @@ async fn until_archived(world: &World, session: &lastgood::postgres::session::Se
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_hears_of_it_and_a_deaf_one_is_seen() {
     let hook = Loopback::start(|_| (200, "{}".into())).await;
-    let mut world = World::bare(15, &[], "archive_timeout = 60", None).await;
-    let routes = |command: &str, url: &str| {
-        format!("[tripwire]\nenabled = true\n[alert]\ncommand = [\"{command}\"]\nwebhook = \"{url}\"\n")
-    };
-    world.write_config(None, &routes("/bin/true", &format!("{}/hook", hook.url)));
-    world.start().await;
-    world.ok(&["init", "--apply"]);
-    world.sql(SCHEMA).await;
-    world.backup(&[]);
+    let routes = |command: &str, url: &str| format!("command = [\"{command}\"]\nwebhook = \"{url}\"");
+    let world = armed(|_| routes("/bin/true", &format!("{}/hook", hook.url))).await;
     world.sql("DROP TABLE orders").await;
     world.archive().await;
     until(|| !hook.asked().is_empty(), "the webhook was not called").await;
@@ -159,7 +165,7 @@ async fn a_webhook_hears_of_it_and_a_deaf_one_is_seen() {
     let alert: serde_json::Value = serde_json::from_str(&asked[0].body).unwrap();
     assert_eq!((asked[0].line.as_str(), alert["rule"].as_str(), asked.len()), ("POST /hook", Some("drop"), 1));
 
-    world.write_config(None, &routes("/bin/false", "http://127.0.0.1:1/hook-with-a-secret"));
+    rearm(&world, &routes("/bin/false", "http://127.0.0.1:1/hook-with-a-secret"));
     world.sql("DROP TABLE customers").await;
     world.archive().await;
     let spool = world.path("spool");
@@ -175,16 +181,13 @@ async fn a_webhook_hears_of_it_and_a_deaf_one_is_seen() {
 /// Whatever the alert command does, archiving goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_alert_command_does_not_hold_archiving() {
-    let mut world = World::bare(15, &[], "", None).await;
-    let script = world.path("hang");
-    std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let alert = format!("[alert]\ncommand = [\"{}\"]\ntimeout_s = 3600\n", script.display());
-    world.write_config(None, &format!("[tripwire]\nenabled = true\n{alert}"));
-    world.start().await;
-    world.ok(&["init", "--apply"]);
-    world.sql(SCHEMA).await;
-    world.backup(&[]);
+    let world = armed(|world| {
+        let script = world.path("hang");
+        std::fs::write(&script, "#!/bin/sh\nexec sleep 600\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        format!("command = [\"{}\"]\ntimeout_s = 3600", script.display())
+    })
+    .await;
     world.sql("DROP TABLE orders").await;
     world.archive().await;
     until(|| world.ok(&["--json", "alerts"]).out.contains("\"rule\":\"drop\""), "no alert").await;
