@@ -174,10 +174,13 @@ async fn the_manifest_is_written_last() {
     // No listing but short prefixes, and few requests: what a store charges for.
     let counts = log.counts();
     assert!(counts.list <= 14 && counts.create <= 14, "{counts:?}");
-    // Right before it, the lease was asked for; right after, it is given up.
+    // Right before it, the lease was asked for; then only whether it was kept, and the lease is given up.
     let manifest = calls.iter().position(|c| c.operation == Operation::Create && c.key.contains("/snapshots/")).unwrap();
     let about_lease = |call: Option<&lastgood::storage::record::Call>| call.is_some_and(|c| c.key.contains("/leases/backup/"));
-    assert!(about_lease(calls.get(manifest - 1)) && about_lease(calls.get(manifest + 1)), "{calls:#?}");
+    let (kept, rest): (Vec<_>, Vec<_>) = calls[manifest + 1..].iter().partition(|call| call.key == calls[manifest].key);
+    assert!(kept.len() == 1 && kept[0].operation == Operation::Stat, "{calls:#?}");
+    assert!(about_lease(calls.get(manifest - 1)) && rest.iter().all(|call| about_lease(Some(call))), "{calls:#?}");
+    assert!(!rest.is_empty(), "{calls:#?}");
     for call in log.calls().iter().filter(|c| c.operation == Operation::List) {
         assert!(call.key.starts_with("clusters/shop/") || call.key.starts_with("audit/"), "{call:?}");
     }

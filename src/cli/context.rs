@@ -13,7 +13,7 @@ use crate::postgres::session::{Connection, Session, Tls};
 use crate::repo::copies;
 use crate::repo::manifest::Manifest;
 use crate::repo::record::ClusterRecord;
-use crate::repo::repository::{Cluster, Repository};
+use crate::repo::repository::{Cluster, Opened, Repository};
 use crate::storage::Storage;
 use crate::storage::several::Several;
 
@@ -115,6 +115,8 @@ pub struct Place {
     pub record: ClusterRecord,
     /// Where it is read from several places.
     pub several: Option<Arc<Several>>,
+    /// Ids of the snapshots, as they were listed when it was opened.
+    ids: Vec<String>,
 }
 
 impl Place {
@@ -146,15 +148,16 @@ impl Place {
     }
 
     async fn with(config: Config, storage: Arc<dyn Storage>, need: Need, several: Option<Arc<Several>>) -> anyhow::Result<Place> {
-        let repository = Repository::open(storage, &keys(&config, need)?).await?.with_lease_s(config.repository.lease_s);
-        let (cluster, record) = repository.registered(&config.cluster.name).await?;
-        Ok(Place { config, repository, cluster, record, several })
+        let (keys, lease_s) = (keys(&config, need)?, config.repository.lease_s);
+        let Opened { repository, cluster, record, ids } =
+            Repository::open_cluster(storage, &keys, lease_s, &config.cluster.name).await?;
+        Ok(Place { config, repository, cluster, record, several, ids })
     }
 
     /// Manifests that can be read, oldest first; the others are named in a warning.
     pub async fn manifests(&self, json: bool) -> anyhow::Result<Vec<Manifest>> {
         let mut readable = Vec::new();
-        for (id, manifest) in self.cluster.manifests().await? {
+        for (id, manifest) in self.cluster.manifests_of(self.ids.clone()).await? {
             match manifest {
                 Ok(manifest) => readable.push(manifest),
                 Err(error) => progress::monitor(json).warn(&format!("snapshot {id} is left out: {error}")),

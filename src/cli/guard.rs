@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use super::context::{Global, Place};
 use super::{output, progress};
 use crate::monitor::Monitor;
 use crate::postgres::owner;
-use crate::repo::audit::{self, Event, Outcome, Who};
+use crate::repo::audit::{self, Event, Head, Outcome, Who};
 use crate::repo::report::Reference;
 use crate::repo::repository::Cluster;
 use crate::restore::RestoreError;
@@ -38,6 +38,8 @@ pub struct Desk<'a> {
     who: Who,
     monitor: Arc<dyn Monitor>,
     json: bool,
+    /// The end of the audit as this process left it.
+    end: Mutex<Option<Head>>,
 }
 
 impl<'a> Desk<'a> {
@@ -46,7 +48,7 @@ impl<'a> Desk<'a> {
     }
 
     pub fn of(operation: &'static str, cluster: &'a Cluster, global: &Global) -> Desk<'a> {
-        Desk { operation, cluster, who: who(), monitor: progress::monitor(global.json), json: global.json }
+        Desk { operation, cluster, who: who(), monitor: progress::monitor(global.json), json: global.json, end: Mutex::default() }
     }
 
     /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
@@ -167,8 +169,12 @@ impl<'a> Desk<'a> {
 
     /// An audit that cannot be written must not keep data from coming back.
     async fn append(&self, event: Event) -> Option<u64> {
-        match audit::append(self.cluster, &self.who, event).await {
-            Ok(number) => Some(number),
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        match audit::append_behind(self.cluster, &self.who, event, end).await {
+            Ok(head) => {
+                *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+                Some(head.number)
+            }
             Err(error) => {
                 self.monitor.warn(&format!("the audit could not be written: {error}"));
                 None

@@ -17,9 +17,8 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// What is known beforehand. A restore needs no estimate: without one it goes on all the same.
-    pub async fn new(place: &Place, plan: &Plan) -> Restore {
-        let experience = Experience::load(&place.cluster).await.unwrap_or_default();
+    /// What is known beforehand.
+    pub fn new(place: &Place, experience: &Experience, plan: &Plan) -> Restore {
         let estimate = experience.estimate(plan.bytes, plan.wal_segments * plan.archive.segment_bytes);
         let mut report = Report::begin(Kind::Restore, &place.cluster, plan.system_identifier, &guard::who(), plan.target.clone());
         report.snapshot = Some(plan.snapshot.clone());

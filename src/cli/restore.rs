@@ -18,7 +18,7 @@ use crate::restore::plan::{self, Plan, Request};
 use crate::restore::replaced::Replaced;
 use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
-use crate::timeline::estimate::Estimate;
+use crate::timeline::estimate::{Estimate, Experience};
 use crate::timeline::target::{Target, TargetError};
 
 /// Restore to a moment: shows the plan first, and never destroys what it replaces
@@ -87,7 +87,13 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let wanted = if let Asked::Target(Target::Snapshot(id)) = &asked { of_snapshot(id) } else { None };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
-    let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+    let (archive, experience) = tokio::join!(
+        Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()),
+        Experience::load(&place.cluster),
+    );
+    let mut archive = archive?;
+    // A restore needs no estimate.
+    let experience = experience.unwrap_or_default();
     archive.abandon(&place.record.abandoned(history.system_identifier));
     let into = std::path::absolute(&args.into)?;
     let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
@@ -110,7 +116,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let seal = desk.seal(&plan, &place);
     let code = seal.code(clock::now());
-    let measured = measure::Restore::new(&place, &plan).await;
+    let measured = measure::Restore::new(&place, &experience, &plan);
     tell_plan(&plan, measured.estimate.as_ref(), &code, global.json);
     if args.confirm.dry_run {
         return Ok(0);
@@ -127,15 +133,21 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         restore_command: global.server_command(&place.config, &get)?,
         threads: context::threads(place.config.restore.threads),
         read_back: place.config.restore.read_back,
-        hold: execute::RECOVERY_HOLD,
     };
     let monitor = progress::monitor(global.json);
     let began = clock::monotonic();
-    let done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
+    let mut done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
     drop(monitor);
     let seconds = began.elapsed().as_secs_f64();
     let expected = measured.estimate.as_ref().map(|estimate| estimate.restore);
-    let report = measured.report(done.is_ok(), seconds, global.json).await;
+    let pin = done.as_mut().ok().and_then(|restored| restored.pin.take());
+    // The server still has to fetch its WAL.
+    let left = async {
+        if let Some(pin) = pin {
+            pin.leave("recovery after restore", execute::RECOVERY_HOLD).await;
+        }
+    };
+    let (report, ()) = tokio::join!(measured.report(done.is_ok(), seconds, global.json), left);
     let detail = |done: &execute::Restored| match &done.aside {
         Some(aside) => format!("what stood there is now {}", aside.display()),
         None => String::new(),

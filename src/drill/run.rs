@@ -134,14 +134,17 @@ impl Drill<'_> {
         }
         report.phases.push(phase("manifest", began.elapsed(), 0));
         let began = clock::monotonic();
-        let options =
-            Options { restore_command, threads: self.threads, read_back: self.read_back, hold: std::time::Duration::ZERO };
+        let options = Options { restore_command, threads: self.threads, read_back: self.read_back };
         // A place of our own that holds nothing: the guard has nothing to ask.
         let approval = guard::pass(&plan.into, "replaced", plan.care(), &Seal::of(&"drill", ""), &Brought::default())?;
         let restored = execute::execute(self.around.cluster, plan, &approval, &options, monitor).await;
         report.phases.push(phase(RESTORE, began.elapsed(), plan.bytes));
         match restored {
-            Ok(_) => {
+            Ok(mut restored) => {
+                // The drill holds a pin of its own.
+                if let Some(pin) = restored.pin.take() {
+                    pin.release().await;
+                }
                 report.ok("restore", format!("{} files with {} bytes, each proven by its SHA-256", plan.files, plan.bytes));
                 Ok(true)
             }

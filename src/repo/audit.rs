@@ -120,9 +120,18 @@ const NOTHING: Head = Head { number: 0, sha256: Sha([0; 32]) };
 
 /// Appends an entry and answers its number.
 pub async fn append(cluster: &Cluster, who: &Who, event: Event) -> Result<u64, RepoError> {
+    Ok(append_behind(cluster, who, event, None).await?.number)
+}
+
+/// The same for who knows what was the end a moment ago; answers the new one. An end that others have passed is looked for again.
+pub async fn append_behind(cluster: &Cluster, who: &Who, event: Event, end: Option<Head>) -> Result<Head, RepoError> {
     let mut tries = 0;
+    let mut known = end;
     loop {
-        let head = head(cluster).await?;
+        let head = match known.take() {
+            Some(head) => head,
+            None => head(cluster).await?,
+        };
         let entry = Entry {
             number: head.number + 1,
             previous: head.sha256,
@@ -132,8 +141,9 @@ pub async fn append(cluster: &Cluster, who: &Who, event: Event) -> Result<u64, R
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         };
         let key = layout::audit_entry(entry.number);
-        match object::put_document(cluster.vault(), &key, &object::to_json(&entry)).await {
-            Ok(_) => return Ok(entry.number),
+        let raw = object::to_json(&entry);
+        match object::put_document(cluster.vault(), &key, &raw).await {
+            Ok(_) => return Ok(Head { number: entry.number, sha256: Sha::of(&raw) }),
             // Somebody else took the number.
             Err(RepoError::Conflict { .. }) if tries < TRIES => tries += 1,
             Err(error) => return Err(error),

@@ -321,11 +321,20 @@ pub async fn get_part<T: serde::de::DeserializeOwned>(
 }
 
 impl Manifest {
-    /// Commits the snapshot. A manifest is written once; one that is there already is an error.
+    /// Commits the snapshot, whose id is the holder's of the lease for backups alone.
     pub async fn commit(&self, cluster: &Cluster) -> Result<(), RepoError> {
         let key = cluster.layout().manifest(&self.id);
-        object::put_document(cluster.vault(), &key, &object::to_json(self)).await?;
+        object::put_own_document(cluster.vault(), &key, &object::to_json(self)).await?;
         Ok(())
+    }
+
+    /// Looks whether the store kept it: nothing else would miss it.
+    pub async fn prove_committed(&self, cluster: &Cluster) -> Result<(), RepoError> {
+        let key = cluster.layout().manifest(&self.id);
+        match cluster.storage().stat(&key).await? {
+            Some(_) => Ok(()),
+            None => Err(RepoError::Damaged { key, what: "the store took it and does not have it; run the backup again".into() }),
+        }
     }
 
     pub async fn read(cluster: &Cluster, id: &str) -> Result<Manifest, RepoError> {

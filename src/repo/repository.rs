@@ -13,7 +13,7 @@ use super::vault::Vault;
 use super::{FORMAT_VERSION, RepoError};
 use crate::clock;
 use crate::config;
-use crate::storage::{Created, Depth, ObjectKey, Part, Storage, list_all};
+use crate::storage::{Created, Depth, ObjectKey, Page, Part, Storage, list_all};
 
 #[derive(Debug, Clone)]
 pub struct Repository {
@@ -126,12 +126,44 @@ impl Repository {
         let cluster = self.cluster(name);
         match cluster.record().await? {
             Some(record) => Ok((cluster, record)),
-            None => {
-                let (place, known) = (self.storage().place().into(), self.clusters().await?);
-                Err(RepoError::NoCluster { place, name: name.into(), known })
-            }
+            None => Err(self.no_cluster(name).await?),
         }
     }
+
+    async fn no_cluster(&self, name: &str) -> Result<RepoError, RepoError> {
+        let (place, known) = (self.storage().place().into(), self.clusters().await?);
+        Ok(RepoError::NoCluster { place, name: name.into(), known })
+    }
+
+    /// Opens the repository, and a cluster in it with the ids of its snapshots; what does not depend on each other is asked at once.
+    pub async fn open_cluster(storage: Arc<dyn Storage>, keys: &Keys, lease_s: u64, name: &str) -> Result<Opened, RepoError> {
+        let layout = Layout::new(name);
+        let (records, manifests) = (layout.records(), layout.manifests());
+        let (repository, records, manifests) = tokio::join!(
+            Repository::open(storage.clone(), keys),
+            list_all(&*storage, &records, Depth::All),
+            list_all(&*storage, &manifests, Depth::All),
+        );
+        let repository = repository?.with_lease_s(lease_s);
+        let cluster = repository.cluster(name);
+        let Some(record) = cluster.record_of(&records?).await? else { return Err(repository.no_cluster(name).await?) };
+        let ids = names(&manifests?);
+        Ok(Opened { repository, cluster, record, ids })
+    }
+}
+
+/// What [`Repository::open_cluster`] opened.
+#[derive(Debug)]
+pub struct Opened {
+    pub repository: Repository,
+    pub cluster: Cluster,
+    pub record: ClusterRecord,
+    /// Of all committed snapshots, oldest first.
+    pub ids: Vec<String>,
+}
+
+fn names(page: &Page) -> Vec<String> {
+    page.objects.iter().map(|o| o.key.name().to_string()).collect()
 }
 
 /// `lastgood.json` of a place.
@@ -213,6 +245,10 @@ impl Cluster {
     /// The newest record that can be opened: an old key may not open one that was written after a rotation.
     pub async fn record(&self) -> Result<Option<ClusterRecord>, RepoError> {
         let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
+        self.record_of(&page).await
+    }
+
+    async fn record_of(&self, page: &Page) -> Result<Option<ClusterRecord>, RepoError> {
         let mut newer = None;
         for object in page.objects.iter().rev() {
             match object::get_document(&self.vault, &object.key).await {
@@ -236,14 +272,17 @@ impl Cluster {
 
     /// Ids of all committed snapshots, oldest first.
     pub async fn snapshot_ids(&self) -> Result<Vec<String>, RepoError> {
-        let page = list_all(self.storage(), &self.layout.manifests(), Depth::All).await?;
-        Ok(page.objects.iter().map(|o| o.key.name().to_string()).collect())
+        Ok(names(&list_all(self.storage(), &self.layout.manifests(), Depth::All).await?))
     }
 
     /// Manifests of all snapshots, oldest first; one that cannot be read stands as its error.
     pub async fn manifests(&self) -> Result<Vec<(String, Result<Manifest, RepoError>)>, RepoError> {
+        self.manifests_of(self.snapshot_ids().await?).await
+    }
+
+    /// The same of snapshots that were listed already.
+    pub async fn manifests_of(&self, ids: Vec<String>) -> Result<Vec<(String, Result<Manifest, RepoError>)>, RepoError> {
         use futures::StreamExt;
-        let ids = self.snapshot_ids().await?;
         let read = |id: String| async move {
             let manifest = Manifest::read(self, &id).await;
             (id, manifest)

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use super::RestoreError;
 use super::guard::Approval;
 use super::place::{self, Standing};
@@ -42,13 +44,13 @@ pub struct Options {
     pub restore_command: String,
     pub threads: usize,
     pub read_back: ReadBack,
-    /// How long the server is given to fetch its WAL after this; nothing where the caller holds a pin itself.
-    pub hold: Duration,
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct Restored {
+    /// On what was read, where the repository may be written: for the caller to let go or to leave standing.
+    pub pin: Option<Lease>,
     /// Where the cluster that stood there is now.
     pub aside: Option<PathBuf>,
     /// What became of its unarchived WAL.
@@ -76,7 +78,7 @@ pub async fn execute(
     }
     let places: Vec<PathBuf> = [plan.root()].into_iter().chain(plan.tablespaces.iter().map(|t| t.root())).collect();
     // Pins what is needed, where the repository may be written; a restore must not fail for that.
-    let lease = match Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await {
+    let pin = match Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await {
         Ok(lease) => Some(lease),
         Err(RepoError::Storage(error)) if matches!(error.fault, Fault::Denied | Fault::ReadOnly | Fault::Full) => {
             monitor.warn(&format!("{error}; the restore goes on without a lease: let nothing expire meanwhile"));
@@ -84,10 +86,14 @@ pub async fn execute(
         }
         Err(error) => return Err(error.into()),
     };
+    let manifest = plan.manifest();
     // Whoever expires deletes the manifest and then looks for leases; we look for the manifest after taking ours.
-    if cluster.storage().stat(&cluster.layout().manifest(&plan.snapshot)).await.map_err(RepoError::from)?.is_none() {
+    let manifest_key = cluster.layout().manifest(&plan.snapshot);
+    let (there, first) = tokio::join!(cluster.storage().stat(&manifest_key), manifest.files(cluster, 0));
+    if there.map_err(RepoError::from)?.is_none() {
         return Err(RestoreError::Expired { snapshot: plan.snapshot.clone() });
     }
+    let first = first?;
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let saved = match &plan.replaced {
         Some(Replaced { archive: Some(archive), unarchived, .. }) if !unarchived.is_empty() => {
@@ -96,19 +102,19 @@ pub async fn execute(
         }
         _ => Saved::default(),
     };
-    let manifest = plan.manifest();
     let owner = new_owner(manifest);
     monitor.phase("restore", manifest.totals.raw_bytes);
     let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
-    let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
-    match lease {
-        // The server still has to fetch its WAL.
-        Some(lease) if done.is_ok() && !options.hold.is_zero() => lease.leave("recovery after restore", options.hold).await,
-        Some(lease) => lease.release().await,
-        None => {}
+    match work.run(first, options, &*monitor).await {
+        Ok(restored) => Ok(Restored { saved, pin, ..restored }),
+        Err(error) => {
+            if let Some(pin) = pin {
+                pin.release().await;
+            }
+            Err(error)
+        }
     }
-    done
 }
 
 /// What stands in the place is what the plan saw, and no server lives there.
@@ -138,6 +144,13 @@ struct Work<'a> {
     root: PathBuf,
 }
 
+/// What the file lists hold besides files, directories and links.
+#[derive(Default)]
+struct Listed {
+    control: Option<FileLine>,
+    has_settings: bool,
+}
+
 /// Files collected until there are enough for a batch.
 #[derive(Default)]
 struct Pending {
@@ -146,20 +159,47 @@ struct Pending {
 }
 
 impl Work<'_> {
-    async fn run(&self, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
-        let manifest = self.plan.manifest();
+    async fn run(&self, first: Vec<FileLine>, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
         self.own(&self.root)?;
         for tablespace in &self.plan.tablespaces {
             self.own(&tablespace.root())?;
         }
-        let mut restored = Restored::default();
-        let mut control = None;
+        let (batches, mut prepared) = mpsc::channel(1);
+        let prepare = self.prepare_all(first, batches);
+        let write = async move {
+            while let Some(targets) = prepared.recv().await {
+                write::batch(self.cluster, targets, &self.terms).await?;
+            }
+            Ok::<_, RestoreError>(())
+        };
+        // Neither is broken off: threads that write must not go on behind an error.
+        let (listed, written) = tokio::join!(prepare, write);
+        written?;
+        let listed = listed?;
+        let control = listed.control.ok_or(RestoreError::NoControl)?;
+        for path in salvage::provide(&self.plan.archive, &self.plan.provided, &self.root.join("pg_wal")).await? {
+            self.own(&path)?;
+        }
+        monitor.phase("sync", 0);
+        self.finish(control, options).await?;
+        Ok(Restored { has_settings: listed.has_settings, aside: self.take_place()?, ..Restored::default() })
+    }
+
+    /// Makes directories and links, and gets the next batch of files ready while one is written.
+    async fn prepare_all(&self, first: Vec<FileLine>, batches: mpsc::Sender<Vec<Target>>) -> Result<Listed, RestoreError> {
+        let manifest = self.plan.manifest();
+        let mut listed = Listed::default();
         let mut pending = Pending::default();
+        let mut first = Some(first);
         for index in 0..manifest.file_lists.len() {
-            for line in manifest.files(self.cluster, index).await? {
-                restored.has_settings |= line.path == "postgresql.conf";
+            let lines = match first.take() {
+                Some(lines) => lines,
+                None => manifest.files(self.cluster, index).await?,
+            };
+            for line in lines {
+                listed.has_settings |= line.path == "postgresql.conf";
                 if line.path == CONTROL_PATH {
-                    control = Some(line);
+                    listed.control = Some(line);
                     continue;
                 }
                 let path = self.path(&line)?;
@@ -176,19 +216,16 @@ impl Work<'_> {
                     }
                 }
                 if pending.frames >= BATCH_FRAMES || pending.files.len() >= BATCH_FILES {
-                    self.write(std::mem::take(&mut pending)).await?;
+                    let targets = self.prepare(std::mem::take(&mut pending)).await?;
+                    // Nobody takes it only when writing failed, whose error counts.
+                    if batches.send(targets).await.is_err() {
+                        return Ok(listed);
+                    }
                 }
             }
         }
-        self.write(pending).await?;
-        let control = control.ok_or(RestoreError::NoControl)?;
-        for path in salvage::provide(&self.plan.archive, &self.plan.provided, &self.root.join("pg_wal")).await? {
-            self.own(&path)?;
-        }
-        monitor.phase("sync", 0);
-        self.finish(control, options).await?;
-        restored.aside = self.take_place()?;
-        Ok(restored)
+        let _ = batches.send(self.prepare(pending).await?).await;
+        Ok(listed)
     }
 
     fn damaged(&self, what: String) -> RestoreError {
@@ -226,8 +263,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Writes one batch, after fetching the maps that lie in packs.
-    async fn write(&self, pending: Pending) -> Result<(), RestoreError> {
+    /// The files of one batch with their maps, of which some lie in packs.
+    async fn prepare(&self, pending: Pending) -> Result<Vec<Target>, RestoreError> {
         let mut frames: Vec<FrameRef> = Vec::new();
         for (line, _) in &pending.files {
             if let What::File { map: MapPlace::MapFrame { frame, .. }, .. } = &line.what {
@@ -253,7 +290,7 @@ impl Work<'_> {
             }
             targets.push(Target { path, bytes, mode: line.mode, map });
         }
-        write::batch(self.cluster, targets, &self.terms).await
+        Ok(targets)
     }
 
     /// Settings, marks, everything durable, and last of all pg_control (rule 37), under a name that no server knows.

@@ -153,7 +153,6 @@ pub async fn plan(
         stop_at_end: action != TargetAction::Promote,
     };
     let found = find::find(&archive, manifests, &question).await?;
-    inside::check(&archive, &found, &request.target.to_string()).await?;
     let manifest = &found.snapshot;
     if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
         && control.system_identifier == archive.system
@@ -162,22 +161,18 @@ pub async fn plan(
     }
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
-    check_created(&archive, &found, &tablespaces).await?;
-    let packs = manifest.packs(cluster).await?;
-    let sealed = packs.iter().map(|pack| cluster.layout().pack(&pack.name)).find(|key| !cluster.vault().can_open(key));
-    if let Some(key) = sealed {
-        return Err(RepoError::WriterKey { key }.into());
-    }
-    let missing = presence::missing_packs(cluster, &packs).await?;
-    if !missing.is_empty() {
-        let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();
-        return Err(RestoreError::Missing { found });
-    }
+    let target = request.target.to_string();
+    let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
+    let (_, _, _, sizes) = tokio::try_join!(
+        is_possible,
+        check_created(&archive, &found, &tablespaces),
+        check_packs(cluster, manifest),
+        sizes(cluster, manifest),
+    )?;
     let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
     let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
     let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();
     let wal_bytes = provided.len() as u64 * archive.segment_bytes;
-    let sizes = sizes(cluster, manifest).await?;
     let in_tablespaces: u64 = sizes.values().sum();
     let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes.saturating_sub(in_tablespaces) + wal_bytes)];
     needs.extend(tablespaces.iter().map(|t| (t.into.clone(), sizes.get(&t.oid).copied().unwrap_or(0))));
@@ -211,6 +206,23 @@ pub async fn plan(
         found,
         archive,
     })
+}
+
+/// Whether the keys at hand open the packs, and all of them are there.
+async fn check_packs(cluster: &Cluster, manifest: &Manifest) -> Result<(), RestoreError> {
+    let packs = manifest.packs(cluster).await?;
+    let sealed = packs.iter().map(|pack| cluster.layout().pack(&pack.name)).find(|key| !cluster.vault().can_open(key));
+    if let Some(key) = sealed {
+        return Err(RepoError::WriterKey { key }.into());
+    }
+    let missing = presence::missing_packs(cluster, &packs).await?;
+    match missing.is_empty() {
+        true => Ok(()),
+        false => {
+            let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();
+            Err(RestoreError::Missing { found })
+        }
+    }
 }
 
 /// Where recovery stops, and that in words; `reads_on` when it goes through WAL that is not archived.

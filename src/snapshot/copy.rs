@@ -11,7 +11,7 @@ use super::SnapshotError;
 use super::changes::Changes;
 use super::choose::{Chooser, Job, WINDOW_JOBS, WalkError};
 use super::pack::{self, Cancelled, Packer};
-use super::parent::ParentLines;
+use super::parent::{Parent, ParentLines};
 use super::read::{Item, Outcome, ReadError, Reader, Task, Terms};
 use super::stretch::{self, Assembled, Assembly, FileFacts, Line};
 use super::take::{CONTROL_PATH, Request};
@@ -52,7 +52,8 @@ pub struct Copied {
 
 impl Copy<'_> {
     /// Copies everything, pg_control last.
-    pub async fn run(&self, parent: Option<&Manifest>) -> Result<Copied, SnapshotError> {
+    pub async fn run(&self, parent: Option<&Parent>) -> Result<Copied, SnapshotError> {
+        let (parent, before) = (parent.map(|p| &p.manifest), parent.map_or(&[][..], |p| &p.packs));
         let terms = Arc::new(Terms {
             root: self.directory.clone(),
             checksums: self.control.data_checksum_version != 0,
@@ -80,14 +81,10 @@ impl Copy<'_> {
         let mut collected = collected?;
         collected.copied.totals.stored_bytes = stored.values().map(|pack| pack.bytes).sum();
         let mut packs: BTreeMap<Arc<str>, PackLine> = BTreeMap::new();
-        let before = match parent {
-            Some(parent) => parent.packs(self.cluster).await?,
-            None => Vec::new(),
-        };
         for pack in before {
             let name: Arc<str> = pack.name.as_str().into();
             if collected.packs.contains(&name) {
-                packs.insert(name, pack);
+                packs.insert(name, pack.clone());
             }
         }
         packs.extend(stored);

@@ -1,7 +1,7 @@
 //! Taking a snapshot: one consistent copy of a data directory that costs what changed.
 //!
 //! # The way
-//! [`take`] holds the session and the order of things; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
+//! [`take`] holds the session and the order of things, which [`begin`] opens; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
 //! [`gather`] reads from the WAL index what [`changes`] there were since, and [`survey`] looks at a sample of them.
 //! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files, checks pages and
 //! cuts frames, on threads of its own. [`pack`] collects frames into packs and stores them. Results come back in the order
@@ -22,6 +22,7 @@
 //! One open pack and two on their way to the store, one megabyte for each reading thread, the names of one directory, and a
 //! window of [`choose::WINDOW_JOBS`] jobs between the walk and the lists.
 
+pub mod begin;
 pub mod changes;
 pub mod choose;
 pub mod copy;

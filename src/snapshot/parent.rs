@@ -6,7 +6,7 @@ use crate::postgres::data_directory::order_key;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::repo::RepoError;
-use crate::repo::manifest::{FileLine, Manifest, What, decode_path};
+use crate::repo::manifest::{FileLine, Manifest, PackLine, What, decode_path};
 use crate::repo::repository::Cluster;
 
 /// What must be the same in a parent, or page LSNs prove nothing (rule 16).
@@ -45,11 +45,21 @@ impl Conditions<'_> {
     }
 }
 
-/// The newest snapshot that can be built on.
-pub async fn find(cluster: &Cluster, conditions: &Conditions<'_>) -> Result<Option<Manifest>, RepoError> {
-    for id in cluster.snapshot_ids().await?.iter().rev() {
+/// A snapshot to build on.
+#[derive(Debug)]
+pub struct Parent {
+    pub manifest: Manifest,
+    pub packs: Vec<PackLine>,
+}
+
+/// The newest snapshot of `ids` that can be built on.
+pub async fn find(cluster: &Cluster, ids: &[String], conditions: &Conditions<'_>) -> Result<Option<Parent>, RepoError> {
+    for id in ids.iter().rev() {
         match Manifest::read(cluster, id).await {
-            Ok(manifest) if conditions.objection(&manifest).is_none() => return Ok(Some(manifest)),
+            Ok(manifest) if conditions.objection(&manifest).is_none() => {
+                let packs = manifest.packs(cluster).await?;
+                return Ok(Some(Parent { manifest, packs }));
+            }
             Ok(_) => {}
             // A damaged manifest is verify's to report; here it is no parent.
             Err(error) if error.is_damage() => {}

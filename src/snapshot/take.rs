@@ -4,26 +4,25 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::begin::{self, Begun};
 use super::changes::Changes;
 use super::choose::TRUST_AFTER_NS;
 use super::copy::{Copied, Copy};
-use super::parent::{self, Conditions};
+use super::parent::{self, Conditions, Parent};
 use super::survey::{self, Sample};
 use super::{SnapshotError, gather, wait};
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::catalogue;
 use crate::postgres::control::ControlFile;
-use crate::postgres::data_directory;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::mapped;
 use crate::postgres::owner;
-use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session, Stopped};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::audit;
-use crate::repo::lease::{BACKUP, Exclusive};
+use crate::repo::lease::Exclusive;
 use crate::repo::manifest::{self, Manifest, SegmentLine};
 use crate::repo::object::Sha;
 use crate::repo::presence;
@@ -69,92 +68,39 @@ pub async fn take(
 ) -> Result<Manifest, SnapshotError> {
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    let control = check(record, session, &facts, &directory)?;
-    let (id, lease) = begin(cluster, session, facts.now).await?;
+    let control = begin::check(record, session, &facts, &directory)?;
+    // A segment takes its time to arrive; the lease is taken meanwhile.
+    let proven = begin::prove_archiving(cluster, session, &facts, request.archive_timeout, &*monitor);
+    let begun = begin::begin(cluster, session, facts.now);
+    let (begun, proven) = tokio::try_join!(begun, async { Ok(proven.await) })?;
+    let Begun { id, lease, ids } = begun;
+    if let Err(error) = proven {
+        lease.release().await;
+        return Err(error);
+    }
     // From here on, everything is written through the lease's fence.
     let fenced = lease.cluster();
-    let snapshot =
-        Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id, parent_start: OnceLock::new() };
+    let parent_start = OnceLock::new();
+    let snapshot = Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id, ids, parent_start };
     let taken = snapshot.take_and_commit(&lease).await;
     if let Ok(manifest) = &taken {
         snapshot.roll_up(manifest).await;
     }
-    lease.release().await;
+    let kept = async {
+        match &taken {
+            Ok(manifest) => manifest.prove_committed(cluster).await,
+            Err(_) => Ok(()),
+        }
+    };
+    let (kept, ()) = tokio::join!(kept, lease.release());
+    kept?;
     taken
 }
 
-/// The id and the lease to write under it.
-async fn begin(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<(String, Exclusive), SnapshotError> {
-    loop {
-        let id = new_id(cluster, session, now).await?;
-        let lease = Exclusive::take(cluster, BACKUP, "backup", &id).await?;
-        // Another one may have begun and ended between the two; ours must sort after it.
-        match cluster.snapshot_ids().await {
-            Ok(ids) if ids.last().is_none_or(|last| *last < id) => return Ok((id, lease)),
-            Ok(_) => lease.release().await,
-            Err(error) => {
-                lease.release().await;
-                return Err(error.into());
-            }
-        }
-        now = session.now().await?;
-    }
-}
-
-/// Server, data directory and repository speak of the same cluster (rules 3 and 15).
-fn check(
-    record: &ClusterRecord,
-    session: &Session,
-    facts: &Facts,
-    directory: &std::path::Path,
-) -> Result<ControlFile, SnapshotError> {
-    let (control, _) = ControlFile::read_bytes_stable(directory)?;
-    if control.system_identifier != facts.system_identifier {
-        return Err(SnapshotError::OtherDirectory {
-            dir: directory.into(),
-            found: control.system_identifier,
-            target: session.target().into(),
-            expected: facts.system_identifier,
-        });
-    }
-    if record.current().is_none_or(|h| h.system_identifier != facts.system_identifier) {
-        return Err(SnapshotError::Unregistered {
-            name: record.name.clone(),
-            known: record.histories.iter().map(|h| h.system_identifier).collect(),
-            found: facts.system_identifier,
-        });
-    }
-    if control.block_bytes as usize != PAGE_BYTES {
-        return Err(SnapshotError::BlockSize { bytes: control.block_bytes });
-    }
-    // A standby that was made by a restore follows its primary, and writes no history of its own.
-    if !facts.in_recovery && directory.join(data_directory::RESTORED_MARK).exists() {
-        return Err(SnapshotError::NotReleased { dir: directory.into() });
-    }
-    if facts.archive_mode == "off" {
-        let reason = "archive_mode is off; `lastgood init` prints the settings, and this one needs a restart".into();
-        return Err(SnapshotError::Archiving { reason });
-    }
-    data_directory::tablespaces(directory)?;
-    Ok(control)
-}
-
-/// An id from the database's clock that sorts after every id that ever was (rules 7 and 18): two in one second would not.
-async fn new_id(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<String, SnapshotError> {
-    let newest = cluster.snapshot_ids().await?.pop();
-    let newest_second = newest.as_deref().and_then(|id| id.split('-').next()).unwrap_or_default();
-    loop {
-        let second = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let id = format!("{second}-{}", clock::random_hex(2));
-        if second.as_str() > newest_second {
-            return Ok(id);
-        }
-        if second.as_str() < newest_second {
-            return Err(SnapshotError::Clock { id, newest: newest.unwrap_or_default() });
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        now = session.now().await?;
-    }
+/// What was looked at and written while WAL was on its way.
+struct Settled {
+    pack_table: manifest::Part,
+    audit: Option<audit::Head>,
 }
 
 struct Snapshot<'a> {
@@ -166,6 +112,8 @@ struct Snapshot<'a> {
     directory: PathBuf,
     control: ControlFile,
     id: String,
+    /// Of all snapshots before this one.
+    ids: Vec<String>,
     parent_start: OnceLock<Lsn>,
 }
 
@@ -216,8 +164,7 @@ impl Snapshot<'_> {
     async fn take(&self) -> Result<Manifest, SnapshotError> {
         let history = self.history()?;
         let sweep = async { sweep::sweep(self.cluster, &self.id).await.map_err(SnapshotError::from) };
-        // A segment takes its time to arrive; what is left of others is removed meanwhile.
-        let (swept, ()) = tokio::try_join!(sweep, self.prove_archiving())?;
+        let (swept, parent) = tokio::try_join!(sweep, self.parent(&history, Lsn(u64::MAX)))?;
         if let Some(text) = swept.describe() {
             self.monitor.note(&text);
         }
@@ -225,13 +172,18 @@ impl Snapshot<'_> {
         let (start_lsn, start_time) =
             self.session.start_backup(&format!("lastgood {}", self.id), !self.request.spread_checkpoint).await?;
         self.check_disk(start_lsn)?;
-        let parent = self.parent(&history, start_lsn).await?;
+        let parent = match parent {
+            // A standby may begin before the newest snapshot ended.
+            Some(parent) if parent.manifest.stop_lsn > start_lsn => self.parent(&history, start_lsn).await?,
+            parent => parent,
+        };
         if let Some(parent) = &parent {
-            self.parent_start.get_or_init(|| parent.start_lsn);
+            self.parent_start.get_or_init(|| parent.manifest.start_lsn);
         }
         let listed_ns = clock::now().as_nanosecond() as i64;
         let copy = async {
-            let changes = self.changes(&history, parent.as_ref(), start_lsn).await;
+            let manifest = parent.as_ref().map(|parent| &parent.manifest);
+            let changes = self.changes(&history, manifest, start_lsn).await;
             let copy = Copy {
                 cluster: self.cluster,
                 request: self.request,
@@ -250,8 +202,11 @@ impl Snapshot<'_> {
         };
         let stopped = self.session.stop_backup().await?;
         self.check_still_the_same().await?;
-        let segments = self.wait_for_wal(&history, start_lsn, &stopped).await?;
-        self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments).await
+        // What is written is looked at while WAL is on its way.
+        let settled = async { self.settle(&copied).await.map_err(SnapshotError::from) };
+        let (segments, settled) = tokio::try_join!(self.wait_for_wal(&history, start_lsn, &stopped), settled)?;
+        let parent = parent.map(|parent| parent.manifest.id);
+        self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments, settled).await
     }
 
     /// Names for the numbers in the WAL that follows. A snapshot without them is a snapshot all the same.
@@ -266,15 +221,6 @@ impl Snapshot<'_> {
         problems.iter().for_each(|problem| self.monitor.warn(problem));
         let key = self.cluster.layout().catalogue(&self.id);
         Ok(Some(manifest::put_table(self.cluster, &key, &catalogue.lines()).await?))
-    }
-
-    async fn prove_archiving(&self) -> Result<(), SnapshotError> {
-        if self.facts.in_recovery {
-            return Ok(());
-        }
-        self.monitor.phase("check archiving", 0);
-        let (system, timeout) = (self.facts.system_identifier, self.request.archive_timeout);
-        wait::prove_archiving(self.cluster, system, self.session, timeout).await.map(drop)
     }
 
     /// The path to the server's timeline, from its own history file.
@@ -302,7 +248,8 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    async fn parent(&self, history: &History, start: Lsn) -> Result<Option<Manifest>, SnapshotError> {
+    /// The snapshot to build on, whose packs are all there.
+    async fn parent(&self, history: &History, before: Lsn) -> Result<Option<Parent>, SnapshotError> {
         if self.request.full {
             return Ok(None);
         }
@@ -313,10 +260,10 @@ impl Snapshot<'_> {
             block_bytes: self.control.block_bytes,
             blocks_per_file: self.control.blocks_per_file,
             catalog_version: self.control.catalog_version,
-            before: start,
+            before,
         };
-        let Some(parent) = parent::find(self.cluster, &conditions).await? else { return Ok(None) };
-        let missing = presence::missing_packs(self.cluster, &parent.packs(self.cluster).await?).await?;
+        let Some(parent) = parent::find(self.cluster, &self.ids, &conditions).await? else { return Ok(None) };
+        let missing = presence::missing_packs(self.cluster, &parent.packs).await?;
         if let Some((key, what)) = missing.first() {
             let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");
             self.monitor.warn(&text);
@@ -408,10 +355,27 @@ impl Snapshot<'_> {
         wait::for_snapshot(self.cluster, system, names.into_iter(), self.session, timeout, &*self.monitor).await
     }
 
+    /// Whether all packs that the snapshot needs are there, and the table of them.
+    async fn settle(&self, copied: &Copied) -> Result<Settled, RepoError> {
+        let pack_key = self.cluster.layout().pack_table(&self.id);
+        let (missing, pack_table, audit) = tokio::try_join!(
+            presence::missing_anywhere(self.cluster, &copied.packs),
+            manifest::put_table(self.cluster, &pack_key, &copied.packs),
+            self.audit_head(),
+        )?;
+        // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
+        match missing.into_iter().next() {
+            Some((key, what)) => {
+                Err(RepoError::Damaged { key, what: format!("{what}, although this snapshot needs it; run it again") })
+            }
+            None => Ok(Settled { pack_table, audit }),
+        }
+    }
+
     #[expect(clippy::too_many_arguments, reason = "each is a stage of the snapshot, named where it is used")]
     async fn manifest(
         &self,
-        parent: Option<Manifest>,
+        parent: Option<String>,
         copied: Copied,
         catalogue: Option<manifest::Part>,
         start_lsn: Lsn,
@@ -419,21 +383,11 @@ impl Snapshot<'_> {
         listed_ns: i64,
         stopped: Stopped,
         segments: Vec<SegmentLine>,
+        settled: Settled,
     ) -> Result<Manifest, SnapshotError> {
         use std::os::unix::fs::MetadataExt;
         self.monitor.phase("commit", 0);
-        let layout = self.cluster.layout();
-        let (pack_key, wal_key) = (layout.pack_table(&self.id), layout.wal_table(&self.id));
-        let (missing, pack_table, wal_table, audit) = tokio::try_join!(
-            presence::missing_anywhere(self.cluster, &copied.packs),
-            manifest::put_table(self.cluster, &pack_key, &copied.packs),
-            manifest::put_table(self.cluster, &wal_key, &segments),
-            self.audit_head(),
-        )?;
-        // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
-        if let Some((key, what)) = missing.into_iter().next() {
-            return Err(RepoError::Damaged { key, what: format!("{what}, although this snapshot needs it; run it again") }.into());
-        }
+        let wal_table = manifest::put_table(self.cluster, &self.cluster.layout().wal_table(&self.id), &segments).await?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
@@ -456,7 +410,7 @@ impl Snapshot<'_> {
             start_time,
             stop_time: stopped.time,
             listed_ns,
-            parent: parent.map(|p| p.id),
+            parent,
             from_standby: self.facts.in_recovery,
             backup_label: stopped.backup_label,
             tablespaces: copied.tablespaces,
@@ -465,14 +419,14 @@ impl Snapshot<'_> {
             group: owner::group_name(directory.gid()),
             mode: directory.mode() & 0o7777,
             file_lists: copied.lists,
-            pack_table,
+            pack_table: settled.pack_table,
             wal_table,
             catalogue,
             first_segment: segments[0].0,
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
             damaged_pages: copied.damaged,
-            audit,
+            audit: settled.audit,
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         })

@@ -113,13 +113,15 @@ impl Log {
 struct Call<'a> {
     log: &'a Log,
     operation: &'static str,
+    key: &'a str,
     began: Instant,
     is_over: bool,
 }
 
 impl<'a> Call<'a> {
-    fn begin(log: &'a Log, operation: &'static str) -> Call<'a> {
-        Call { log, operation, began: clock::monotonic(), is_over: false }
+    fn begin(log: &'a Log, operation: &'static str, key: &'a str) -> Call<'a> {
+        tracing::trace!(operation, key, "begins");
+        Call { log, operation, key, began: clock::monotonic(), is_over: false }
     }
 
     fn end<T>(mut self, answer: Result<T>, bytes: impl FnOnce(&T) -> u64) -> Result<T> {
@@ -128,7 +130,9 @@ impl<'a> Call<'a> {
             Ok(found) => (bytes(found), None),
             Err(error) => (0, Some((kind(error.fault), error.to_string()))),
         };
-        self.log.add(self.operation, self.began.elapsed(), bytes, error);
+        let took = self.began.elapsed();
+        tracing::trace!(operation = self.operation, key = self.key, ?took, bytes, "ended");
+        self.log.add(self.operation, took, bytes, error);
         answer
     }
 }
@@ -180,32 +184,32 @@ impl<S: Storage> Storage for Measured<S> {
     }
 
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created> {
-        let (call, bytes) = (Call::begin(&self.log, "create"), body.len());
+        let (call, bytes) = (Call::begin(&self.log, "create", key.as_str()), body.len());
         call.end(self.inner.create(key, body).await, |_| bytes)
     }
 
     async fn create_own(&self, key: &ObjectKey, body: Body) -> Result<Created> {
-        let (call, bytes) = (Call::begin(&self.log, "create"), body.len());
+        let (call, bytes) = (Call::begin(&self.log, "create", key.as_str()), body.len());
         call.end(self.inner.create_own(key, body).await, |_| bytes)
     }
 
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read> {
-        let call = Call::begin(&self.log, "read");
+        let call = Call::begin(&self.log, "read", key.as_str());
         call.end(self.inner.read(key, part).await, |read| read.bytes.len() as u64)
     }
 
     async fn stat(&self, key: &ObjectKey) -> Result<Option<ObjectInfo>> {
-        let call = Call::begin(&self.log, "stat");
+        let call = Call::begin(&self.log, "stat", key.as_str());
         call.end(self.inner.stat(key).await, |_| 0)
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, depth: Depth) -> Result<Page> {
-        let call = Call::begin(&self.log, "list");
+        let call = Call::begin(&self.log, "list", prefix);
         call.end(self.inner.list(prefix, after, depth).await, |_| 0)
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, StorageError)>> {
-        let call = Call::begin(&self.log, "delete");
+        let call = Call::begin(&self.log, "delete", keys.first().map_or("", ObjectKey::as_str));
         let answer = call.end(self.inner.delete(keys).await, |_| 0)?;
         // Each key has its own answer.
         for (_, error) in &answer {

@@ -6,6 +6,7 @@
 //! - Without it (Garage, older Ceph and MinIO) we look, write, and look again. Two writers that both looked before either
 //!   wrote can still both be told `New`, the later bytes staying: that window cannot be closed from here. It is harmless
 //!   where the key says what the content is; where it does not, the caller must keep the writers apart.
+//!   The first look does not prove that the bucket exists: the PUT that follows does.
 //! - A PUT whose answer was lost may have happened. Each create therefore attaches a random write id to the object, and
 //!   after an unclear answer looks whether the object carries it ([`writes`], rule 55).
 //! - The SHA-256 of the body is signed with the request (unless the SDK's own checksums are on), so a store that checks
@@ -144,11 +145,19 @@ impl S3Storage {
         }
     }
 
+    /// The look before a PUT: whether the object carries `write_id`; `None` when there is no object, and perhaps no bucket.
+    async fn is_taken(&self, key: &ObjectKey, write_id: &str, bytes: u64) -> Result<Option<bool>> {
+        let head = self.client.head_object().bucket(&self.bucket).key(self.full_key(key)).send().await;
+        match head {
+            Err(error) if Refusal::of(&error).fault == Fault::NotFound => Ok(None),
+            Err(error) => Err(self.refused("create", key.as_str(), &error).await),
+            Ok(head) => Ok(Some(carries(&head, write_id, bytes))),
+        }
+    }
+
     /// Whether the object carries `write_id`; `None` when there is no object.
     async fn is_ours(&self, key: &ObjectKey, write_id: &str, bytes: u64) -> Result<Option<bool>> {
-        let Some(head) = self.head("create", key).await? else { return Ok(None) };
-        let found = head.metadata().and_then(|metadata| metadata.get(WRITE_ID));
-        Ok(Some(found.is_some_and(|id| id == write_id) && length(head.content_length()) == bytes))
+        Ok(self.head("create", key).await?.map(|head| carries(&head, write_id, bytes)))
     }
 
     /// One PUT. `Ok(false)` when the store answered that the key is taken.
@@ -194,7 +203,7 @@ impl S3Storage {
     async fn create_once(&self, key: &ObjectKey, payload: &body::Payload, write: &writes::Write) -> Result<Created> {
         let (id, bytes) = (write.id(), payload.bytes());
         if !self.conditional_create
-            && let Some(is_ours) = self.is_ours(key, id, bytes).await?
+            && let Some(is_ours) = self.is_taken(key, id, bytes).await?
         {
             return Ok(if is_ours { Created::New } else { Created::AlreadyThere });
         }
@@ -312,6 +321,11 @@ impl Storage for S3Storage {
     async fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
     }
+}
+
+fn carries(head: &HeadObjectOutput, write_id: &str, bytes: u64) -> bool {
+    let found = head.metadata().and_then(|metadata| metadata.get(WRITE_ID));
+    found.is_some_and(|id| id == write_id) && length(head.content_length()) == bytes
 }
 
 /// S3 counts in signed numbers that are never negative.

@@ -41,13 +41,17 @@ pub struct Archive {
 impl Archive {
     /// Lists roll-ups and segments, page by page, and reads the history files.
     pub async fn load(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<Archive, RepoError> {
-        // Read first: what is expired meanwhile may be listed, and is only found missing when it is wanted.
-        let gone = Gone::read(cluster, system).await?;
-        let (mut runs, groups) = listing::list(cluster, system, segment_bytes).await?;
+        // What is expired meanwhile may be listed, and is only found missing when it is wanted.
+        let (gone, (mut runs, groups), (histories, unreadable), tails) = tokio::try_join!(
+            Gone::read(cluster, system),
+            listing::list(cluster, system, segment_bytes),
+            histories(cluster, system),
+            tail::stored(cluster, system),
+        )?;
         let mut leftovers = runs.clone();
         gone.numbers(segment_bytes).for_each(|(timeline, first, last)| runs.remove(timeline, first, last));
         runs.iter().for_each(|(timeline, first, last)| leftovers.remove(timeline, first, last));
-        let mut archive = Archive {
+        let archive = Archive {
             cluster: cluster.clone(),
             system,
             segment_bytes,
@@ -55,15 +59,13 @@ impl Archive {
             leftovers,
             gone,
             groups,
-            histories: BTreeMap::new(),
+            histories,
             tails: BTreeMap::new(),
             abandoned: Vec::new(),
-            unreadable: Vec::new(),
+            unreadable,
         };
-        archive.load_histories().await?;
-        archive.tails =
-            tail::stored(cluster, system).await?.into_iter().filter(|(name, _)| !archive.is_archived(*name)).collect();
-        Ok(archive)
+        let tails = tails.into_iter().filter(|(name, _)| !archive.is_archived(*name)).collect();
+        Ok(Archive { tails, ..archive })
     }
 
     /// Leaves timelines out of what is followed by itself.
@@ -86,26 +88,6 @@ impl Archive {
 
     pub fn tail(&self, name: SegmentName) -> Option<&Tail> {
         self.tails.get(&name)
-    }
-
-    async fn load_histories(&mut self) -> Result<(), RepoError> {
-        let prefix = self.cluster.layout().histories(self.system);
-        for object in list_all(self.cluster.storage(), &prefix, Depth::All).await?.objects {
-            let name = object.key.name().to_string();
-            let Ok(WalFile::History(timeline)) = name.parse::<WalFile>() else { continue };
-            let mut text = Vec::new();
-            let read = segment::fetch(&self.cluster, self.system, &WalFile::History(timeline), &mut text).await;
-            let parsed = match read {
-                Ok(_) => History::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string()),
-                Err(error) if error.is_damage() || error.is_newer_epoch() => Err(error.to_string()),
-                Err(error) => return Err(error),
-            };
-            match parsed {
-                Ok(history) => drop(self.histories.insert(timeline, history)),
-                Err(problem) => self.unreadable.push((name, problem)),
-            }
-        }
-        Ok(())
     }
 
     /// Runs of archived segments, by timeline.
@@ -284,4 +266,28 @@ impl Archive {
     pub fn segment_start(&self, number: u64) -> Lsn {
         Lsn(number * self.segment_bytes)
     }
+}
+
+type Histories = BTreeMap<Timeline, History>;
+
+/// The history files, and those that are damaged.
+async fn histories(cluster: &Cluster, system: SystemId) -> Result<(Histories, Vec<(String, String)>), RepoError> {
+    let (mut histories, mut unreadable) = (Histories::new(), Vec::new());
+    let prefix = cluster.layout().histories(system);
+    for object in list_all(cluster.storage(), &prefix, Depth::All).await?.objects {
+        let name = object.key.name().to_string();
+        let Ok(WalFile::History(timeline)) = name.parse::<WalFile>() else { continue };
+        let mut text = Vec::new();
+        let read = segment::fetch(cluster, system, &WalFile::History(timeline), &mut text).await;
+        let parsed = match read {
+            Ok(_) => History::parse(timeline, &String::from_utf8_lossy(&text)).map_err(|e| e.to_string()),
+            Err(error) if error.is_damage() || error.is_newer_epoch() => Err(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        match parsed {
+            Ok(history) => drop(histories.insert(timeline, history)),
+            Err(problem) => unreadable.push((name, problem)),
+        }
+    }
+    Ok((histories, unreadable))
 }

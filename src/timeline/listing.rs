@@ -10,7 +10,7 @@ use crate::postgres::wal::name::SegmentName;
 use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
 use crate::repo::rollup::{self, Group};
-use crate::storage::{Depth, ObjectKey};
+use crate::storage::{Depth, ObjectKey, Page};
 
 /// Runs of segment numbers without gaps, by timeline; sorted, with gaps between them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,11 +71,18 @@ impl Runs {
 
 /// All archived segments of one history; and the roll-ups that were seen, the highest over each stretch.
 pub async fn list(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<(Runs, Vec<Group>), RepoError> {
+    let layout = cluster.layout();
+    let prefixes = rollup::LEVELS.rev().map(|level| layout.rollups(system, level)).chain([layout.segments(system)]);
+    let prefixes: Vec<String> = prefixes.collect();
+    // The first pages are asked for at once: mostly there is no second one.
+    let first = prefixes.iter().map(|prefix| cluster.storage().list(prefix, None, Depth::All));
+    let mut pages = futures::future::try_join_all(first).await?.into_iter().zip(&prefixes);
     let (mut runs, mut groups) = (Runs::default(), Vec::new());
     for level in rollup::LEVELS.rev() {
+        let Some(first) = pages.next() else { break };
         let covered = runs.clone();
-        let key = |name: SegmentName| cluster.layout().rollup(system, level, name);
-        scan(cluster, &cluster.layout().rollups(system, level), (segment_bytes, &covered), &key, &mut |object| {
+        let key = |name: SegmentName| layout.rollup(system, level, name);
+        scan(cluster, first, (segment_bytes, &covered), &key, &mut |object| {
             let Some(group) = Group::named(level, object, segment_bytes) else { return };
             if covered.around(group.timeline, group.first).is_none() {
                 runs.add(group.timeline, *group.numbers().start(), *group.numbers().end());
@@ -84,37 +91,37 @@ pub async fn list(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Re
         })
         .await?;
     }
-    let covered = runs.clone();
-    let layout = cluster.layout();
-    let key = |name: SegmentName| layout.wal(system, &crate::postgres::wal::name::WalFile::Segment(name));
-    scan(cluster, &layout.segments(system), (segment_bytes, &covered), &key, &mut |object| {
-        let Ok(name) = object.name().parse::<SegmentName>() else { return };
-        let Some(number) = name.number(segment_bytes) else { return };
-        runs.add(name.timeline, number, number);
-    })
-    .await?;
+    if let Some(first) = pages.next() {
+        let covered = runs.clone();
+        let key = |name: SegmentName| layout.wal(system, &crate::postgres::wal::name::WalFile::Segment(name));
+        scan(cluster, first, (segment_bytes, &covered), &key, &mut |object| {
+            let Ok(name) = object.name().parse::<SegmentName>() else { return };
+            let Some(number) = name.number(segment_bytes) else { return };
+            runs.add(name.timeline, number, number);
+        })
+        .await?;
+    }
     groups.sort_unstable();
     Ok((runs, groups))
 }
 
-/// Pages through a prefix, and leaps over what is covered.
+/// Pages through a prefix from its first page on, and leaps over what is covered.
 async fn scan(
     cluster: &Cluster,
-    prefix: &str,
+    (mut page, prefix): (Page, &String),
     (segment_bytes, covered): (u64, &Runs),
     key_of: &(dyn Fn(SegmentName) -> ObjectKey + Sync),
     visit: &mut (dyn FnMut(&ObjectKey) + Send),
 ) -> Result<(), RepoError> {
-    let mut after: Option<String> = None;
     loop {
-        let page = cluster.storage().list(prefix, after.as_deref(), Depth::All).await?;
         page.objects.iter().for_each(|object| visit(&object.key));
         let Some(last) = page.objects.last().filter(|_| page.more) else { return Ok(()) };
         let leap = last.key.name().parse::<SegmentName>().ok().and_then(|name| {
             let run = covered.around(name.timeline, name.number(segment_bytes)?)?;
             Some(key_of(SegmentName::new(name.timeline, run.1, segment_bytes)).to_string())
         });
-        after = Some(last.key.to_string()).max(leap);
+        let after = Some(last.key.to_string()).max(leap);
+        page = cluster.storage().list(prefix, after.as_deref(), Depth::All).await?;
     }
 }
 

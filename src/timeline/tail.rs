@@ -41,8 +41,10 @@ pub struct Found {
 /// The torn ends in the archive; of several of one segment, the one that reaches furthest.
 pub async fn stored(cluster: &Cluster, system: SystemId) -> Result<BTreeMap<SegmentName, Tail>, RepoError> {
     let mut best: BTreeMap<SegmentName, (Option<Lsn>, Tail)> = BTreeMap::new();
-    for prefix in [cluster.layout().partials(system), cluster.layout().torn(system)] {
-        for object in list_all(cluster.storage(), &prefix, Depth::All).await?.objects {
+    let (partials, torn) = (cluster.layout().partials(system), cluster.layout().torn(system));
+    let list = |prefix| list_all(cluster.storage(), prefix, Depth::All);
+    for page in <[_; 2]>::from(tokio::try_join!(list(&partials), list(&torn))?) {
+        for object in page.objects {
             let (file, name) = match object.key.name().parse() {
                 Ok(file @ (WalFile::Partial(name) | WalFile::Torn(name, _))) => (file, name),
                 _ => continue,

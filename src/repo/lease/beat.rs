@@ -81,8 +81,9 @@ impl Beat {
         }
     }
 
+    /// The key has the holder's random name in it, or the store itself refuses one that is taken.
     pub(super) async fn put(&self, cluster: &Cluster, key: &ObjectKey) -> Result<(), RepoError> {
-        object::put_document(cluster.vault(), key, &object::to_json(self)).await.map(|_| ())
+        object::put_own_document(cluster.vault(), key, &object::to_json(self)).await.map(|_| ())
     }
 
     /// Whether the holder was a process of this host that no longer runs, or a lease of this process that it gave up without

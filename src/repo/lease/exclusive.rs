@@ -13,7 +13,7 @@
 //! the last, so that a taker who looked long ago and creates now finds the name taken.
 //!
 //! # Ending
-//! `released` is written, then the beats are deleted. The last epoch keeps at least this one object.
+//! `released` is written. Beats and end stay for the next taker, whose epoch makes them garbage: the last epoch keeps at least one object.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -76,6 +76,8 @@ struct State {
     /// When the newest beat that was found to count was sent: nobody takes over before it is `stale_after` old.
     confirmed: Mark,
     over: Option<Over>,
+    /// Of epochs before this one, to be deleted at the end, where nobody waits for it.
+    garbage: Vec<ObjectKey>,
 }
 
 impl Exclusive {
@@ -83,7 +85,7 @@ impl Exclusive {
     pub async fn take(cluster: &Cluster, resource: &str, operation: &str, snapshot: &str) -> Result<Exclusive, RepoError> {
         let prefix = cluster.layout().lease(resource);
         for _ in 0..ROUNDS {
-            let standing = look::look(cluster, &prefix, Now::Asked).await?;
+            let standing = look::look(cluster, &prefix, Now::Asked, None).await?;
             if let Some(holder) = standing.living.first() {
                 return Err(refusal(cluster, holder));
             }
@@ -181,7 +183,7 @@ impl Held {
             holder: beat.holder.clone(),
             stale_after: Duration::from_secs(beat.stale_after_s),
             beat: tokio::sync::Mutex::new(beat),
-            state: Mutex::new(State { confirmed: Mark::now(), over: None }),
+            state: Mutex::new(State { confirmed: Mark::now(), over: None, garbage: Vec::new() }),
         }
     }
 
@@ -228,11 +230,12 @@ impl Held {
         won
     }
 
-    /// Whether nobody else can hold. Deletes the epochs before, once that is certain.
+    /// Whether nobody else can hold. Remembers the epochs before, which are garbage once that is certain.
     async fn is_alone(&self, own: &Beat) -> Result<bool, RepoError> {
         let prefix = self.cluster.layout().lease(&self.resource);
+        let first = self.beat_key(own.epoch, 1);
         for _ in 0..PATIENCE {
-            let standing = look::look(&self.cluster, &prefix, Now::Newest).await?;
+            let standing = look::look(&self.cluster, &prefix, Now::Newest, Some((&first, own))).await?;
             let is_own = |epoch: u32, suffix: &str| epoch == own.epoch && suffix == self.suffix;
             let ours = standing.claims.iter().find(|c| is_own(c.epoch, &c.suffix));
             let stands = ours.is_some_and(|c| c.end.is_none() && c.beats.keys().eq([1].iter()));
@@ -242,7 +245,7 @@ impl Held {
                 return Ok(false);
             }
             if rivals.is_empty() {
-                let _ = self.cluster.storage().delete(&standing.garbage).await;
+                self.state().garbage = standing.garbage;
                 return Ok(true);
             }
             pause().await;
@@ -323,20 +326,28 @@ impl Held {
         None
     }
 
-    /// Marks the end in the store, for others, and here.
+    /// Marks the end in the store, for others, and here. Where the end is not ours to write, only the last beat goes.
     async fn end(&self, end: Option<End>) {
         let mut beat = self.beat.lock().await;
         self.over(Over::Ended);
-        let (epoch, last) = (beat.epoch, beat.beat);
-        let mut keys = vec![self.beat_key(epoch, last)];
-        if let Some(end) = end {
-            beat.beat += 1;
-            if beat.put(&self.cluster, &self.key(epoch, end.name())).await.is_err() {
-                return;
-            }
-            keys.extend((last != 1).then(|| self.beat_key(epoch, 1)));
+        let mut garbage = std::mem::take(&mut self.state().garbage);
+        if end.is_none() {
+            garbage.push(self.beat_key(beat.epoch, beat.beat));
         }
-        let _ = self.cluster.storage().delete(&keys).await;
+        let marked = async {
+            if let Some(end) = end {
+                beat.beat += 1;
+                // A claim whose end cannot be written grows stale.
+                let _ = beat.put(&self.cluster, &self.key(beat.epoch, end.name())).await;
+            }
+        };
+        let deleted = async {
+            if !garbage.is_empty() {
+                // Where deleting is not allowed they stay until somebody may.
+                let _ = self.cluster.storage().delete(&garbage).await;
+            }
+        };
+        tokio::join!(marked, deleted);
     }
 
     /// The first reason stays.
@@ -476,7 +487,8 @@ mod tests {
             assert_eq!(lease.held.beat.lock().await.epoch, epoch);
             let standing = standing_of(&cluster).await;
             cluster.storage().delete(&standing.garbage).await.unwrap();
-            assert_eq!((standing.living.len(), standing.claims.len()), (1, 1));
+            // The epoch before stays until this one ends.
+            assert_eq!((standing.living.len(), standing.claims.len()), (1, 2));
             lease.release().await;
             let left = standing_of(&cluster).await;
             assert!(left.living.is_empty() && left.garbage.is_empty() && left.claims.len() == 1, "{left:?}");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::StreamExt;
 use jiff::Timestamp;
 
 use super::beat::Beat;
@@ -16,6 +17,8 @@ use crate::storage::{Depth, ObjectInfo, ObjectKey, Storage, StorageError};
 const COARSE_S: u64 = 1;
 /// How often to look again when what was listed is replaced before it is read.
 const LOOKS: usize = 10;
+/// Beats that are read at a time.
+const READS: usize = 8;
 
 /// How a claim ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,20 +101,26 @@ pub(super) enum Now {
 
 /// Who is at work on the cluster, by the store's clock.
 pub async fn at_work(cluster: &Cluster) -> Result<Vec<AtWork>, RepoError> {
-    Ok(look(cluster, &cluster.layout().leases(), Now::Asked).await?.living)
+    Ok(look(cluster, &cluster.layout().leases(), Now::Asked, None).await?.living)
 }
 
 /// The same for who has just taken a lease: no request but a listing, and one for each living lease.
 pub async fn standing(cluster: &Cluster) -> Result<Standing, RepoError> {
-    look(cluster, &cluster.layout().leases(), Now::Newest).await
+    look(cluster, &cluster.layout().leases(), Now::Newest, None).await
 }
 
-pub(super) async fn look(cluster: &Cluster, prefix: &str, now: Now) -> Result<Standing, RepoError> {
+/// `own` is a beat that this process has just written, which need not be read.
+pub(super) async fn look(
+    cluster: &Cluster,
+    prefix: &str,
+    now: Now,
+    own: Option<(&ObjectKey, &Beat)>,
+) -> Result<Standing, RepoError> {
     for _ in 0..LOOKS {
         let objects = list_behind(cluster.storage(), prefix, None).await?;
         let newest = objects.iter().map(|o| o.modified).max().unwrap_or(Timestamp::UNIX_EPOCH);
         let claims = claims(&cluster.layout().leases(), objects);
-        if let Some(living) = living(cluster, &claims, now, newest).await? {
+        if let Some(living) = living(cluster, &claims, (now, newest), own).await? {
             let garbage = garbage(&claims, &living);
             return Ok(Standing { living, garbage, claims });
         }
@@ -120,12 +129,26 @@ pub(super) async fn look(cluster: &Cluster, prefix: &str, now: Now) -> Result<St
 }
 
 /// The claims that live; `None` when a beat was replaced or ended since it was listed.
-async fn living(cluster: &Cluster, claims: &[Claim], now: Now, newest: Timestamp) -> Result<Option<Vec<AtWork>>, RepoError> {
+async fn living(
+    cluster: &Cluster,
+    claims: &[Claim],
+    (now, newest): (Now, Timestamp),
+    own: Option<(&ObjectKey, &Beat)>,
+) -> Result<Option<Vec<AtWork>>, RepoError> {
+    let lasts: Vec<_> = claims.iter().filter_map(|claim| claim.newest().map(|last| (claim, last))).collect();
+    let read = |key: ObjectKey| async move {
+        match own.filter(|(own, _)| **own == key) {
+            Some((_, beat)) => Ok(object::to_json(beat)),
+            None => object::get_document(cluster.vault(), &key).await,
+        }
+    };
+    let beats =
+        futures::stream::iter(lasts.iter().map(|(_, last)| last.key.clone()).collect::<Vec<_>>()).map(read).buffered(READS);
+    let beats: Vec<_> = beats.collect().await;
     let mut asked = None;
     let mut living = Vec::new();
-    for claim in claims {
-        let Some(last) = claim.newest() else { continue };
-        let beat = match object::get_document(cluster.vault(), &last.key).await {
+    for ((claim, last), beat) in lasts.into_iter().zip(beats) {
+        let beat = match beat {
             Ok(raw) => object::from_json(&last.key, &raw).unwrap_or_else(|_| Beat::unreadable(claim.epoch)),
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) if error.is_damage() => Beat::unreadable(claim.epoch),

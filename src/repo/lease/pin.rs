@@ -1,12 +1,13 @@
 //! A lease that excludes nobody: it says what somebody reads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
 use super::BEATS_PER_LEASE;
 use super::beat::{self, Beat};
-use super::look;
 use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
 use crate::storage::ObjectKey;
@@ -18,6 +19,8 @@ pub struct Lease {
     name: String,
     snapshot: String,
     holder: String,
+    /// The last beat that was sent, or is about to be.
+    newest: Arc<AtomicU32>,
     beats: Option<JoinHandle<()>>,
 }
 
@@ -28,36 +31,43 @@ impl Lease {
         let name = format!("{operation}-{snapshot}");
         let holder = first.holder.clone();
         // From here on it is given up by being dropped, also when the first beat fails or is not waited for.
-        let mut lease = Lease { cluster: cluster.clone(), name: name.clone(), snapshot: snapshot.into(), holder, beats: None };
+        let newest = Arc::new(AtomicU32::new(1));
+        let mut lease = Lease {
+            cluster: cluster.clone(),
+            name: name.clone(),
+            snapshot: snapshot.into(),
+            holder,
+            newest: newest.clone(),
+            beats: None,
+        };
         first.put(cluster, &cluster.layout().pin(&name, 1)).await?;
-        lease.beats = Some(tokio::spawn(keep_beating(cluster.clone(), name, first)));
+        lease.beats = Some(tokio::spawn(keep_beating(cluster.clone(), name, first, newest)));
         Ok(lease)
     }
 
     /// Gives the lease up. A beat that cannot be deleted grows stale.
     pub async fn release(mut self) {
         self.stop();
-        if let Ok(objects) = look::list_behind(self.cluster.storage(), &self.cluster.layout().lease(&self.name), None).await {
-            let keys: Vec<ObjectKey> = objects.into_iter().map(|o| o.key).collect();
-            let _ = self.cluster.storage().delete(&keys).await;
-        }
+        let _ = self.cluster.storage().delete(&self.standing()).await;
     }
-}
 
-impl Lease {
+    /// The beats that may stand there: the last one, and the one before where the deletion that follows a beat was not done.
+    fn standing(&self) -> Vec<ObjectKey> {
+        let newest = self.newest.load(Ordering::Acquire);
+        (newest.saturating_sub(1).max(1)..=newest).map(|beat| self.cluster.layout().pin(&self.name, beat)).collect()
+    }
+
     /// Ends the work and leaves the pin standing for `hold`, whatever becomes of this process: somebody else goes on with what was
     /// begun, like a server that replays WAL after a restore. Where that cannot be written, the lease is given up.
     pub async fn leave(mut self, operation: &str, hold: Duration) {
         self.stop();
-        let objects = look::list_behind(self.cluster.storage(), &self.cluster.layout().lease(&self.name), None).await;
-        let keys: Vec<ObjectKey> = objects.unwrap_or_default().into_iter().map(|o| o.key).collect();
-        let last = keys.iter().filter_map(|key| key.name().parse::<u32>().ok()).max().unwrap_or(1);
+        let last = self.newest.load(Ordering::Acquire);
         let first = Beat::first(&self.cluster, operation, &self.snapshot, 0);
         beat::forget(&first.holder);
         // Without a boot id nobody takes the end of this process for the end of the work.
         let rest = Beat { boot: String::new(), beat: last + 1, stale_after_s: hold.as_secs(), ..first };
         let _ = rest.put(&self.cluster, &self.cluster.layout().pin(&self.name, rest.beat)).await;
-        let _ = self.cluster.storage().delete(&keys).await;
+        let _ = self.cluster.storage().delete(&self.standing()).await;
     }
 
     fn stop(&mut self) {
@@ -74,11 +84,12 @@ impl Drop for Lease {
     }
 }
 
-async fn keep_beating(cluster: Cluster, name: String, mut beat: Beat) {
+async fn keep_beating(cluster: Cluster, name: String, mut beat: Beat, newest: Arc<AtomicU32>) {
     loop {
         tokio::time::sleep(Duration::from_secs(beat.stale_after_s) / BEATS_PER_LEASE).await;
         let before = cluster.layout().pin(&name, beat.beat);
         beat.beat += 1;
+        newest.store(beat.beat, Ordering::Release);
         if beat.put(&cluster, &cluster.layout().pin(&name, beat.beat)).await.is_err() {
             // The next beat tries again; until the lease is stale nobody acts on its absence.
             continue;
