@@ -4,6 +4,7 @@
 
 mod archive;
 mod bad_input;
+mod bucket;
 mod changed;
 mod cost;
 mod crash;

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::repo::repository::Repository;
 use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
-use crate::upkeep::{drills, exposure};
+use crate::upkeep::{drills, exposure, protection};
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -59,6 +59,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             let name = &config.cluster.name;
             check::encryption(&mut findings, &config, &repository).await?;
             check::repository(&mut findings, &**repository.storage(), &repository.cluster(name)).await;
+            protection::check(&mut findings, &**repository.storage()).await;
+            protection::snapshots(&mut findings, &repository.cluster(name)).await?;
             let cluster = match &server {
                 Some(server) => check::registration(&mut findings, &repository, name, &server.facts).await?,
                 None => None,

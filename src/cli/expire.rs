@@ -3,6 +3,7 @@
 use super::context::{Global, Place};
 use super::keys::Need;
 use super::{guard, output, progress};
+use crate::upkeep::expire::execute::Done;
 use crate::upkeep::expire::plan::{Count, Plan};
 use crate::upkeep::expire::{self, Request};
 
@@ -25,7 +26,9 @@ pub struct Args {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let place = Place::open_to(global, Need::Write).await?;
     let rules = place.config.retention.clone();
-    if !rules.is_configured() {
+    // Where objects are locked, what stays for ever must be locked for longer all the same.
+    let has_locks = place.cluster.storage().bucket().is_some_and(|bucket| bucket.lock().is_some());
+    if !rules.is_configured() && !has_locks {
         let text = "no retention is configured, so nothing is ever removed; set what to keep under [retention]";
         match global.json {
             true => output::json(&serde_json::json!({ "event": "result", "configured": false, "message": text })),
@@ -46,15 +49,53 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let done = done?;
     if json {
         output::json(&serde_json::json!({ "event": "result", "configured": true, "done": done }));
-    } else if done.objects > 0 {
-        output::line(format!(
-            "removed {}, {}: {} are free again",
-            output::count(done.snapshots, "snapshot"),
-            output::count(done.objects, "object"),
-            output::bytes(done.bytes)
-        ));
+    } else {
+        tell(&done);
     }
     Ok(0)
+}
+
+fn tell(done: &Done) {
+    let (snapshots, objects) = (output::count(done.snapshots, "snapshot"), output::count(done.objects, "object"));
+    let bytes = output::bytes(done.bytes);
+    match (done.objects > 0, done.is_hidden_only) {
+        (false, _) => {}
+        (true, false) => output::line(format!("removed {snapshots}, {objects}: {bytes} are free again")),
+        (true, true) => output::line(format!(
+            "removed {snapshots}, {objects}: the bucket keeps {bytes} as older versions; see delete_versions, or give it a lifecycle rule"
+        )),
+    }
+    if done.locked.objects > 0 {
+        let until = done.locked_until.map(|until| format!(" until {}", output::time(until))).unwrap_or_default();
+        output::line(format!(
+            "left {}, {}: locked{until}",
+            output::count(done.locked.objects, "object"),
+            output::bytes(done.locked.bytes)
+        ));
+    }
+}
+
+/// What waits, and what is made to.
+fn show_locks(plan: &Plan) {
+    let count = plan.locked_count();
+    if let (Some(first), Some(last)) = (plan.locked.first(), plan.locked.last()) {
+        let until = match first.until == last.until {
+            true => format!("until {}; the next expire after that removes them", output::time(last.until)),
+            false => format!(
+                "the first until {}, the last until {}; the next expire after each removes them",
+                output::time(first.until),
+                output::time(last.until)
+            ),
+        };
+        output::entry(
+            "locked",
+            format!("{}, {} are locked {until}", output::count(count.objects, "object"), output::bytes(count.bytes)),
+        );
+    }
+    if let Some(locking) = plan.locking.as_ref().filter(|locking| locking.objects > 0) {
+        let what = output::count(locking.objects as u64, "object");
+        output::entry("locks", format!("{what} that stay longer are locked until {}", output::time(locking.until)));
+    }
 }
 
 fn show(plan: &Plan, json: bool) {
@@ -86,6 +127,7 @@ fn show(plan: &Plan, json: bool) {
     for range in &plan.wal {
         output::entry("WAL", format!("{} to {}: {}", range.first, range.last, size(&range.count, "segment")));
     }
+    show_locks(plan);
     for note in &plan.notes {
         output::entry("note", note);
     }

@@ -8,12 +8,14 @@ use super::{error, output, progress};
 use crate::archive::behind;
 use crate::config::{Config, Mirror};
 use crate::repo::copies::RULES;
+use crate::repo::layout::is_passing;
 use crate::repo::repository::Repository;
 use crate::storage::measure::{Log, history};
 use crate::storage::several::{Duty, Served, Several};
 use crate::storage::{Storage, open};
 use crate::upkeep::check::Findings;
 use crate::upkeep::mirrors;
+use crate::upkeep::protection;
 use crate::upkeep::repair::{self, Outcome};
 use crate::upkeep::verify::Report;
 
@@ -34,7 +36,7 @@ pub fn choose(config: &mut Config, chosen: &str) {
 /// The first repository alone.
 pub async fn first(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
     let log = Log::default();
-    let storage = open::open(&config.repository, &log).await?;
+    let storage = open::open(&config.repository, is_passing, &log).await?;
     remember(config, storage.place(), log);
     Ok(storage)
 }
@@ -42,7 +44,7 @@ pub async fn first(config: &Config) -> anyhow::Result<Arc<dyn Storage>> {
 /// A mirror alone.
 pub async fn mirror(config: &Config, mirror: &Mirror) -> anyhow::Result<Arc<dyn Storage>> {
     let log = Log::default();
-    let storage = open::open_mirror(mirror, &log).await?;
+    let storage = open::open_mirror(mirror, is_passing, &log).await?;
     remember(config, storage.place(), log);
     Ok(storage)
 }
@@ -165,7 +167,10 @@ pub async fn check(findings: &mut Findings, config: &Config, repository: &Reposi
             max_age_hours: config.snapshot.max_age_hours,
         };
         match mirror(config, found).await {
-            Ok(storage) => mirrors::mirror(findings, repository, &config.cluster.name, &look, storage).await,
+            Ok(storage) => {
+                protection::check(findings, &*storage).await;
+                mirrors::mirror(findings, repository, &config.cluster.name, &look, storage).await;
+            }
             Err(error) => findings.fail("mirror", format!("{}: {error:#}", found.name), "correct its url under [[mirror]]"),
         }
     }

@@ -46,7 +46,7 @@ impl Mirror {
                 "leave them out for the defaults",
             );
         }
-        self.s3.check()
+        self.s3.check(&self.url)
     }
 }
 

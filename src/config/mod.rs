@@ -23,7 +23,7 @@ pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
 pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
-pub use repository::{LEASE_S, Repository, S3, ServerSideEncryption, is_loopback};
+pub use repository::{LEASE_S, ObjectLockMode, Repository, S3, ServerSideEncryption, is_loopback};
 pub use retention::Retention;
 pub use tripwire::{Alert, Tripwire};
 pub use verify::Verify;

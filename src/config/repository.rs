@@ -8,6 +8,8 @@ use super::{ConfigError, invalid};
 
 /// Long enough for a store that is down for a while, short enough that the night's second try succeeds.
 pub const LEASE_S: u64 = 900;
+/// A mistyped number in compliance mode could not be taken back: ten years, and not the hundred that S3 takes.
+const LOCK_DAYS_MAX: u32 = 3650;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,7 +40,7 @@ impl Repository {
             return invalid(what, "use 60 to 86400, or leave it out for 900");
         }
         no_secret_in_urls("repository", &self.url, &self.s3)?;
-        self.s3.check()
+        self.s3.check(&self.url)
     }
 }
 
@@ -85,6 +87,12 @@ pub struct S3 {
     pub attempt_timeout_s: u64,
     /// Longest time for one call with all its attempts.
     pub call_timeout_s: u64,
+    /// For so many days nobody can delete what is written, in a bucket with Object Lock.
+    pub object_lock_days: Option<u32>,
+    /// Governance when absent.
+    pub object_lock_mode: Option<ObjectLockMode>,
+    /// Delete all versions of an object, so that its room becomes free. Else a bucket with versions only hides what is deleted.
+    pub delete_versions: bool,
 }
 
 impl Default for S3 {
@@ -105,12 +113,16 @@ impl Default for S3 {
             max_requests: 16,
             attempt_timeout_s: 60,
             call_timeout_s: 300,
+            object_lock_days: None,
+            object_lock_mode: None,
+            delete_versions: false,
         }
     }
 }
 
 impl S3 {
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, url: &str) -> Result<(), ConfigError> {
+        self.check_versions(url)?;
         if self.kms_key_id.is_some() && self.encryption != ServerSideEncryption::SseKms {
             return invalid("kms_key_id is set, but encryption is not \"sse-kms\"", "set encryption = \"sse-kms\"");
         }
@@ -126,6 +138,28 @@ impl S3 {
             return invalid(
                 "max_requests and the time-outs of [repository.s3] must be above 0",
                 "leave them out for the defaults",
+            );
+        }
+        Ok(())
+    }
+
+    fn check_versions(&self, url: &str) -> Result<(), ConfigError> {
+        if self.object_lock_mode.is_some() && self.object_lock_days.is_none() {
+            return invalid(
+                "object_lock_mode is set, but object_lock_days is not, so nothing would be locked",
+                "set object_lock_days to how long objects shall be locked",
+            );
+        }
+        if let Some(days) = self.object_lock_days.filter(|days| !(1..=LOCK_DAYS_MAX).contains(days)) {
+            return invalid(
+                format!("object_lock_days is {days}"),
+                &format!("use 1 to {LOCK_DAYS_MAX}, or leave it out for objects that are not locked"),
+            );
+        }
+        if (self.object_lock_days.is_some() || self.delete_versions) && !url.starts_with("s3://") {
+            return invalid(
+                format!("object_lock_days or delete_versions is set for {url}, and only buckets have locks and versions"),
+                "leave them out, or use s3://bucket/prefix",
             );
         }
         Ok(())
@@ -148,6 +182,17 @@ pub fn is_loopback(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// What S3 calls the mode of a retention.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ObjectLockMode {
+    /// Whoever has a right of its own (`s3:BypassGovernanceRetention`) may delete before the day.
+    #[default]
+    Governance,
+    /// Nobody may, the owner of the account included.
+    Compliance,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ServerSideEncryption {
@@ -155,4 +200,38 @@ pub enum ServerSideEncryption {
     None,
     SseS3,
     SseKms,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Config;
+    use super::*;
+
+    fn said(url: &str, s3: &str) -> Result<Config, String> {
+        let text = format!("[repository]\nurl = \"{url}\"\n[repository.s3]\n{s3}\n[cluster]\nname = \"shop\"\n");
+        let config = Config::parse(Path::new("lastgood.toml"), &text).map_err(|error| error.to_string())?;
+        config.check().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn locks_and_versions_are_of_buckets_and_have_sensible_lengths() {
+        let config = said("s3://b/p", "object_lock_days = 30\ndelete_versions = true").unwrap();
+        assert_eq!((config.repository.s3.object_lock_days, config.repository.s3.object_lock_mode), (Some(30), None));
+        let config = said("s3://b", "object_lock_days = 1\nobject_lock_mode = \"compliance\"").unwrap();
+        assert_eq!(config.repository.s3.object_lock_mode, Some(ObjectLockMode::Compliance));
+        for (url, s3, word) in [
+            ("s3://b", "object_lock_days = 0", "object_lock_days is 0"),
+            ("s3://b", "object_lock_days = 3651", "use 1 to 3650"),
+            ("s3://b", "object_lock_mode = \"governance\"", "object_lock_days is not"),
+            ("s3://b", "object_lock_days = 3\nobject_lock_mode = \"legal\"", "unknown variant"),
+            ("/backup", "object_lock_days = 30", "only buckets"),
+            ("/backup", "delete_versions = true", "only buckets"),
+        ] {
+            let said = said(url, s3).unwrap_err();
+            assert!(said.contains(word), "{s3}: {said}");
+        }
+    }
 }

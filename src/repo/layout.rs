@@ -12,6 +12,19 @@ pub fn repository() -> ObjectKey {
     ObjectKey::new("lastgood.json")
 }
 
+/// Whether an object is deleted or replaced in the ordinary course of things, so that no lock may hold it: leases and probes; notes
+/// of which the newest counts, or that go with what they are about; roll-ups, which are made again from the segments. All else
+/// is written once and stays until it is expired.
+pub fn is_passing(key: &str) -> bool {
+    let mut parts = key.split('/');
+    matches!(
+        (parts.next(), parts.nth(1), parts.nth(1)),
+        (Some("probe"), ..)
+            | (Some("clusters"), Some("leases" | "expired" | "verified" | "locks"), _)
+            | (Some("clusters"), Some("wal"), Some("gone" | "index"))
+    )
+}
+
 /// Folder with one folder for each cluster.
 pub const CLUSTERS: &str = "clusters/";
 
@@ -118,6 +131,15 @@ impl Layout {
 
     pub fn verified_number(&self, number: u32) -> ObjectKey {
         ObjectKey::new(format!("{}{number:08}", self.verified()))
+    }
+
+    /// Which objects were locked for longer than when they were written.
+    pub fn locks(&self) -> String {
+        format!("{}locks/", self.root)
+    }
+
+    pub fn locks_number(&self, number: u32) -> ObjectKey {
+        ObjectKey::new(format!("{}{number:08}", self.locks()))
     }
 
     /// Which snapshots people want to keep; a folder for each snapshot, and the highest number in it counts.
@@ -242,5 +264,40 @@ mod tests {
         assert_eq!(key("00000002.history"), "clusters/shop/wal/7/history/00000002.history");
         assert!(key("00000001000000A2000000FF.00000028.backup").starts_with("clusters/shop/wal/7/backup/"));
         assert_eq!(layout.pack("20261121T010000Z-ab12/d000001").as_str(), "clusters/shop/packs/20261121T010000Z-ab12/d000001");
+    }
+
+    #[test]
+    fn what_is_deleted_or_replaced_every_day_is_passing_and_nothing_else_is() {
+        let layout = Layout::new("locks");
+        let (id, system) = ("20261121T010000Z-ab12", SystemId(7));
+        let segment = SegmentName::new(crate::postgres::lsn::Timeline(1), 5, 16 << 20);
+        let passing = [
+            ObjectKey::new("probe/0123"),
+            layout.pin("db1-1", 3),
+            layout.lease_epoch("backup", 1, "00000001"),
+            layout.expired(id),
+            layout.verified_number(1),
+            layout.locks_number(1),
+            layout.gone_number(system, 1),
+            layout.rollup(system, 1, segment),
+        ];
+        let lasting = [
+            repository(),
+            audit_entry(1),
+            keyring(1, 1),
+            layout.record(1),
+            layout.manifest(id),
+            layout.files(id, 1),
+            layout.pack_table(id),
+            layout.pack("20261121T010000Z-ab12/d000001"),
+            layout.accepted(id),
+            layout.keep(id, 1),
+            layout.report("r"),
+            layout.alert("a"),
+            layout.wal(system, &WalFile::Segment(segment)),
+            layout.wal(system, &"00000002.history".parse().unwrap()),
+        ];
+        passing.iter().for_each(|key| assert!(is_passing(key.as_str()), "{key}"));
+        lasting.iter().for_each(|key| assert!(!is_passing(key.as_str()), "{key}"));
     }
 }

@@ -33,6 +33,7 @@ pub mod gone;
 pub mod keep;
 pub mod layout;
 pub mod lease;
+pub mod locks;
 pub mod manifest;
 pub mod map;
 pub mod object;

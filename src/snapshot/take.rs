@@ -32,6 +32,7 @@ use crate::repo::{FORMAT_VERSION, RepoError, rollup};
 use crate::storage::Fault;
 use crate::timeline::archive::Archive;
 use crate::timeline::indexes::Kept;
+use crate::upkeep::locks;
 use crate::upkeep::reindex::{self, Bounds};
 use crate::upkeep::sweep;
 
@@ -129,6 +130,7 @@ impl Snapshot<'_> {
             // What failed because of the lost lease (packs that another backup swept) is reported as that.
             Err(error) => return Err(lease.explain().await.map_or(error, SnapshotError::from)),
         };
+        self.lock_what_is_carried(&manifest).await?;
         lease.confirm().await?;
         match manifest.commit(self.cluster).await {
             Ok(_) => Ok(manifest),
@@ -137,6 +139,15 @@ impl Snapshot<'_> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// In a bucket with locks. A snapshot whose packs are locked for less than it should be is still one that can be restored.
+    async fn lock_what_is_carried(&self, manifest: &Manifest) -> Result<(), SnapshotError> {
+        if let Some(failure) = locks::carried(self.cluster, manifest).await?.and_then(|extended| extended.first_failure) {
+            self.monitor
+                .warn(&format!("what this snapshot takes over from older ones is not locked as long as it is: {failure}"));
+        }
+        Ok(())
     }
 
     /// Makes roll-ups of the WAL index that pushes left out, when a group of them was filled since the parent. The snapshot is

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
+use super::bucket::Bucket;
 use super::record::Operation;
 use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 
@@ -244,5 +245,9 @@ impl<S: Storage> Storage for FaultInjection<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.run("stat", Operation::FreeBytes, "", self.inner.free_bytes()).await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::bucket::Bucket;
 use super::{Body, Created, Depth, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 
 #[derive(Debug)]
@@ -65,5 +66,9 @@ impl<S: Storage> Storage for Limit<S> {
     async fn free_bytes(&self) -> Result<Option<u64>> {
         let _turn = self.turn().await;
         self.inner.free_bytes().await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::bucket::Bucket;
 use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use crate::clock;
 
@@ -152,6 +153,7 @@ fn kind(fault: Fault) -> &'static str {
         Fault::Truncated => "cut short",
         Fault::NoPlace => "no place",
         Fault::Denied => "denied",
+        Fault::Locked => "locked",
         Fault::Credentials => "credentials",
         Fault::Full => "full",
         Fault::ReadOnly => "read-only",
@@ -220,6 +222,10 @@ impl<S: Storage> Storage for Measured<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes().await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }
 

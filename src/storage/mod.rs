@@ -13,7 +13,8 @@
 //!
 //! Behaviour is added by wrappers around any store: [`retry`] (attempts and deadlines), [`limit`] (how many at once), [`pace`] (how many bytes a second),
 //! [`record`] (what was asked), [`fault`] (what goes wrong). Every store and every stack of wrappers passes the suite in
-//! `tests/storage.rs`. [`several`] makes one store of many, and [`measure`] remembers how each call went.
+//! `tests/storage.rs`. [`several`] makes one store of many, and [`measure`] remembers how each call went. What only buckets can do,
+//! versions and locks, is apart in [`bucket`]; wrappers but [`retry`] pass it on as it is.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +24,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use bucket::Bucket;
+
+pub mod bucket;
 mod direct;
 pub mod fault;
 pub mod fs;
@@ -196,6 +200,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         Vec::new()
     }
+    /// What only buckets can do; `None` for other places.
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        None
+    }
 }
 
 pub type Result<T, E = StorageError> = std::result::Result<T, E>;
@@ -211,6 +219,8 @@ pub enum Fault {
     NoPlace,
     /// We are known but may not.
     Denied,
+    /// Nobody may delete it before a day that has not come.
+    Locked,
     /// Wrong, missing or expired credentials.
     Credentials,
     /// No space left.
@@ -232,6 +242,7 @@ impl Fault {
             Fault::Truncated => "the object is shorter than expected",
             Fault::NoPlace => "the repository's place does not exist (bucket missing, or directory not mounted?)",
             Fault::Denied => "permission denied",
+            Fault::Locked => "the object is locked",
             Fault::Credentials => "the credentials were not accepted",
             Fault::Full => "no space left",
             Fault::ReadOnly => "the place is read-only",
@@ -323,5 +334,9 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         (**self).copies()
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        (**self).bucket()
     }
 }

@@ -44,21 +44,25 @@ impl Place {
     }
 }
 
+/// Tells keys of objects that are soon deleted or replaced, and that are not locked.
+pub type Passing = fn(&str) -> bool;
+
 /// Opens the store of a repository; nothing is asked of it yet. How its calls go is noted in the log.
-pub async fn open(repository: &Repository, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
-    open_place(&repository.url, &repository.s3, log).await
+pub async fn open(repository: &Repository, is_passing: Passing, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+    open_place(&repository.url, &repository.s3, is_passing, log).await
 }
 
 /// The same for a mirror.
-pub async fn open_mirror(mirror: &Mirror, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
-    open_place(&mirror.url, &mirror.s3, log).await
+pub async fn open_mirror(mirror: &Mirror, is_passing: Passing, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+    open_place(&mirror.url, &mirror.s3, is_passing, log).await
 }
 
-async fn open_place(url: &str, settings: &S3, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
+async fn open_place(url: &str, settings: &S3, is_passing: Passing, log: &Log) -> Result<Arc<dyn Storage>, StorageError> {
     match Place::parse(url)? {
         Place::Directory(path) => Ok(Arc::new(Measured::new(DirectoryStorage::new(path), log))),
         Place::S3 { bucket, prefix } => {
-            let s3 = Measured::new(super::s3::S3Storage::connect(&bucket, &prefix, settings).await?, log);
+            let s3 = super::s3::S3Storage::connect(&bucket, &prefix, settings).await?.passing(is_passing);
+            let s3 = Measured::new(s3, log);
             // The limit goes around the attempts: time spent waiting for a turn must not count against their deadlines.
             let retried = super::retry::Retry::new(s3, super::retry::Policy::from(settings));
             Ok(Arc::new(super::limit::Limit::new(retried, settings.max_requests)))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::bucket::Bucket;
 use super::{Body, Created, Depth, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use crate::clock;
 
@@ -84,6 +85,10 @@ impl<S: Storage> Storage for Pace<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes().await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 
+use super::bucket::Bucket;
 use super::{Body, Created, Depth, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,5 +142,9 @@ impl<S: Storage> Storage for Record<S> {
     async fn free_bytes(&self) -> Result<Option<u64>> {
         let answer = self.inner.free_bytes().await;
         self.log.add(Operation::FreeBytes, "", answer, |_| 0)
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }

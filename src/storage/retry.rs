@@ -14,7 +14,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 
+use super::bucket::{Bucket, Lock, Older, Protection};
 use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use crate::{clock, config};
 
@@ -58,6 +60,8 @@ pub struct Retry<S> {
     policy: Policy,
 }
 
+type Failed = Vec<(ObjectKey, StorageError)>;
+
 impl<S: Storage> Retry<S> {
     pub fn new(inner: S, policy: Policy) -> Self {
         Retry { inner, policy }
@@ -90,14 +94,22 @@ impl<S: Storage> Retry<S> {
         StorageError { operation, place, key: key.into(), fault: Fault::Transient, detail: "no answer in time".into() }
     }
 
-    /// Deletes again what failed for a passing reason; the other failures are final.
-    async fn delete_again(&self, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, StorageError)>> {
+    /// Asks again for keys that failed for a passing reason; the other failures are final.
+    async fn each_again<F>(
+        &self,
+        operation: &'static str,
+        keys: &[ObjectKey],
+        call: impl Fn(Vec<ObjectKey>) -> F,
+    ) -> Result<Failed>
+    where
+        F: Future<Output = Result<Failed>>,
+    {
         let name = keys.first().map(ObjectKey::to_string).unwrap_or_default();
         let mut effort = Effort::new(&self.policy);
         let mut keys = keys.to_vec();
         let mut failed = Vec::new();
         loop {
-            let answers = self.run("delete", &name, || self.inner.delete(&keys)).await?;
+            let answers = self.run(operation, &name, || call(keys.clone())).await?;
             let (passing, lasting): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(_, e)| e.fault == Fault::Transient);
             failed.extend(lasting);
             effort.begin();
@@ -179,11 +191,56 @@ impl<S: Storage> Storage for Retry<S> {
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> Result<Vec<(ObjectKey, StorageError)>> {
-        self.delete_again(keys).await
+        self.each_again("delete", keys, |keys| async move { self.inner.delete(&keys).await }).await
     }
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.run("stat", "", || self.inner.free_bytes()).await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket().map(|_| self as &dyn Bucket)
+    }
+}
+
+impl<S: Storage> Retry<S> {
+    fn inner_bucket(&self) -> &dyn Bucket {
+        self.inner.bucket().expect("only a bucket's wrapper is handed out as one")
+    }
+}
+
+#[async_trait]
+impl<S: Storage> Bucket for Retry<S> {
+    fn lock(&self) -> Option<Lock> {
+        self.inner_bucket().lock()
+    }
+
+    fn deletes_versions(&self) -> bool {
+        self.inner_bucket().deletes_versions()
+    }
+
+    async fn protection(&self) -> Result<Protection> {
+        self.run("ask", "", || self.inner_bucket().protection()).await
+    }
+
+    async fn locked_until(&self, key: &ObjectKey) -> Result<Option<Timestamp>> {
+        self.run("stat", key.as_str(), || self.inner_bucket().locked_until(key)).await
+    }
+
+    async fn extend(&self, keys: &[ObjectKey], until: Timestamp) -> Result<Failed> {
+        self.each_again("lock", keys, |keys| async move { self.inner_bucket().extend(&keys, until).await }).await
+    }
+
+    async fn older(&self, prefix: &str) -> Result<Vec<Older>> {
+        self.run("list versions of", prefix, || self.inner_bucket().older(prefix)).await
+    }
+
+    async fn hide(&self, key: &ObjectKey) -> Result<()> {
+        self.run("delete", key.as_str(), || self.inner_bucket().hide(key)).await
+    }
+
+    async fn uncover(&self, key: &ObjectKey) -> Result<bool> {
+        self.run("bring back", key.as_str(), || self.inner_bucket().uncover(key)).await
     }
 }
 

@@ -16,6 +16,11 @@
 //! "No such object" must be the store's own word (rule 30). A HEAD answer has no body that could tell a missing object from
 //! a missing bucket, so after a bare 404 the bucket is asked for, once per process.
 //!
+//! # Versions and locks
+//! With `object_lock_days` each PUT names the day until which nobody may delete the object, counted from the store's clock, unless the
+//! store was told that the object is a passing one ([`S3Storage::passing`]). S3 takes a lock only with a checksum of its own kind beside it,
+//! so the SHA-256 is sent as one. With `delete_versions` a deletion takes every version of a key, and the markers of earlier deletions.
+//!
 //! # Attempts
 //! The SDK tries once and with time-outs; [`super::retry`] decides about the rest. Credentials are refreshed by the SDK
 //! before they expire, in the middle of long work too.
@@ -28,8 +33,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
+use super::bucket::Bucket;
 use super::{
     Body, Created, Depth, Fault, LIST_PAGE_KEYS, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError,
 };
@@ -38,9 +44,11 @@ use errors::Refusal;
 
 mod body;
 mod client;
+mod clock;
 mod delete;
 mod errors;
 mod read;
+mod versions;
 mod writes;
 
 /// The metadata entry that carries the write id; on the wire `x-amz-meta-lastgood-write`.
@@ -60,13 +68,20 @@ pub struct S3Storage {
     storage_class: Option<types::StorageClass>,
     unclear: Arc<writes::Unclear>,
     bucket_seen: AtomicBool,
+    lock: Option<versions::WriteLock>,
+    /// Which keys are never locked.
+    is_passing: fn(&str) -> bool,
+    delete_versions: bool,
+    clock: clock::StoreClock,
 }
 
 impl S3Storage {
     /// Prepares a client for `bucket`; keys begin with `prefix` there. Nothing is asked of the store yet.
     pub async fn connect(bucket: &str, prefix: &str, settings: &S3) -> Result<S3Storage> {
         let place = format!("s3://{bucket}/{prefix}");
-        let client = client::build(settings, &place).await?;
+        let clock = clock::StoreClock::default();
+        let client = client::build(settings, &place, clock.clone()).await?;
+        let mode = settings.object_lock_mode.unwrap_or_default();
         Ok(S3Storage {
             client,
             bucket: bucket.into(),
@@ -79,7 +94,16 @@ impl S3Storage {
             storage_class: settings.storage_class.as_deref().map(types::StorageClass::from),
             unclear: Arc::default(),
             bucket_seen: AtomicBool::new(false),
+            lock: settings.object_lock_days.map(|days| versions::WriteLock { days, mode }),
+            is_passing: |_| false,
+            delete_versions: settings.delete_versions,
+            clock,
         })
+    }
+
+    /// The same store, told which keys are soon deleted or replaced by who writes them, and are not locked.
+    pub fn passing(self, is_passing: fn(&str) -> bool) -> S3Storage {
+        S3Storage { is_passing, ..self }
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {
@@ -174,6 +198,13 @@ impl S3Storage {
         };
         if self.conditional_create {
             request = request.if_none_match("*");
+        }
+        if let Some(lock) = self.lock.filter(|_| !(self.is_passing)(key.as_str())) {
+            let until = self.clock.now() + SignedDuration::from_hours(24 * i64::from(lock.days));
+            request = request.object_lock_mode(lock.s3_mode().as_str().into());
+            request = request.object_lock_retain_until_date(versions::date_time(until));
+            request = request.checksum_algorithm(types::ChecksumAlgorithm::Sha256);
+            request = request.checksum_sha256(aws_smithy_types::base64::encode(payload.sha256()));
         }
         let mut request = request.customize();
         if !self.sdk_checksums {
@@ -320,6 +351,10 @@ impl Storage for S3Storage {
     /// Buckets do not tell.
     async fn free_bytes(&self) -> Result<Option<u64>> {
         Ok(None)
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        Some(self)
     }
 }
 

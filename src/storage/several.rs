@@ -25,6 +25,7 @@
 //! Leases and probes are about one place: two places could each grant a lease to another holder, and their clocks differ. With
 //! [`Duty::Write`] they stay in the first. A reader's pins go to every place, since each is expired by itself.
 
+mod bucket;
 mod member;
 mod merge;
 
@@ -37,6 +38,7 @@ use futures::StreamExt;
 use futures::future::{BoxFuture, join_all, try_join_all};
 use futures::stream::FuturesUnordered;
 
+use super::bucket::Bucket;
 use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use member::Member;
 pub use member::Served;
@@ -421,5 +423,9 @@ impl Storage for Several {
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         let used = self.members.iter().filter(|member| member.is_copy.get() != Some(&false));
         used.map(|member| Arc::clone(member) as Arc<dyn Storage>).collect()
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.members.iter().any(|member| member.storage.bucket().is_some()).then_some(self as &dyn Bucket)
     }
 }

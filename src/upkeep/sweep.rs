@@ -3,13 +3,19 @@
 //! Packs and file lists carry the id of the snapshot that wrote them. Those of an id without manifest are garbage, unless a living
 //! lease says that the snapshot is still being taken, or a note below `expired/` says that it was committed once: newer snapshots may
 //! need its packs, and only [`expire`](super::expire) knows which. Where deleting is not allowed (a
-//! database host with write-only credentials), the garbage stays and costs only room.
+//! database host with write-only credentials), the garbage stays and costs only room. What is locked stays until its day.
+//!
+//! Where deletions take all versions, a manifest that somebody deleted is looked for first: its snapshot was committed, and can be again.
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+
+use crate::clock;
 use crate::repo::RepoError;
 use crate::repo::expired;
 use crate::repo::lease;
+use crate::repo::locks::Known;
 use crate::repo::repository::Cluster;
 use crate::storage::{Depth, Fault, ObjectKey, list_all};
 
@@ -21,13 +27,24 @@ pub struct Swept {
     pub bytes: u64,
     /// Objects that stay because they may not be deleted.
     pub kept: usize,
+    /// Objects that are not tried, because they are locked, and until when the last of them is.
+    pub locked: usize,
+    pub locked_until: Option<Timestamp>,
+    /// Snapshots that are left, because somebody deleted their manifests.
+    pub hidden: Vec<String>,
 }
 
 impl Swept {
     /// A line for people; `None` when there was nothing to do.
     pub fn describe(&self) -> Option<String> {
+        let mut hidden = self.hidden.join(", ");
+        if !hidden.is_empty() {
+            hidden = format!(
+                "somebody deleted the manifest of {hidden}: `lastgood verify --repair` brings it back, nothing of it was removed"
+            );
+        }
         if self.snapshots == 0 {
-            return None;
+            return Some(hidden).filter(|hidden| !hidden.is_empty());
         }
         let mut text = format!(
             "removed {} objects ({} bytes) of {} snapshots that were never finished",
@@ -35,6 +52,12 @@ impl Swept {
         );
         if self.kept > 0 {
             text.push_str(&format!("; {} more may not be deleted from here and stay", self.kept));
+        }
+        if let Some(until) = self.locked_until {
+            text.push_str(&format!("; {} more are locked until {}, and go after that", self.locked, clock::seconds(until)));
+        }
+        if !hidden.is_empty() {
+            text.push_str(&format!("; {hidden}"));
         }
         Some(text)
     }
@@ -58,12 +81,25 @@ pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
         ids.retain(|id| !expired.contains(id));
     }
     let mut swept = Swept::default();
+    let locks = if ids.is_empty() { None } else { Known::load(cluster).await? };
     for id in ids {
+        if was_committed(cluster, &id).await? {
+            swept.hidden.push(id);
+            continue;
+        }
         swept.snapshots += 1;
         for prefix in [format!("{}{id}/", cluster.layout().all_files()), format!("{}{id}/", cluster.layout().all_packs())] {
-            let page = list_all(cluster.storage(), &prefix, Depth::All).await?;
-            let bytes: u64 = page.objects.iter().map(|o| o.bytes).sum();
-            let keys: Vec<ObjectKey> = page.objects.into_iter().map(|o| o.key).collect();
+            let mut objects = list_all(cluster.storage(), &prefix, Depth::All).await?.objects;
+            objects.retain(|object| match locks.as_ref().and_then(|locks| locks.locked(object)) {
+                Some(until) => {
+                    swept.locked += 1;
+                    swept.locked_until = swept.locked_until.max(Some(until));
+                    false
+                }
+                None => true,
+            });
+            let bytes: u64 = objects.iter().map(|o| o.bytes).sum();
+            let keys: Vec<ObjectKey> = objects.into_iter().map(|o| o.key).collect();
             let kept = delete(cluster, &keys).await?;
             swept.objects += keys.len() - kept;
             swept.kept += kept;
@@ -72,6 +108,18 @@ pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
     }
     delete(cluster, &standing.garbage).await?;
     Ok(swept)
+}
+
+/// Whether a bucket, of which all versions would be deleted, still has the manifest of a snapshot that is not listed.
+async fn was_committed(cluster: &Cluster, id: &str) -> Result<bool, RepoError> {
+    let Some(bucket) = cluster.storage().bucket().filter(|bucket| bucket.deletes_versions()) else { return Ok(false) };
+    let key = cluster.layout().manifest(id);
+    match bucket.older(key.as_str()).await {
+        Ok(older) => Ok(older.iter().any(|older| older.key == key)),
+        // Nor will versions be deleted with the same credentials.
+        Err(error) if error.fault == Fault::Denied => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Deletes, and counts what may not be deleted.

@@ -23,11 +23,15 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
+use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window};
+use crate::upkeep::hidden;
 
+/// Of so many problems a bucket is asked what was there before; each is a request.
+const ASKED_PROBLEMS: usize = 200;
 /// Frames proven together.
 const BATCH_FRAMES: usize = 16_384;
 
@@ -97,6 +101,7 @@ pub async fn verify(
         verifier.wal(archive, &readable).await?;
     }
     verifier.audit(&readable).await?;
+    verifier.versions().await?;
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
 }
@@ -120,6 +125,26 @@ impl Verifier<'_> {
         let remembered: Vec<_> = manifests.iter().filter_map(|m| Some((m.id.clone(), m.audit?))).collect();
         for (entry, what) in audit::read(self.cluster, &remembered).await?.problems {
             self.problem(layout::audit_entry(entry).to_string(), what);
+        }
+        Ok(())
+    }
+
+    /// In a bucket with versions, what was there before; and snapshots that nobody sees because their manifests were deleted.
+    async fn versions(&mut self) -> Result<(), RepoError> {
+        let Some(bucket) = self.cluster.storage().bucket() else { return Ok(()) };
+        match hidden::snapshots(self.cluster, bucket).await {
+            Ok(hidden) => hidden.into_iter().for_each(|one| {
+                self.costs(one.manifest.key.to_string(), one.describe(), &one.snapshot);
+            }),
+            // Who may not list versions, or has none, verifies all the same.
+            Err(RepoError::Storage(error)) if matches!(error.fault, Fault::Denied | Fault::Other) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        for problem in self.problems.values_mut().take(ASKED_PROBLEMS).filter(|problem| ObjectKey::is_valid(&problem.object)) {
+            let is_told = problem.what.contains("the bucket still has");
+            if let Some(before) = hidden::before(bucket, &ObjectKey::new(&problem.object)).await.filter(|_| !is_told) {
+                problem.what.push_str(&format!("; {before}"));
+            }
         }
         Ok(())
     }

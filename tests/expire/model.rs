@@ -1,5 +1,5 @@
-//! Random histories against a small model: odd LSNs, several timelines, several systems under one name, pins, readers, damage. After
-//! every plan, what stays is whole.
+//! Random histories against a small model: odd LSNs, several timelines, several systems under one name, pins, readers, damage, locks. After
+//! every plan, what stays is whole; nothing that is locked goes, and everything goes in the end.
 //!
 //! `LASTGOOD_SEED` repeats a run.
 
@@ -11,9 +11,10 @@ use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, SystemId, Timeline};
 use lastgood::repo::audit::Who;
 use lastgood::repo::keep::Keep;
+use lastgood::repo::locks::Ends;
 use lastgood::timeline::listing::Runs;
 use lastgood::upkeep::expire::plan::{self, Plan};
-use lastgood::upkeep::expire::view::{self, Pack, Reader, Snapshot, View, Wal};
+use lastgood::upkeep::expire::view::{self, Pack, Reader, Snapshot, Stored, View, Wal};
 
 use crate::property::dice::Dice;
 
@@ -45,6 +46,9 @@ impl Maker {
         let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let view = View {
             now,
+            store_now: now,
+            locks: None,
+            hidden: Vec::new(),
             snapshots: Vec::new(),
             unreadable: Vec::new(),
             ghosts: Vec::new(),
@@ -91,7 +95,17 @@ impl Maker {
         let paths: BTreeMap<_, _> = lived.iter().map(path).collect();
         let newest = paths.iter().rev().find(|(_, path)| path.is_some()).map(|(timeline, _)| *timeline);
         let ends = lived.iter().map(|one| (one.path.timeline(), one.end)).collect();
-        self.view.wal.push(Wal { system, segment_bytes: SEGMENT, is_current, runs, gone: Runs::default(), paths, newest, ends });
+        self.view.wal.push(Wal {
+            system,
+            segment_bytes: SEGMENT,
+            is_current,
+            runs,
+            stored: Vec::new(),
+            gone: Runs::default(),
+            paths,
+            newest,
+            ends,
+        });
     }
 
     /// A new timeline from somewhere on another one.
@@ -137,7 +151,30 @@ impl Maker {
             flaw,
             packs: None,
             manifest: None,
+            lock: None,
         });
+    }
+
+    /// Locks of all lengths on manifests, packs and segments, some of which have ended. An object that others took over may be locked
+    /// for longer than the snapshot that wrote it, and one whose lock somebody lengthened for longer than anything.
+    fn lock(&mut self) {
+        let mut lock = |from: Timestamp| {
+            let most = from + SignedDuration::from_hours(self.dice.below(1200) as i64);
+            Some(Ends { least: most - SignedDuration::from_hours(2), most })
+        };
+        for snapshot in &mut self.view.snapshots {
+            snapshot.lock = lock(snapshot.stop_time);
+        }
+        let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        for pack in &mut self.view.packs {
+            pack.lock = lock(begin);
+        }
+        for wal in &mut self.view.wal {
+            for (timeline, first, last) in wal.runs.iter() {
+                let stored = (first..=last).map(|number| Stored { timeline, number, bytes: 1, lock: lock(begin).unwrap() });
+                wal.stored.extend(stored);
+            }
+        }
     }
 
     fn finish(mut self) -> (View, Retention, BTreeMap<String, BTreeSet<String>>) {
@@ -161,9 +198,12 @@ impl Maker {
                 snapshot.flaw = Some("its pack table cannot be read".into());
             }
         }
-        self.view.packs = names.into_iter().map(|name| Pack { name, bytes: 1 }).collect();
+        self.view.packs = names.into_iter().map(|name| Pack { name, bytes: 1, lock: None }).collect();
         view::order(&mut self.view.snapshots, &self.histories);
-        self.view.now = self.now;
+        (self.view.now, self.view.store_now) = (self.now, self.now);
+        if self.dice.chance(50) {
+            self.lock();
+        }
         let mut some = |most: usize, percent: usize| self.dice.chance(percent).then(|| 1 + self.dice.below(most) as u32);
         let rules = Retention {
             keep_last: some(5, 60),
@@ -231,6 +271,57 @@ impl Model<'_> {
         for wal in &self.view.wal {
             self.wal(wal, &good, newest.stop_time);
         }
+        self.locks();
+    }
+
+    /// What is locked is not tried, and waits; when no lock is left, everything goes that would go without locks.
+    fn locks(&self) {
+        let is_locked = |lock: Option<Ends>| lock.is_some_and(|lock| lock.most > self.view.store_now);
+        for removed in &self.plan.removed {
+            let snapshot = self.view.snapshots.iter().find(|snapshot| snapshot.id == removed.snapshot).unwrap();
+            assert!(!is_locked(snapshot.lock), "the manifest of {} is locked", snapshot.id);
+        }
+        self.plan.going.iter().for_each(|pack| assert!(!is_locked(pack.lock), "{} is locked", pack.name));
+        for (wal, planned) in self.view.wal.iter().zip(&self.plan.wal_plans) {
+            let goes = |one: &&Stored| planned.goes.around(one.timeline, one.number).is_some();
+            let tried = wal.stored.iter().filter(goes).find(|one| is_locked(Some(one.lock)));
+            assert!(tried.is_none(), "{tried:?} is locked");
+            assert!(planned.goes.iter().all(|(t, first, last)| (first..=last).all(|n| planned.gone.around(t, n).is_some())));
+        }
+        let end = View { store_now: Timestamp::MAX, ..self.view.clone() };
+        let mut free = end.clone();
+        free.snapshots.iter_mut().for_each(|snapshot| snapshot.lock = None);
+        free.packs.iter_mut().for_each(|pack| pack.lock = None);
+        free.wal.iter_mut().for_each(|wal| wal.stored.clear());
+        let (end, free) = (plan::plan(&end, self.rules, false), plan::plan(&free, self.rules, false));
+        assert_eq!((&end.removed, end.packs, end.packs_on_loan), (&free.removed, free.packs, free.packs_on_loan));
+        assert!(end.locked.is_empty() && end.wal_plans.iter().zip(&free.wal_plans).all(|(one, two)| one.goes == two.goes));
+        self.nothing_is_forgotten(&free);
+    }
+
+    /// What would go without locks goes, or waits for its own day, or for that of a snapshot.
+    fn nothing_is_forgotten(&self, free: &Plan) {
+        let is_locked = |lock: Ends| lock.most > self.view.store_now;
+        let going: BTreeSet<&str> = self.plan.going.iter().map(|pack| pack.name.as_str()).collect();
+        let waiting: Vec<&str> =
+            self.plan.kept.iter().filter(|kept| kept.locked_until.is_some()).map(|kept| kept.snapshot.as_str()).collect();
+        let (mut packs, mut segments) = (0, 0);
+        for pack in free.going.iter().filter(|pack| !going.contains(pack.name.as_str())) {
+            let lock = self.view.packs.iter().find(|other| other.name == pack.name).unwrap().lock.unwrap();
+            // A snapshot whose table cannot be read may need any older pack.
+            assert!(is_locked(lock) || waiting.iter().any(|id| *id >= pack.writer()), "{} is forgotten", pack.name);
+            packs += u64::from(is_locked(lock));
+        }
+        for ((planned, free), wal) in self.plan.wal_plans.iter().zip(&free.wal_plans).zip(&self.view.wal) {
+            for one in wal.stored.iter().filter(|one| free.goes.around(one.timeline, one.number).is_some()) {
+                let goes = planned.goes.around(one.timeline, one.number).is_some();
+                let is_needed = planned.needed.has(one.timeline, one.number);
+                assert!(goes || is_needed || is_locked(one.lock), "{one:?} is forgotten");
+                segments += u64::from(!goes && !is_needed);
+            }
+        }
+        let unread = self.view.snapshots.iter().any(|snapshot| snapshot.packs.is_none());
+        assert!(self.plan.locked_count().objects >= segments + if unread { 0 } else { packs }, "{:?}", self.plan.locked);
     }
 
     fn wal(&self, wal: &Wal, good: &[&Snapshot], newest: Timestamp) {
@@ -277,7 +368,11 @@ impl Model<'_> {
         let oldest = of_system().map(|s| s.start_lsn.0 / SEGMENT).min();
         if let Some(oldest) = oldest.filter(|_| self.rules.is_configured() && wal.paths.values().all(Option::is_some)) {
             for (timeline, first, last) in wal.runs.iter() {
-                let old = (first..=last).filter(|number| *number < oldest);
+                let waits = |number: &u64| {
+                    let is_it = |one: &&Stored| (one.timeline, one.number) == (timeline, *number);
+                    wal.stored.iter().find(is_it).is_some_and(|one| one.lock.most > self.view.store_now)
+                };
+                let old = (first..=last).filter(|number| *number < oldest && !waits(number));
                 assert!(
                     old.into_iter().all(|number| goes.around(timeline, number).is_some()),
                     "timeline {timeline:?} from {first}"
@@ -294,7 +389,7 @@ fn ids(plan: &Plan) -> BTreeSet<&str> {
 #[test]
 fn whatever_happened_before_what_stays_is_whole() {
     let seed: u64 = std::env::var("LASTGOOD_SEED").map_or(0x6570_1972, |text| text.parse().unwrap());
-    let (mut snapshots, mut segments, mut packs) = (0, 0, 0);
+    let (mut snapshots, mut segments, mut packs, mut waiting) = (0, 0, 0, 0);
     for round in 0..ROUNDS {
         let mut maker = Maker::new(seed.wrapping_add(round));
         let lives = 1 + maker.dice.below(3) as u64;
@@ -322,9 +417,10 @@ fn whatever_happened_before_what_stays_is_whole() {
         snapshots += plan.removed.len();
         segments += plan.wal_plans.iter().map(|wal| wal.goes.count()).sum::<u64>();
         packs += plan.going.len();
+        waiting += plan.locked_count().objects;
     }
     assert!(
-        snapshots > 1000 && segments > 10_000 && packs > 500,
-        "{snapshots} snapshots, {segments} segments, {packs} packs went"
+        snapshots > 1000 && segments > 10_000 && packs > 500 && waiting > 10_000,
+        "{snapshots} snapshots, {segments} segments, {packs} packs went, {waiting} objects waited"
     );
 }

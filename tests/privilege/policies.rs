@@ -1,7 +1,8 @@
 //! The policies of `docs/policies`, with a moto server that enforces them.
 //!
 //! What moto cannot do: it judges DeleteObjects by the bucket and not by each key, so the bucket is added to the expiry host's
-//! policy here; single deletes are judged by their key.
+//! policy here; single deletes are judged by their key. It knows no rights of its own for locks: setting one is `s3:PutObject` there, seeing one
+//! `s3:GetObject`, and asking for the bucket's locks `s3:ListBucket`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use lastgood::repo::seal::keys::Keys;
 use lastgood::storage::{Depth, Fault, ObjectKey, Part, Storage, StorageError, list_all};
 use lastgood::upkeep::sweep;
 
-use crate::support::moto::{BUCKET, Moto};
+use crate::support::moto::{BUCKET, Kept, Moto};
 use crate::support::s3::write_credentials;
 use crate::support::world::{Said, World, said};
 
@@ -53,11 +54,16 @@ struct Stage {
 impl Stage {
     async fn new() -> Stage {
         let moto = Moto::start();
+        let config = moto.config();
+        Stage::of(moto, config).await
+    }
+
+    async fn of(moto: Moto, config: S3) -> Stage {
         let keys = HOSTS.map(|host| moto.user(host)).to_vec();
         for host in HOSTS {
             moto.set_policy(host, &policy(host));
         }
-        let world = World::with(15, &[], "", Some((&format!("s3://{BUCKET}/{PREFIX}"), moto.config()))).await;
+        let world = World::with(15, &[], "", Some((&format!("s3://{BUCKET}/{PREFIX}"), config))).await;
         let stage = Stage { moto, world, keys };
         stage.become_host("database-host");
         stage
@@ -84,7 +90,7 @@ impl Stage {
         write_credentials(&path, access, secret);
         let s3 = S3 { credentials_file: Some(path), ..self.moto.config() };
         let repository = lastgood::config::Repository { url: format!("s3://{BUCKET}/{prefix}"), s3, ..Default::default() };
-        lastgood::storage::open::open(&repository, &Default::default()).await.unwrap()
+        lastgood::storage::open::open(&repository, lastgood::repo::layout::is_passing, &Default::default()).await.unwrap()
     }
 
     async fn cluster(&self, host: &str) -> Result<Cluster, RepoError> {
@@ -257,6 +263,70 @@ async fn the_expiry_host_deletes_and_writes_only_what_it_says() {
     let said = world.ok(&["expire"]);
     assert!(said.out.contains("removed 1 snapshot"), "{}", said.all());
     world.ok(&["verify"]);
+}
+
+/// A policy and what a bucket with locks needs besides, in moto's words.
+fn with_locks(host: &str) -> serde_json::Value {
+    let mut all = policy(host);
+    let more = policy(&format!("{host}-object-lock"))["Statement"].as_array().unwrap().clone();
+    all["Statement"].as_array_mut().unwrap().extend(more);
+    for statement in all["Statement"].as_array_mut().unwrap() {
+        let actions = statement["Action"].as_array_mut().unwrap();
+        if actions.iter().any(|action| action == "s3:PutObjectRetention") {
+            actions.push("s3:PutObject".into());
+        }
+        if actions.iter().any(|action| action == "s3:DeleteObject") {
+            statement["Resource"].as_array_mut().unwrap().push(format!("arn:aws:s3:::{BUCKET}").into());
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_and_versions_need_rights_of_their_own() {
+    let moto = Moto::keeping(Kept::Locks);
+    let config = S3 { object_lock_days: Some(1), delete_versions: true, ..moto.config() };
+    let stage = Stage::of(moto, config.clone()).await;
+    let (world, url) = (&stage.world, format!("s3://{BUCKET}/{PREFIX}"));
+    world.write_config(Some((&url, config)), "\n[retention]\nkeep_last = 1\n");
+    stage.become_host("database-host");
+    let (first, second) = (world.backup(&[]), world.backup(&["--full"]));
+    let check: &[&str] = &["check", "--no-switch"];
+    world.refused(check, 9, &["FAILED  versions", "s3:GetBucketVersioning"]);
+    let database = with_locks("database-host");
+    stage.change("database-host", &database);
+    assert!(world.ok(check).out.contains("objects are locked for 1 days"));
+    stage.change("database-host", &without(&database, "s3:GetBucketVersioning"));
+    world.refused(check, 9, &["FAILED  versions", "s3:GetBucketVersioning"]);
+    stage.change("database-host", &database);
+
+    let (host, expiry) = ("expiry-host", with_locks("expiry-host"));
+    stage.become_host(host);
+    stage.change(host, &expiry);
+    let said = world.ok(&["expire"]);
+    assert!(said.out.contains("it is locked until") && said.out.contains("left "), "{}", said.all());
+    stage.moto.travel(3);
+    stage.change(host, &without(&expiry, "s3:ListBucketVersions"));
+    world.refused(&["expire"], 4, &["could not be deleted", "expiry-host.json"]);
+    stage.change(host, &expiry);
+    assert!(world.ok(&["expire"]).out.contains("removed 1 snapshot"));
+    let versions = |id: &serde_json::Value| {
+        stage.moto.enforce(false);
+        let versions = stage.moto.versions(&format!("{PREFIX}/clusters/shop/snapshots/{}", id.as_str().unwrap()));
+        stage.moto.enforce(true);
+        versions
+    };
+    assert_eq!((versions(&first["id"]), versions(&second["id"])), ((0, 0), (1, 0)));
+
+    // Somebody who may delete hides the snapshot that is left.
+    let key = stage.cluster(host).await.unwrap().layout().manifest(second["id"].as_str().unwrap());
+    stage.moto.enforce(false);
+    stage.moto.ask("DELETE", &format!("{PREFIX}/{key}"));
+    stage.change(host, &without(&expiry, "s3:DeleteObjectVersion"));
+    world.refused(&["verify", "--repair"], 7, &["the bucket still has the version", "left "]);
+    stage.change(host, &expiry);
+    world.ok(&["verify", "--repair"]);
+    assert_eq!(versions(&second["id"]), (1, 0));
 }
 
 /// A bucket may be shared: what is beside the prefix is neither read nor written.

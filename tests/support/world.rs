@@ -135,6 +135,9 @@ impl World {
                 )
             }
         };
+        let lock = s3.as_ref().and_then(|(_, s3)| s3.object_lock_days).map(|days| format!("object_lock_days = {days}\n"));
+        let versions = s3.as_ref().is_some_and(|(_, s3)| s3.delete_versions).then_some("delete_versions = true\n");
+        let repository = format!("{repository}{}{}", lock.unwrap_or_default(), versions.unwrap_or_default());
         let text = format!(
             "[repository]\n{repository}\n[cluster]\nname = \"shop\"\n\n[postgres]\nhost = \"{}\"\n\n[archive]\nspool = \"{}\"\n{more}",
             self.server.sockets().display(),

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use super::exclusive::Held;
 use crate::repo::RepoError;
+use crate::storage::bucket::Bucket;
 use crate::storage::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 
 #[derive(Debug)]
@@ -77,5 +78,10 @@ impl Storage for Fenced {
 
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         self.inner.copies()
+    }
+
+    /// A longer lock destroys nothing, whoever sets it.
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.inner.bucket()
     }
 }

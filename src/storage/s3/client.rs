@@ -28,6 +28,7 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_http_client::{Builder, Connector, proxy::ProxyConfig};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
+use super::clock::StoreClock;
 use crate::config::S3;
 use crate::storage::{Fault, StorageError};
 
@@ -38,7 +39,7 @@ const STALL_GRACE: Duration = Duration::from_secs(20);
 /// Stores with an endpoint of their own mostly ignore the region, but it is part of the signature.
 const REGION_WITH_ENDPOINT: &str = "us-east-1";
 
-pub async fn build(settings: &S3, place: &str) -> Result<aws_sdk_s3::Client, StorageError> {
+pub async fn build(settings: &S3, place: &str, clock: StoreClock) -> Result<aws_sdk_s3::Client, StorageError> {
     let wrong = |fault: Fault, detail: String| StorageError {
         operation: "open",
         place: place.into(),
@@ -67,6 +68,7 @@ pub async fn build(settings: &S3, place: &str) -> Result<aws_sdk_s3::Client, Sto
     let mut config = aws_sdk_s3::Config::builder()
         .behavior_version(BehaviorVersion::v2026_01_12())
         .http_client(http)
+        .interceptor(clock)
         .region(region)
         .credentials_provider(credentials)
         .force_path_style(settings.path_style)

@@ -1,4 +1,6 @@
-//! Deleting, a thousand keys at a time where the store can.
+//! Deleting, a thousand keys at a time where the store can; with `delete_versions`, all versions of each.
+
+use std::collections::BTreeMap;
 
 use aws_sdk_s3::types::{Delete, Error as KeyError, ObjectIdentifier};
 use futures::StreamExt as _;
@@ -17,16 +19,48 @@ type Failed = Vec<(ObjectKey, StorageError)>;
 impl S3Storage {
     pub(super) async fn delete_all(&self, keys: &[ObjectKey]) -> Result<Failed> {
         let mut failed = Failed::new();
+        if self.delete_versions {
+            for (key, error) in self.delete_all_versions(keys).await? {
+                // One answer for each key, however many of its versions stay.
+                if failed.iter().all(|(known, _)| *known != key) {
+                    failed.push((key, error));
+                }
+            }
+            return Ok(failed);
+        }
         for batch in keys.chunks(BATCH_KEYS) {
+            failed.extend(self.delete_batch(&batch.iter().map(|key| (key.clone(), None)).collect::<Vec<_>>()).await?);
+        }
+        Ok(failed)
+    }
+
+    /// One listing for the keys of each folder, as far as they reach.
+    async fn delete_all_versions(&self, keys: &[ObjectKey]) -> Result<Failed> {
+        let mut folders: BTreeMap<&str, Vec<&ObjectKey>> = BTreeMap::new();
+        for key in keys {
+            let folder = key.as_str().rsplit_once('/').map_or("", |(folder, _)| folder);
+            folders.entry(folder).or_default().push(key);
+        }
+        let mut versions = Vec::new();
+        for mut keys in folders.into_values() {
+            keys.sort();
+            let (Some(first), Some(last)) = (keys.first(), keys.last()) else { continue };
+            let found = self.versions(common(first.as_str(), last.as_str()), Some(last)).await?;
+            let wanted = found.into_iter().filter(|version| keys.binary_search(&&version.key).is_ok());
+            versions.extend(wanted.map(|version| (version.key, Some(version.id))));
+        }
+        let mut failed = Failed::new();
+        for batch in versions.chunks(BATCH_KEYS) {
             failed.extend(self.delete_batch(batch).await?);
         }
         Ok(failed)
     }
 
-    async fn delete_batch(&self, keys: &[ObjectKey]) -> Result<Failed> {
+    /// Keys, each with the version that goes.
+    async fn delete_batch(&self, keys: &[(ObjectKey, Option<String>)]) -> Result<Failed> {
         let mut batch = Delete::builder().quiet(true);
-        for key in keys {
-            let object = ObjectIdentifier::builder().key(self.full_key(key)).build();
+        for (key, version) in keys {
+            let object = ObjectIdentifier::builder().key(self.full_key(key)).set_version_id(version.clone()).build();
             let object = object.map_err(|error| self.error("delete", key.as_str(), Fault::Other, error.to_string()))?;
             batch = batch.objects(object);
         }
@@ -35,7 +69,7 @@ impl S3Storage {
             Ok(answer) => Ok(answer.errors().iter().filter_map(|error| self.key_failure(error)).collect()),
             Err(error) if Refusal::is_unknown_operation(&error) => self.delete_singly(keys).await,
             Err(error) => {
-                let name = format!("{} and {} more", keys[0], keys.len() - 1);
+                let name = format!("{} and {} more", keys[0].0, keys.len() - 1);
                 Err(self.refused("delete", &name, &error).await)
             }
         }
@@ -51,15 +85,22 @@ impl S3Storage {
         Some((ObjectKey::new(key), self.error("delete", key, refusal.fault, refusal.detail)))
     }
 
-    async fn delete_singly(&self, keys: &[ObjectKey]) -> Result<Failed> {
-        let deletes: Vec<_> = keys.iter().map(|key| self.delete_one(key)).collect();
+    async fn delete_singly(&self, keys: &[(ObjectKey, Option<String>)]) -> Result<Failed> {
+        let deletes: Vec<_> = keys.iter().map(|(key, version)| self.delete_one(key, version.clone())).collect();
         let answers: Vec<_> = futures::stream::iter(deletes).buffer_unordered(SINGLE_DELETES).collect().await;
         Ok(answers.into_iter().flatten().collect())
     }
 
-    async fn delete_one(&self, key: &ObjectKey) -> Option<(ObjectKey, StorageError)> {
-        let deleted = self.client.delete_object().bucket(&self.bucket).key(self.full_key(key)).send().await;
+    async fn delete_one(&self, key: &ObjectKey, version: Option<String>) -> Option<(ObjectKey, StorageError)> {
+        let request = self.client.delete_object().bucket(&self.bucket).key(self.full_key(key));
+        let deleted = request.set_version_id(version).send().await;
         let error = self.refused("delete", key.as_str(), &deleted.err()?).await;
         (!error.is_not_found()).then(|| (key.clone(), error))
     }
+}
+
+/// How two keys of one folder begin alike.
+fn common<'a>(first: &'a str, last: &str) -> &'a str {
+    let alike = first.bytes().zip(last.bytes()).take_while(|(one, two)| one == two).count();
+    &first[..alike]
 }

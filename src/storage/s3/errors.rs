@@ -19,6 +19,8 @@ pub struct Refusal {
     pub is_bare: bool,
 }
 
+/// Of an object behind a delete marker.
+const DELETED: &str = "it was deleted in a bucket that keeps versions; `lastgood verify --repair` brings the last one back";
 /// Longest detail that is passed on.
 const DETAIL_CHARS: usize = 400;
 
@@ -33,7 +35,13 @@ impl Refusal {
         match error {
             SdkError::ServiceError(service) => {
                 let status = service.raw().status().as_u16();
-                refusal(Some(status), service.err().code(), service.err().message())
+                let mut told = refusal(Some(status), service.err().code(), service.err().message());
+                if service.raw().headers().get("x-amz-delete-marker") == Some("true") {
+                    // The bucket's own word: the name was deleted, and its older versions are still there.
+                    told.is_bare = false;
+                    told.detail = tidy(&format!("{}; {DELETED}", told.detail));
+                }
+                told
             }
             SdkError::ResponseError(response) => {
                 let status = response.raw().status().as_u16();
@@ -105,6 +113,9 @@ fn by_code(code: &str, message: &str) -> Option<Fault> {
         // Garage has one code for unknown keys, wrong signatures, missing rights and full buckets.
         "AccessDenied" if message.contains("Invalid signature") || message.contains("No such key:") => Fault::Credentials,
         "AccessDenied" if message.contains("quota is reached") => Fault::Full,
+        // In the words of AWS and Ceph, and of MinIO.
+        "AccessDenied" if message.contains("object lock") => Fault::Locked,
+        "InvalidRequest" | "ObjectLocked" if message.contains("WORM protected") => Fault::Locked,
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => Fault::Denied,
         "RequestTimeTooSkewed" => Fault::Transient,
         "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" | "EntityQuotaExceeded" => Fault::Full,
@@ -252,6 +263,32 @@ mod tests {
         assert_eq!(of("Forbidden: No such key: GK31c2f218"), Fault::Credentials);
         assert_eq!(of("Forbidden: Bucket size quota is reached, maximum 1"), Fault::Full);
         assert_eq!(of("Forbidden: Operation is not allowed for this key."), Fault::Denied);
+    }
+
+    #[test]
+    fn locks_are_told_from_missing_rights() {
+        let of = |code, message| refusal(None, Some(code), Some(message)).fault;
+        assert_eq!(of("AccessDenied", "Access Denied because object protected by object lock."), Fault::Locked);
+        assert_eq!(of("InvalidRequest", "Object is WORM protected and cannot be overwritten"), Fault::Locked);
+        assert_eq!(of("AccessDenied", "Access Denied"), Fault::Denied);
+        assert_eq!(of("InvalidRequest", "Bucket is missing Object Lock Configuration"), Fault::Other);
+    }
+
+    #[test]
+    fn what_is_behind_a_delete_marker_is_absent_and_said_to_come_back() {
+        use aws_sdk_s3::operation::get_object::GetObjectError;
+        use aws_sdk_s3::primitives::SdkBody;
+        let answer = |marker: bool| {
+            let mut raw = aws_smithy_runtime_api::http::Response::new(404.try_into().unwrap(), SdkBody::empty());
+            if marker {
+                raw.headers_mut().insert("x-amz-delete-marker", "true");
+            }
+            let error = GetObjectError::generic(aws_smithy_types::error::ErrorMetadata::builder().build());
+            Refusal::of(&SdkError::service_error(error, raw))
+        };
+        let (hidden, absent) = (answer(true), answer(false));
+        assert!(hidden.fault == Fault::NotFound && !hidden.is_bare && hidden.detail.contains("verify --repair"));
+        assert!(absent.fault == Fault::NotFound && absent.is_bare && !absent.detail.contains("verify"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::super::bucket::Bucket;
 use super::super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use crate::clock;
 
@@ -185,5 +186,9 @@ impl Storage for Member {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.storage.free_bytes().await
+    }
+
+    fn bucket(&self) -> Option<&dyn Bucket> {
+        self.storage.bucket()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::ExpireError;
@@ -31,11 +32,24 @@ pub struct Done {
     pub snapshots: u64,
     pub objects: u64,
     pub bytes: u64,
+    /// What waits for the end of its lock, and when that is for the last of it.
+    pub locked: Count,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_until: Option<Timestamp>,
+    /// The bucket keeps what was deleted as older versions, so that nothing became free.
+    pub is_hidden_only: bool,
 }
 
 impl Done {
+    /// Before anything was done.
+    pub fn waiting(plan: &Plan) -> Done {
+        let locked_until = plan.locked.last().map(|last| last.until);
+        Done { locked: plan.locked_count(), locked_until, ..Done::default() }
+    }
+
     pub fn describe(&self) -> String {
-        format!("snapshots: {}, objects: {}, bytes: {}", self.snapshots, self.objects, self.bytes)
+        let locked = if self.locked.objects > 0 { format!(", locked: {}", self.locked.objects) } else { String::new() };
+        format!("snapshots: {}, objects: {}, bytes: {}{locked}", self.snapshots, self.objects, self.bytes)
     }
 }
 
@@ -96,7 +110,7 @@ pub async fn files(cluster: &Cluster, wal: &WalPlan) -> Result<Vec<ObjectInfo>, 
 
 /// Executes a plan that has no refusals. The caller holds the lease for backups.
 pub async fn execute(cluster: &Cluster, plan: &Plan, monitor: &dyn Monitor) -> Result<Done, ExpireError> {
-    let mut work = Work { cluster, monitor, done: Done::default(), failed: Failed::default() };
+    let mut work = Work { cluster, plan, monitor, done: Done::waiting(plan), failed: Failed::default() };
     monitor.phase("expire", plan.bytes());
     work.manifests(plan).await?;
     work.data(plan).await?;
@@ -104,10 +118,17 @@ pub async fn execute(cluster: &Cluster, plan: &Plan, monitor: &dyn Monitor) -> R
         work.wal(wal).await?;
     }
     work.failed.result()?;
+    work.done.is_hidden_only = only_hides(cluster).await;
     if let Some(text) = sweep::sweep(cluster, "").await?.describe() {
         monitor.note(&text);
     }
     Ok(work.done)
+}
+
+/// Whether deletions leave all bytes where they are. Where that may not be asked, nothing is claimed.
+async fn only_hides(cluster: &Cluster) -> bool {
+    let Some(bucket) = cluster.storage().bucket().filter(|bucket| !bucket.deletes_versions()) else { return false };
+    bucket.protection().await.is_ok_and(|protection| protection.keeps_versions)
 }
 
 /// What could not be deleted.
@@ -116,21 +137,25 @@ struct Failed {
     count: u64,
     first: Option<String>,
     denied: bool,
+    locked: bool,
 }
 
 impl Failed {
     fn add(&mut self, count: u64, what: String, fault: Fault) {
         self.count += count;
         self.denied |= fault == Fault::Denied;
+        self.locked |= fault == Fault::Locked;
         self.first.get_or_insert(what);
     }
 
     fn result(&mut self) -> Result<(), ExpireError> {
-        let mend = match self.denied {
-            true => {
-                "the credentials need the rights of docs/policies/expiry-host.json, and an object under Object Lock waits for its day"
+        let mend = match (self.denied, self.locked) {
+            (true, _) => "the credentials need the rights of docs/policies/expiry-host.json",
+            // Whoever may see locks plans with them; see `preview`.
+            (false, true) => {
+                "it is locked for longer than this host knows: give it s3:GetObjectRetention, and set object_lock_days"
             }
-            false => "see the message",
+            (false, false) => "see the message",
         };
         match self.first.take() {
             Some(first) => Err(ExpireError::Left { count: self.count, first, mend }),
@@ -141,6 +166,7 @@ impl Failed {
 
 struct Work<'a> {
     cluster: &'a Cluster,
+    plan: &'a Plan,
     monitor: &'a dyn Monitor,
     done: Done,
     failed: Failed,
@@ -208,8 +234,15 @@ impl Work<'_> {
         self.delete_objects(objects).await
     }
 
-    async fn delete_objects(&mut self, objects: Vec<ObjectInfo>) -> Result<(), ExpireError> {
+    /// Without those that are locked, which the plan has counted.
+    async fn delete_objects(&mut self, mut objects: Vec<ObjectInfo>) -> Result<(), ExpireError> {
+        objects.retain(|object| self.plan.locks.as_ref().and_then(|locks| locks.locked(object)).is_none());
         self.delete(&objects.into_iter().map(|object| (object.key, object.bytes)).collect::<Vec<_>>()).await
+    }
+
+    /// A lock that was not known of, on something that nothing refers to any more: it stays until a later expiry.
+    fn stays(&mut self, bytes: u64) {
+        self.done.locked.add(bytes);
     }
 
     /// Deletes keys, with their lengths; those of 0 bytes may not be there, and are not counted. What may not be deleted is remembered, each with its own answer (rule 54).
@@ -225,7 +258,13 @@ impl Work<'_> {
                         .filter(|(key, _)| !stays.contains(key))
                         .filter(|(_, bytes)| *bytes > 0)
                         .for_each(|(_, bytes)| count.add(*bytes));
-                    failed.iter().for_each(|(_, error)| self.failed.add(1, error.to_string(), error.fault));
+                    for (key, error) in &failed {
+                        let bytes = batch.iter().find(|(other, _)| other == key).map_or(0, |(_, bytes)| *bytes);
+                        match error.fault {
+                            Fault::Locked if bytes > 0 => self.stays(bytes),
+                            fault => self.failed.add(1, error.to_string(), fault),
+                        }
+                    }
                 }
                 Err(error) if error.fault == Fault::Denied => {
                     self.failed.add(keys.len() as u64, error.to_string(), error.fault);

@@ -17,6 +17,12 @@
 //! needs, the note where nothing is left; then WAL: what goes is written down as gone, roll-ups, segments (rule 47). Wherever it
 //! is interrupted, the next run finds the rest: by the notes, by what is listed although it is gone, and by what no rule keeps.
 //!
+//! # Locks
+//! What is locked is not tried: the plan counts it, and the day. A snapshot whose manifest is locked stays whole and listed until that day,
+//! although no rule keeps it; so nothing that somebody could still restore is taken apart. Packs, lists and segments that nothing needs
+//! any more wait for days of their own. What stays by a rule or a pin is locked for longer ([`locks`](super::locks)), also when nothing
+//! is expired because of a refusal.
+//!
 //! # Others at work
 //! Expiry holds the lease for backups, so no snapshot is built on one that goes. Readers take a plain lease and *then* look for
 //! the manifest; expiry deletes manifests and *then* looks for leases. So either the reader finds no manifest, or expiry finds the
@@ -24,6 +30,7 @@
 //! expiry writes the notes and then looks for pins.
 
 pub mod execute;
+mod locking;
 pub mod plan;
 pub mod retention;
 pub mod view;
@@ -73,9 +80,14 @@ pub struct Request {
 
 /// What would be done; writes nothing.
 pub async fn preview(cluster: &Cluster, record: &ClusterRecord, request: &Request) -> Result<Plan, ExpireError> {
-    let view = view::gather(cluster, record, clock::now()).await?;
+    let mut view = view::gather(cluster, record, clock::now()).await?;
     let mut plan = plan::plan(&view, &request.rules, request.accept_shrink);
+    // Of a manifest that goes the store is asked itself, before anything is taken apart.
+    while locking::ask(cluster, &mut view, &plan).await? {
+        plan = plan::plan(&view, &request.rules, request.accept_shrink);
+    }
     plan.measure(cluster).await?;
+    plan.locking = locking::short(cluster, &view, &plan).await?;
     Ok(plan)
 }
 
@@ -107,6 +119,7 @@ async fn planned_and_done(
 ) -> Result<Done, ExpireError> {
     let plan = preview(cluster, record, request).await?;
     show(&plan);
+    locking::lock(cluster, &plan, monitor).await?;
     let event = |outcome, detail| Event::new(OPERATION, cluster.name(), outcome, detail);
     if !plan.refusals.is_empty() {
         let error = ExpireError::Refused { why: plan.refusals.clone() };
@@ -117,7 +130,7 @@ async fn planned_and_done(
         expired::accept(cluster, &small.snapshot, clock::now(), &request.who).await?;
     }
     if plan.is_empty() {
-        return Ok(Done::default());
+        return Ok(Done::waiting(&plan));
     }
     let begun = Event { plan: serde_json::to_value(&plan).ok(), ..event(Outcome::Attempted, request.rules.describe()) };
     let attempt = note(cluster, request, begun, monitor).await;

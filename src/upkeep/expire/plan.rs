@@ -3,17 +3,21 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::retention::{self, Reasons};
 use super::view::{Pack, Snapshot, View, Wal};
 use super::wal::{self, Needed};
 use super::{ExpireError, execute};
+use crate::clock;
 use crate::config::Retention;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
+use crate::repo::locks::{Ends, Known};
 use crate::repo::manifest::Manifest;
 use crate::repo::repository::Cluster;
+use crate::storage::{ObjectInfo, ObjectKey};
 use crate::timeline::listing::Runs;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,6 +25,9 @@ pub struct Kept {
     pub snapshot: String,
     pub consistent: Timestamp,
     pub why: Vec<String>,
+    /// No rule keeps it, and until then its manifest cannot be deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locked_until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -52,6 +59,23 @@ impl Count {
         self.objects += 1;
         self.bytes += bytes;
     }
+}
+
+/// What no rule keeps and a lock does, on one day the last of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Locked {
+    pub until: Timestamp,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// What stays longer than it is locked.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Locking {
+    pub objects: usize,
+    pub until: Timestamp,
+    #[serde(skip)]
+    pub keys: Vec<ObjectKey>,
 }
 
 /// Segments that go, all of one timeline.
@@ -94,6 +118,11 @@ pub struct Plan {
     pub wal: Vec<WalRange>,
     /// Other files of the archive that belong to segments that go.
     pub wal_files: Count,
+    /// What is not tried before its day, by days.
+    pub locked: Vec<Locked>,
+    /// What is locked for longer, whatever else becomes of the plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locking: Option<Locking>,
     pub shrunk: Vec<Shrunk>,
     /// Why nothing is done.
     pub refusals: Vec<String>,
@@ -106,6 +135,8 @@ pub struct Plan {
     pub lenders: BTreeSet<String>,
     #[serde(skip)]
     pub wal_plans: Vec<WalPlan>,
+    #[serde(skip)]
+    pub locks: Option<Known>,
 }
 
 impl Plan {
@@ -125,31 +156,70 @@ impl Plan {
         self.removed.iter().map(|r| r.snapshot.as_str()).chain(self.leftovers.iter().map(String::as_str))
     }
 
-    /// Counts what lies there of the lists and the WAL that go.
+    /// What stays until the last day.
+    pub fn locked_count(&self) -> Count {
+        let add =
+            |sum: Count, one: &Locked| Count { objects: sum.objects + one.count.objects, bytes: sum.bytes + one.count.bytes };
+        self.locked.iter().fold(Count::default(), add)
+    }
+
+    /// Waits for an object's day. One line for each day is enough for people and for programs.
+    fn wait(&mut self, bytes: u64, until: Timestamp) {
+        let day = |at: Timestamp| at.to_zoned(TimeZone::UTC).date();
+        let at = self.locked.partition_point(|one| day(one.until) < day(until));
+        if self.locked.get(at).is_none_or(|one| day(one.until) != day(until)) {
+            self.locked.insert(at, Locked { until, count: Count::default() });
+        }
+        self.locked[at].until = self.locked[at].until.max(until);
+        self.locked[at].count.add(bytes);
+    }
+
+    /// Those of `objects` that can be deleted today; the others wait.
+    fn free(&mut self, objects: Vec<ObjectInfo>) -> Vec<ObjectInfo> {
+        let locked = |object: &ObjectInfo| self.locks.as_ref().and_then(|locks| locks.locked(object));
+        let (waiting, free): (Vec<_>, Vec<_>) =
+            objects.into_iter().map(|object| (locked(&object), object)).partition(|one| one.0.is_some());
+        for (until, object) in waiting {
+            self.wait(object.bytes, until.unwrap_or_default());
+        }
+        free.into_iter().map(|(_, object)| object).collect()
+    }
+
+    /// Counts what lies there of the lists and the WAL that go, and what of it waits.
     pub async fn measure(&mut self, cluster: &Cluster) -> Result<(), ExpireError> {
-        for id in self.removed.iter().map(|removed| &removed.snapshot) {
-            execute::lists(cluster, id).await?.iter().for_each(|object| self.lists.add(object.bytes));
+        let ids: Vec<String> = self.removed.iter().map(|removed| removed.snapshot.clone()).collect();
+        for id in ids {
+            let lists = execute::lists(cluster, &id).await?;
+            self.free(lists).iter().for_each(|object| self.lists.add(object.bytes));
+        }
+        let waiting: Vec<(String, Timestamp)> =
+            self.kept.iter().filter_map(|kept| Some((kept.snapshot.clone(), kept.locked_until?))).collect();
+        for (id, until) in waiting {
+            // Its lists, which are of no use without it, go when it does.
+            execute::lists(cluster, &id).await?.iter().for_each(|object| self.wait(object.bytes, until));
         }
         // Most of what was expired before only lends its packs.
         for id in std::mem::take(&mut self.leftovers) {
             let lists = execute::lists(cluster, &id).await?;
             let goes = self.going.iter().any(|pack| pack.writer() == id);
+            let lists = self.free(lists);
             if goes || !lists.is_empty() || !self.lenders.contains(&id) {
                 lists.iter().for_each(|object| self.lists.add(object.bytes));
                 self.leftovers.push(id);
             }
         }
-        for wal in &self.wal_plans {
+        for wal in self.wal_plans.clone() {
             for (timeline, first, last) in wal.goes.iter() {
                 let mut count = Count::default();
                 for block in execute::blocks(first, last) {
-                    execute::segments(cluster, wal, timeline, block).await?.iter().for_each(|object| count.add(object.bytes));
+                    execute::segments(cluster, &wal, timeline, block).await?.iter().for_each(|object| count.add(object.bytes));
                 }
                 let name = |number| SegmentName::new(timeline, number, wal.segment_bytes);
                 let range = WalRange { system_identifier: wal.system, first: name(first), last: name(last), count };
                 self.wal.push(range);
             }
-            execute::files(cluster, wal).await?.iter().for_each(|object| self.wal_files.add(object.bytes));
+            let files = execute::files(cluster, &wal).await?;
+            self.free(files).iter().for_each(|object| self.wal_files.add(object.bytes));
         }
         Ok(())
     }
@@ -157,15 +227,27 @@ impl Plan {
 
 /// Decides everything; asks nothing.
 pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
-    let mut plan = Plan { rules: rules.describe(), at: clock_of(view), ..Plan::default() };
+    let mut plan = Plan { rules: rules.describe(), at: clock_of(view), locks: view.locks.clone(), ..Plan::default() };
     plan.shrunk = shrunk(view);
     refuse(view, accept_shrink, &mut plan);
     let reasons = reasons(view, rules, &mut plan);
     let kept: Vec<&Snapshot> = reasons.keys().map(|at| &view.snapshots[*at]).collect();
+    let mut waiting: Vec<&Snapshot> = Vec::new();
     for (at, snapshot) in view.snapshots.iter().enumerate() {
-        match reasons.get(&at) {
-            Some(why) => plan.kept.push(Kept { snapshot: snapshot.id.clone(), consistent: snapshot.stop_time, why: why.clone() }),
-            None => plan.removed.push(Removed {
+        let kept = |why: Vec<String>, locked_until| Kept {
+            snapshot: snapshot.id.clone(),
+            consistent: snapshot.stop_time,
+            why,
+            locked_until,
+        };
+        match (reasons.get(&at), locked(view, snapshot.lock)) {
+            (Some(why), _) => plan.kept.push(kept(why.clone(), None)),
+            (None, Some(until)) => {
+                waiting.push(snapshot);
+                plan.kept
+                    .push(kept(vec![format!("no rule keeps it, and it is locked until {}", clock::seconds(until))], Some(until)));
+            }
+            (None, None) => plan.removed.push(Removed {
                 snapshot: snapshot.id.clone(),
                 consistent: snapshot.stop_time,
                 why: snapshot.flaw.clone().unwrap_or_else(|| "no rule keeps it".into()),
@@ -177,16 +259,29 @@ pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
     let (held, free): (Vec<&Snapshot>, Vec<&Snapshot>) = view.ghosts.iter().partition(is_read);
     plan.leftovers = free.iter().map(|ghost| ghost.id.clone()).chain(view.dim_ghosts.iter().cloned()).collect();
     let living: Vec<&Snapshot> = kept.iter().chain(&held).copied().collect();
-    packs(view, &living, &mut plan);
+    packs(view, &living, &waiting, &mut plan);
+    let living: Vec<&Snapshot> = living.into_iter().chain(waiting).collect();
     for wal in &view.wal {
         let needed = needed(view, rules, wal, &reasons, &living);
-        let goes = wal::unneeded(wal, &needed);
+        let mut goes = wal::unneeded(wal, &needed);
+        for stored in &wal.stored {
+            if let Some(until) = locked(view, Some(stored.lock)).filter(|_| goes.around(stored.timeline, stored.number).is_some())
+            {
+                goes.remove(stored.timeline, stored.number, stored.number);
+                plan.wait(stored.bytes, until);
+            }
+        }
         let mut gone = wal.gone.clone();
         goes.iter().for_each(|(timeline, first, last)| gone.add(timeline, first, last));
         let is_new = gone != wal.gone;
         plan.wal_plans.push(WalPlan { system: wal.system, segment_bytes: wal.segment_bytes, needed, goes, gone, is_new });
     }
     plan
+}
+
+/// Until when something is locked, of which these bounds are known; `None` when it can be deleted.
+fn locked(view: &View, lock: Option<Ends>) -> Option<Timestamp> {
+    lock.map(|lock| lock.most).filter(|until| *until > view.store_now)
 }
 
 /// Why nothing may be expired now (rules 49, 50 and 53).
@@ -205,6 +300,9 @@ fn refuse(view: &View, accept_shrink: bool, plan: &mut Plan) {
             "snapshot {snapshot} holds {bytes} bytes, and the one before, {before}, {bytes_before}: if a person has looked and that is \
              right, run `lastgood expire --accept-shrink` once"
         ));
+    }
+    for (id, what) in &view.hidden {
+        plan.refusals.push(format!("snapshot {id} is hidden, and what it needs would go: {what}"));
     }
     let is_known = |id: &String| view.snapshots.iter().chain(&view.ghosts).any(|snapshot| snapshot.id == *id);
     for reader in view.readers.iter().filter(|reader| !is_known(&reader.snapshot)) {
@@ -283,15 +381,26 @@ fn anchors(view: &View, wal: &Wal, days: u32) -> Vec<usize> {
     newest.map_or(Vec::new(), |newest| wal::anchors(wal, &view.snapshots, newest.stop_time, days))
 }
 
-/// Sorts the packs of snapshots that are gone or go: what `living` needs stays.
-fn packs(view: &View, living: &[&Snapshot], plan: &mut Plan) {
+/// Sorts the packs of snapshots that are gone or go: what `living` needs stays, and for a while what `waiting` needs, or a lock holds.
+fn packs(view: &View, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Plan) {
     let mut needed = vec![false; view.packs.len()];
     living.iter().filter_map(|s| s.packs.as_ref()).flatten().for_each(|at| needed[*at as usize] = true);
+    let mut wait: Vec<Option<Timestamp>> = view.packs.iter().map(|pack| locked(view, pack.lock)).collect();
+    for snapshot in waiting {
+        let until = locked(view, snapshot.lock);
+        snapshot.packs.iter().flatten().for_each(|at| wait[*at as usize] = wait[*at as usize].max(until));
+    }
     // A snapshot points to its own packs and to older ones, never to those of a later id.
-    let blind = living.iter().filter(|s| s.packs.is_none()).map(|s| s.id.as_str());
+    let blind = living.iter().chain(waiting).filter(|s| s.packs.is_none()).map(|s| s.id.as_str());
     let blind = blind.chain(view.unreadable.iter().map(|(id, _)| id.as_str())).max().unwrap_or_default();
     let dead: BTreeSet<String> = plan.dead().map(str::to_string).collect();
-    for (pack, needed) in view.packs.iter().zip(needed) {
+    let waiting: BTreeSet<&str> = waiting.iter().map(|snapshot| snapshot.id.as_str()).collect();
+    for ((pack, needed), wait) in view.packs.iter().zip(needed).zip(wait) {
+        if let Some(until) = wait.filter(|_| !needed && (dead.contains(pack.writer()) || waiting.contains(pack.writer()))) {
+            plan.wait(pack.bytes, until);
+            plan.lenders.insert(pack.writer().to_string());
+            continue;
+        }
         if !dead.contains(pack.writer()) {
             continue;
         }

@@ -8,14 +8,18 @@ use jiff::Timestamp;
 use super::{ExpireError, OPERATION};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
+use crate::postgres::wal::name::SegmentName;
+use crate::repo::locks::{Ends, Known};
 use crate::repo::manifest::{Manifest, PackLine};
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
-use crate::repo::{alert, expired, keep, lease};
-use crate::storage::{Depth, list_all};
+use crate::repo::{RepoError, alert, expired, keep, lease};
+use crate::storage::bucket::Bucket;
+use crate::storage::{Depth, Fault, ObjectInfo, list_all};
 use crate::timeline::archive::Archive;
 use crate::timeline::listing::Runs;
 use crate::timeline::windows;
+use crate::upkeep::hidden;
 
 /// Pack tables that are read at the same time.
 const TABLES_AHEAD: usize = 8;
@@ -36,6 +40,8 @@ pub struct Snapshot {
     pub packs: Option<Vec<u32>>,
     /// Behind which it is noted as expired; absent in what was made by hand.
     pub manifest: Option<Box<Manifest>>,
+    /// When its manifest can be deleted; `None` where nothing is locked.
+    pub lock: Option<Ends>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,7 @@ pub struct Pack {
     /// `<id>/<pack>`
     pub name: String,
     pub bytes: u64,
+    pub lock: Option<Ends>,
 }
 
 impl Pack {
@@ -50,6 +57,15 @@ impl Pack {
     pub fn writer(&self) -> &str {
         self.name.split('/').next().unwrap_or_default()
     }
+}
+
+/// A segment, where there are locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub timeline: Timeline,
+    pub number: u64,
+    pub bytes: u64,
+    pub lock: Ends,
 }
 
 /// The WAL of one history.
@@ -61,6 +77,8 @@ pub struct Wal {
     pub is_current: bool,
     /// All that lies there.
     pub runs: Runs,
+    /// Each segment of it; empty where nothing is locked.
+    pub stored: Vec<Stored>,
     /// What was expired before.
     pub gone: Runs,
     /// Of every timeline; `None` where its history file is missing or damaged.
@@ -80,7 +98,13 @@ pub struct Reader {
 
 #[derive(Debug, Clone)]
 pub struct View {
+    /// By the host's clock.
     pub now: Timestamp,
+    /// By which locks end: the store's time as far as it is known.
+    pub store_now: Timestamp,
+    pub locks: Option<Known>,
+    /// Snapshots whose manifests somebody deleted, in a bucket that has them still, with what to say of each.
+    pub hidden: Vec<(String, String)>,
     /// In order, oldest first.
     pub snapshots: Vec<Snapshot>,
     /// Manifests that cannot be read, with the reason.
@@ -99,8 +123,9 @@ pub struct View {
     pub accepted: BTreeSet<String>,
 }
 
-/// Reads manifests, pack tables and notes; lists packs and WAL.
+/// Reads manifests, pack tables and notes; lists packs and WAL. Where there are locks, lists manifests and every segment too.
 pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -> Result<View, ExpireError> {
+    let locks = Known::load(cluster).await?;
     let mut manifests = Vec::new();
     let mut unreadable = Vec::new();
     for (id, manifest) in cluster.manifests().await? {
@@ -122,9 +147,12 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
         }
     }
     let known = committed.iter().chain(&dim_ghosts).cloned().chain(ghosts.iter().map(|m| m.id.clone()));
-    let packs = packs(cluster, known.collect()).await?;
-    let (wal, unusable) = wal(cluster, record, &manifests).await?;
+    let packs = packs(cluster, known.collect(), locks.as_ref()).await?;
+    let (mut wal, unusable) = wal(cluster, record, &manifests).await?;
     let mut snapshots = look(cluster, &packs, manifests).await?;
+    if let Some(locks) = &locks {
+        lock(cluster, locks, &mut snapshots, &mut wal).await?;
+    }
     for snapshot in &mut snapshots {
         if let Some(reason) = unusable.get(&snapshot.id) {
             snapshot.flaw = Some(reason.clone());
@@ -133,6 +161,9 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
     order(&mut snapshots, &record.histories.iter().map(|h| h.system_identifier).collect::<Vec<_>>());
     Ok(View {
         now,
+        store_now: locks.as_ref().map_or(now, |locks| locks.now),
+        locks,
+        hidden: hidden(cluster).await?,
         snapshots,
         unreadable,
         ghosts: look(cluster, &packs, ghosts).await?,
@@ -154,15 +185,51 @@ pub async fn readers(cluster: &Cluster) -> Result<Vec<Reader>, ExpireError> {
 }
 
 /// The packs below these ids, sorted by name.
-async fn packs(cluster: &Cluster, ids: BTreeSet<String>) -> Result<Vec<Pack>, ExpireError> {
+async fn packs(cluster: &Cluster, ids: BTreeSet<String>, locks: Option<&Known>) -> Result<Vec<Pack>, ExpireError> {
+    let pack = |id: &str, object: &ObjectInfo| Pack {
+        name: format!("{id}/{}", object.key.name()),
+        bytes: object.bytes,
+        lock: locks.map(|locks| locks.ends(object)),
+    };
     let mut packs = Vec::new();
     for id in ids {
         let prefix = format!("{}{id}/", cluster.layout().all_packs());
-        let page = list_all(cluster.storage(), &prefix, Depth::All).await.map_err(crate::repo::RepoError::from)?;
-        packs.extend(page.objects.iter().map(|o| Pack { name: format!("{id}/{}", o.key.name()), bytes: o.bytes }));
+        let page = list_all(cluster.storage(), &prefix, Depth::All).await.map_err(RepoError::from)?;
+        packs.extend(page.objects.iter().map(|object| pack(&id, object)));
     }
     packs.sort_by(|one, two| one.name.cmp(&two.name));
     Ok(packs)
+}
+
+/// When manifests and segments can be deleted.
+async fn lock(cluster: &Cluster, locks: &Known, snapshots: &mut [Snapshot], wal: &mut [Wal]) -> Result<(), ExpireError> {
+    let list = async |prefix: &str| list_all(cluster.storage(), prefix, Depth::All).await.map_err(RepoError::from);
+    let manifests = list(&cluster.layout().manifests()).await?.objects;
+    let of: BTreeMap<&str, Ends> = manifests.iter().map(|object| (object.key.name(), locks.ends(object))).collect();
+    for snapshot in snapshots {
+        snapshot.lock = of.get(snapshot.id.as_str()).copied();
+    }
+    for wal in wal {
+        let objects = list(&cluster.layout().segments(wal.system)).await?.objects;
+        wal.stored.extend(objects.iter().filter_map(|object| {
+            let name: SegmentName = object.key.name().parse().ok()?;
+            let number = name.number(wal.segment_bytes)?;
+            Some(Stored { timeline: name.timeline, number, bytes: object.bytes, lock: locks.ends(object) })
+        }));
+    }
+    Ok(())
+}
+
+/// Only where versions are to be deleted or objects are locked, which is where somebody means to be safe from deletions.
+async fn hidden(cluster: &Cluster) -> Result<Vec<(String, String)>, ExpireError> {
+    let is_asked = |bucket: &&dyn Bucket| bucket.deletes_versions() || bucket.lock().is_some();
+    let Some(bucket) = cluster.storage().bucket().filter(is_asked) else { return Ok(Vec::new()) };
+    match hidden::snapshots(cluster, bucket).await {
+        Ok(hidden) => Ok(hidden.into_iter().map(|one| (one.snapshot.clone(), one.describe())).collect()),
+        // Nothing that is hidden can be lost for good by who may not even list it.
+        Err(RepoError::Storage(error)) if error.fault == Fault::Denied => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What each needs, and whether it is there.
@@ -192,6 +259,7 @@ async fn look(cluster: &Cluster, packs: &[Pack], manifests: Vec<Manifest>) -> Re
             flaw,
             packs: needed,
             manifest: Some(Box::new(manifest)),
+            lock: None,
         });
     }
     Ok(snapshots)
@@ -239,6 +307,7 @@ async fn wal(
             segment_bytes: archive.segment_bytes,
             is_current: record.current().is_some_and(|current| current.system_identifier == system),
             runs,
+            stored: Vec::new(),
             gone,
             paths: archive.timelines().into_iter().map(|timeline| (timeline, archive.path(timeline))).collect(),
             newest: archive.newest().map(|path| path.timeline()),
@@ -277,6 +346,7 @@ pub fn snapshot(id: &str, segment: u64, stop_time: &str) -> Snapshot {
         flaw: None,
         packs: Some(Vec::new()),
         manifest: None,
+        lock: None,
     }
 }
 

@@ -145,7 +145,7 @@ async fn recognise(from: &Repository, to: &dyn Storage, request: &Request) -> Re
 /// In which order the folders of a cluster are copied; `None` for what is of one place only.
 fn turn(folder: &str) -> Option<u8> {
     match folder {
-        "leases/" => None,
+        "leases/" | "locks/" => None,
         "packs/" => Some(0),
         "files/" => Some(1),
         "wal/" => Some(2),
