@@ -148,6 +148,10 @@ impl Events {
             self.gap_before = Some(index.last_record.unwrap_or(index.start));
         }
         self.take(index);
+        if let Some(lsn) = index.ends_at {
+            // What follows in this segment nobody could read.
+            self.gap_before = Some(lsn);
+        }
         if let Some(open) = &index.open {
             self.seam = Some(Seam::new(open.clone(), index.major));
         }

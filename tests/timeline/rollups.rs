@@ -44,7 +44,14 @@ async fn open(world: &World) -> (Cluster, Archive) {
 async fn read(archive: &Archive) -> (BTreeMap<u64, SegmentIndex>, Sources) {
     let path = archive.newest().unwrap();
     let mut found = BTreeMap::new();
-    let wanted = Wanted { archive, path: &path, numbers: 0..=u64::MAX, local: &nothing_local, mapped: Arc::default() };
+    let wanted = Wanted {
+        archive,
+        path: &path,
+        numbers: 0..=u64::MAX,
+        local: &nothing_local,
+        mapped: Arc::default(),
+        passes_sealed: false,
+    };
     let sources = indexes::each(&wanted, &mut |indexed| {
         assert!(found.insert(indexed.number, indexed.index.unwrap()).is_none(), "each once");
         true
