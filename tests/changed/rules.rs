@@ -10,10 +10,17 @@ use crate::support::world::{World, tamper};
 
 /// A server and a snapshot of a table of some 400 pages that nobody touches.
 async fn world(major: u32) -> World {
-    let world = World::with(major, &["--data-checksums"], "autovacuum = off", None).await;
+    with(major, 16).await
+}
+
+async fn with(major: u32, segment_megabytes: u32) -> World {
+    let segments = format!("--wal-segsize={segment_megabytes}");
+    let world = World::with(major, &["--data-checksums", &segments], "autovacuum = off", None).await;
     world.sql("CREATE TABLE t (what text)").await;
     world.sql("INSERT INTO t SELECT repeat('x', 100) || i FROM generate_series(1, 25000) i").await;
     world.sql("VACUUM (FREEZE) t").await;
+    // Whole segments of WAL are taken: in the one in which the snapshot begins, what made the table would name its pages.
+    world.archive().await;
     world
 }
 
@@ -129,5 +136,20 @@ async fn what_a_crash_leaves_at_the_end_of_a_file_is_in_the_snapshot() {
         tamper(&part, |bytes| bytes[PAGE_BYTES..].fill(2));
     })
     .await;
+    is_right(&world).await;
+}
+
+/// A record that crosses from one segment into the next. Each page is named by one record with its image, so that the borders of
+/// segments fall into records of which no other names the page.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_only_a_crossing_record_names_is_read() {
+    let world = with(15, 1).await;
+    world.backup(&[]);
+    let segment = "SELECT pg_walfile_name(pg_current_wal_lsn())";
+    let before = world.value(segment).await;
+    world
+        .sql("DELETE FROM t WHERE ctid = ANY (ARRAY(SELECT format('(%s,1)', page)::tid FROM generate_series(0, 400) page))")
+        .await;
+    assert!(world.value(segment).await > before);
     is_right(&world).await;
 }
