@@ -347,3 +347,38 @@ async fn archiving_to_garage_survives_a_conflict() {
     assert_eq!(in_data(&world, &["archive-push", got.to_str().unwrap()]).code, 5);
     assert_eq!(in_data(&world, &["archive-get", "0000000100000000000000FF", got.to_str().unwrap()]).code, 1);
 }
+
+fn warns_of_the_index(world: &World) -> Option<String> {
+    let said = world.run(&["check", "--no-switch"]).all();
+    said.lines().find(|line| line.contains("WAL index")).map(str::to_string)
+}
+
+/// The index of a segment never decides whether the segment is archived; `check` and `timeline` say what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_segment_without_an_index_is_archived_all_the_same() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = with_wal().await;
+    let spool = std::fs::read_dir(world.path("spool/shop")).unwrap().next().unwrap().unwrap().path();
+    let permit = |mode| std::fs::set_permissions(spool.join("index"), std::fs::Permissions::from_mode(mode)).unwrap();
+    permit(0o500);
+    world.sql("DROP TABLE t; CREATE TABLE t AS SELECT i, repeat('x', 100) FROM generate_series(1, 3000) i").await;
+    world.archive().await;
+    let warned = warns_of_the_index(&world).unwrap_or_default();
+    assert!(warned.contains("cannot be kept"), "{warned}");
+    assert!(world.ok(&["timeline", "--kind", "drop"]).out.contains("DROP"), "read from the segment itself");
+    permit(0o700);
+    let whole = segments(&world).pop().unwrap();
+    world.sql("CREATE TABLE u AS SELECT 1").await;
+    world.archive().await;
+    assert_eq!(warns_of_the_index(&world), None);
+    // One that is broken in its middle is stored as well: what comes before may be all that is left.
+    let file = copied(&world, &whole);
+    tamper(&file, |bytes| bytes[100_000] ^= 1);
+    let object = world.objects("clusters/shop/wal").into_iter().find(|key| key.ends_with(&whole)).unwrap();
+    std::fs::remove_file(world.repository().join(object)).unwrap();
+    let said = in_data(&world, &["archive-push", file.to_str().unwrap()]);
+    assert_eq!(said.code, 0, "{}", said.all());
+    assert!(segments(&world).contains(&whole));
+    let told = world.ok(&["timeline"]).out;
+    assert!(told.contains(&format!("{whole} to {whole}: its WAL cannot be read on from")), "{told}");
+}

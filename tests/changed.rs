@@ -4,5 +4,6 @@ pub mod content;
 mod doubt;
 mod property;
 mod rollups;
+mod rules;
 mod versions;
 mod workload;

@@ -5,6 +5,7 @@ mod guarded;
 mod keyrings;
 mod objects;
 mod python;
+mod writer;
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -84,6 +84,16 @@ impl Spool {
         Ok(Spool { dir })
     }
 
+    /// The spool of a system when this host has one of it and no second: whoever does not know the data directory can ask for
+    /// indexes, which say the same of a segment wherever they were made.
+    pub fn only(root: &Path, cluster: &str, system: SystemId) -> Option<Spool> {
+        let begin = format!("{system}-");
+        let is_its = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&begin));
+        let mut found = fs::read_dir(root.join(cluster)).ok()?.flatten().filter(is_its);
+        let only = found.next()?;
+        found.next().is_none().then(|| Spool { dir: only.path() })
+    }
+
     fn place(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<PathBuf> {
         let place = fs::metadata(data_directory)?;
         Ok(root.join(cluster).join(format!("{system}-{:x}-{:x}", place.dev(), place.ino())))
@@ -249,7 +259,11 @@ mod tests {
         let segment = SegmentName::new(Timeline(1), 5, 16 << 20);
         open(Spool::open).unwrap().keep_index(segment, b"what happened").unwrap();
         assert_eq!(open(Spool::existing).unwrap().index(segment), Some(b"what happened".to_vec()));
+        assert_eq!(Spool::only(&root, "shop", SystemId(7)).unwrap().index(segment), Some(b"what happened".to_vec()));
+        assert!(Spool::only(&root, "shop", SystemId(8)).is_none() && Spool::only(&root, "other", SystemId(7)).is_none());
         fs::write(open(Spool::existing).unwrap().indexed(segment), b"").unwrap();
         assert_eq!(open(Spool::existing).unwrap().index(segment), None, "a crash left nothing of it");
+        Spool::open(&root, "shop", SystemId(7), &root).unwrap();
+        assert!(Spool::only(&root, "shop", SystemId(7)).is_none(), "a copy's and its original's");
     }
 }

@@ -12,20 +12,24 @@ use super::{guard, progress};
 use crate::archive::spool::{Note, Spool};
 use crate::clock;
 use crate::config::Config;
-use crate::postgres::lsn::SystemId;
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::alert::{self, Acknowledgement, Alert};
 use crate::timeline::archive::Archive;
+use crate::timeline::told;
 use crate::watch::tripwire::{self, Look, Seen};
 
 /// Show what the tripwire met in the WAL, and acknowledge it
 ///
 /// While an alert is not acknowledged, `expire` removes nothing.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  lastgood alerts\n  lastgood alerts --acknowledge all --reason 'planned clean-up'\n  \
-    lastgood alerts --json | jq 'select(.acknowledged | not)'")]
+#[command(
+    after_help = "Examples:\n  lastgood alerts\n  lastgood alerts --acknowledge 1:0/48E06C0 --reason 'planned clean-up'\n  \
+    lastgood alerts --acknowledge all --reason 'planned clean-up'\n  \
+    lastgood alerts --json | jq 'select(.acknowledged | not)'"
+)]
 pub struct Args {
-    /// The id of an alert, its beginning, or all
+    /// The event of an alert, like 1:0/48E06C0, the alert's own id, its beginning, or all
     #[arg(long, value_name = "ID")]
     acknowledge: Option<String>,
     /// What to remember about it
@@ -54,11 +58,12 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let known = alert::all(&place.cluster).await?;
     if let Some(wanted) = &args.acknowledge {
-        let matches = |id: &str| wanted == "all" || id.starts_with(wanted.as_str());
+        let is_event = |id: &str| event_of(id).is_some_and(|event| event == *wanted);
+        let matches = |id: &str| wanted == "all" || is_event(id) || id.starts_with(wanted.as_str());
         let open: Vec<&String> = known.iter().filter(|(id, done)| !**done && matches(id)).map(|(id, _)| id).collect();
-        anyhow::ensure!(!open.is_empty(), "no open alert begins with {wanted:?}; `lastgood alerts` lists them");
+        anyhow::ensure!(!open.is_empty(), "there is no open alert {wanted:?}; `lastgood alerts` lists them");
         anyhow::ensure!(
-            wanted == "all" || open.len() == 1,
+            wanted == "all" || open.len() == 1 || open.iter().all(|id| is_event(id)),
             "{} open alerts begin with {wanted:?}; write more of the id",
             open.len()
         );
@@ -90,12 +95,24 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// The event of the alert with this id.
+fn event_of(id: &str) -> Option<String> {
+    let mut parts = id.split('-').skip(1);
+    let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+    let (timeline, target) = (number()?, number()?);
+    Some(told::id(Timeline(timeline.try_into().ok()?), Lsn(target)))
+}
+
 fn show(id: &str, acknowledged: bool, alert: &Alert) {
     let what = if acknowledged { alert.what.clone() } else { output::paint(Colour::Red, &alert.what) };
     output::line(what);
-    output::entry("rule", format!("{} (alert {id}{})", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
+    output::entry("rule", format!("{}{}", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
+    output::entry("alert", id);
     output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
     output::entry("undo it", &alert.restore);
+    if !acknowledged {
+        output::entry("was meant", format!("lastgood alerts --acknowledge {} --reason TEXT", alert.event));
+    }
 }
 
 /// Looks until nothing suspicious is left: a push that came meanwhile found this process at work and started none.

@@ -108,7 +108,11 @@ pub fn path(archive: &Archive, timeline: Option<Timeline>) -> Result<History, Ev
 
 /// Indexes that this host kept while it archived.
 pub fn spool(config: &Config, system: SystemId, data_directory: Option<&PathBuf>) -> Option<Spool> {
-    Spool::existing(&config.archive.spool, &config.cluster.name, system, data_directory?).ok()
+    let (root, cluster) = (&config.archive.spool, &config.cluster.name);
+    match data_directory {
+        Some(directory) => Spool::existing(root, cluster, system, directory).ok(),
+        None => Spool::only(root, cluster, system),
+    }
 }
 
 /// The same for the server at hand. Opened when it is wanted: before its first push the server has none.

@@ -20,6 +20,7 @@ use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
 use crate::timeline::estimate::{Estimate, Experience};
 use crate::timeline::target::{Target, TargetError};
+use crate::timeline::told::Kind;
 
 /// Restore to a moment: shows the plan first, and never destroys what it replaces
 ///
@@ -257,12 +258,14 @@ fn show_plan(plan: &Plan) {
         ),
     );
     output::entry("then", format!("{}; archiving is off in the restored cluster", then(plan.action)));
-    if plan.action == TargetAction::Pause && !plan.inclusive {
+    // Who only changed rows locks nobody out.
+    let is_of_rows = plan.event.as_ref().is_some_and(|event| matches!(event.kind, Kind::Delete | Kind::Update));
+    if plan.action == TargetAction::Pause && !plan.inclusive && !is_of_rows {
         output::entry(
             "note",
-            "while the server pauses, the transaction at the target still holds its locks: a query on what it dropped",
+            "while the server pauses, the transaction at the target still holds its locks: a query on what it dropped waits until the \
+             server is resumed. With --target-action promote it does not.",
         );
-        output::entry("", "waits until the server is resumed. With --target-action promote it does not.");
     }
     if plan.damaged_pages > 0 {
         output::entry(

@@ -51,10 +51,12 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 
 fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
     let mut text = format!(
-        "# /etc/cron.d/lastgood-{name}: a snapshot every night, a check every hour, everything read once a week.\n\
+        "# /etc/cron.d/lastgood-{name}: a snapshot every night, a check every hour; once a week everything is read, the server's files\n\
+         # on Saturday, what is stored on Sunday.\n\
          # Output means trouble: cron mails what a failing command prints.\n\
          SHELL=/bin/sh\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n\
-         {minute} {hour} * * * {user} out=$({command} backup 2>&1) || {{ echo \"$out\"; exit 1; }}\n\
+         {minute} {hour} * * 0-5 {user} out=$({command} backup 2>&1) || {{ echo \"$out\"; exit 1; }}\n\
+         {minute} {hour} * * 6 {user} out=$({command} backup --paranoid 2>&1) || {{ echo \"$out\"; exit 1; }}\n\
          {} * * * * {user} out=$({command} check 2>&1) || {{ echo \"$out\"; exit 1; }}\n\
          {minute} {} * * 0 {user} out=$({command} verify 2>&1) || {{ echo \"$out\"; exit 1; }}",
         (minute + 30) % 60,
@@ -75,21 +77,23 @@ fn cron(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills
 }
 
 fn systemd(name: &str, user: &str, (hour, minute): (u8, u8), command: &str, (drills, expires): (bool, bool)) -> String {
-    let unit = |task: &str, what: &str, when: &str| {
+    let unit = |words: &str, what: &str, when: &str| {
+        let task = words.replace(" --", "-");
         format!(
             "# /etc/systemd/system/lastgood-{task}-{name}.service\n[Unit]\nDescription={what} of PostgreSQL cluster {name}\n\
              Wants=network-online.target\nAfter=network-online.target\n\n[Service]\nType=oneshot\nUser={user}\n\
-             ExecStart={command} {task}\nNice=10\nIOSchedulingClass=idle\n\n\
+             ExecStart={command} {words}\nNice=10\nIOSchedulingClass=idle\n\n\
              # /etc/systemd/system/lastgood-{task}-{name}.timer\n[Unit]\nDescription={what} of {name}, on schedule\n\n[Timer]\n\
              OnCalendar={when}\nPersistent=true\n\n[Install]\nWantedBy=timers.target\n"
         )
     };
     let mut units = vec![
-        unit("backup", "Snapshot", &format!("*-*-* {hour:02}:{minute:02}:00")),
+        unit("backup", "Snapshot", &format!("Mon..Fri,Sun *-*-* {hour:02}:{minute:02}:00")),
+        unit("backup --paranoid", "Snapshot that reads everything", &format!("Sat *-*-* {hour:02}:{minute:02}:00")),
         unit("check", "Check", &format!("*-*-* *:{:02}:00", (minute + 30) % 60)),
         unit("verify", "Verification", &format!("Sun *-*-* {:02}:{minute:02}:00", (hour + 2) % 24)),
     ];
-    let mut tasks = "backup,check,verify".to_string();
+    let mut tasks = "backup,backup-paranoid,check,verify".to_string();
     if drills {
         units.push(unit("drill", "Drill", &format!("*-*-* {:02}:{minute:02}:00", (hour + 4) % 24)));
         tasks.push_str(",drill");

@@ -1,7 +1,7 @@
 //! `lastgood timeline`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -11,9 +11,10 @@ use super::context::{Global, Place};
 use super::output::{self, Colour};
 use super::{moment, progress, restore};
 use crate::clock;
+use crate::postgres::lsn::SystemId;
 use crate::repo::audit;
 use crate::timeline::archive::Archive;
-use crate::timeline::story::{self, Question, Story};
+use crate::timeline::story::{self, Gap, Question, Story};
 use crate::timeline::tail;
 use crate::timeline::told::{Kind, Told};
 use crate::timeline::windows::{self, Window};
@@ -57,7 +58,7 @@ pub struct Args {
     /// Timeline to follow, in hex as in file names, or latest
     #[arg(long, value_name = "ID")]
     timeline: Option<String>,
-    /// Also read WAL that is not archived yet, from this pg_wal of a living or dead server
+    /// Also read WAL that is not archived yet, from this pg_wal (or data directory) of a living or dead server
     #[arg(long, value_name = "DIRECTORY")]
     include_pg_wal: Option<PathBuf>,
 }
@@ -78,6 +79,9 @@ struct Listing {
     windows: Vec<Window>,
     /// WAL that was turned away: of another server, or of one that left this history.
     refused: Vec<Refused>,
+    /// Whether it goes up to now, and only what is archived was read.
+    #[serde(skip)]
+    may_be_late: bool,
 }
 
 #[derive(Serialize)]
@@ -100,9 +104,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
     archive.abandon(&place.record.abandoned(system));
     let windows = windows::windows(&archive, &manifests).await?.windows;
-    if let Some(pg_wal) = &args.include_pg_wal {
-        let found = tail::in_directory(pg_wal, system).map_err(|e| anyhow::anyhow!("read {}: {e}", pg_wal.display()))?;
-        archive.add_tails(found);
+    if let Some(directory) = &args.include_pg_wal {
+        archive.add_tails(not_archived(directory, system)?);
     }
     let path = moment::path(&archive, timeline)?;
     let spool = moment::spool(&place.config, system, place.config.postgres.data_directory.as_ref());
@@ -118,6 +121,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         many_rows: args.rows,
         numbers: None,
         local: &local,
+        passes_sealed: true,
     };
     let monitor = progress::monitor(global.json);
     let mut story = story::tell(&question).await?;
@@ -125,13 +129,24 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     story.events.retain(|told| args.wants(told));
     let refused = refused(&place, since, until).await?;
     let activity = story.minutes.iter().map(|(minute, (commits, aborts))| (minute_text(*minute), [*commits, *aborts])).collect();
-    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows, refused };
+    let may_be_late = args.until.is_none() && args.include_pg_wal.is_none();
+    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows, refused, may_be_late };
     if global.json {
         output::json(&listing);
     } else {
         show(&listing);
     }
     Ok(0)
+}
+
+/// The WAL in a `pg_wal`, or in that of a data directory.
+fn not_archived(directory: &Path, system: SystemId) -> anyhow::Result<tail::Found> {
+    let inside = directory.join("pg_wal");
+    let pg_wal = if inside.is_dir() { &inside } else { directory };
+    let found = tail::in_directory(pg_wal, system).map_err(|e| anyhow::anyhow!("read {}: {e}", pg_wal.display()))?;
+    let is_empty = found.segments.is_empty();
+    anyhow::ensure!(!is_empty, "{} holds no WAL of this cluster (system {system}); give its pg_wal", pg_wal.display());
+    Ok(found)
 }
 
 /// What the audit knows of servers whose WAL was turned away.
@@ -165,10 +180,16 @@ fn show(listing: &Listing) {
     let timeline = story.timeline.map(|timeline| format!(", timeline {timeline}")).unwrap_or_default();
     output::line(format!("cluster {}{timeline}: {from} to {to}", listing.cluster));
     let Some(last) = story.last_lsn else {
-        return output::line("  no WAL of this time is in the archive: nothing is known about it");
+        if story.gaps.is_empty() {
+            output::line("  no WAL of this time is in the archive: nothing is known about it");
+        }
+        return show_gaps(&story.gaps);
     };
     let read = output::count(story.segments, "WAL segment");
     output::entry("read", format!("{read}, up to {last}{}", at(story.last_time)));
+    if listing.may_be_late {
+        output::entry("", "what the server has not archived yet is not in it: --include-pg-wal DIRECTORY reads its pg_wal too");
+    }
     let names = story.names_from.as_ref().map_or("no snapshot has any: numbers are shown".into(), |id| format!("as of {id}"));
     output::entry("names", names);
     output::entry("activity", format!("{}, {} rolled back", output::count(story.commits, "commit"), story.aborts));
@@ -180,10 +201,7 @@ fn show(listing: &Listing) {
         let (from, to) = (output::time(window.from_time), output::time(window.to_time));
         output::entry("window", format!("{from} to {to}, timeline {}: any moment in it can be restored", window.timeline));
     }
-    for gap in &story.gaps {
-        let text = format!("{} to {}: {}; what happened there is not known", gap.from, gap.to, gap.reason);
-        output::entry("GAP", output::paint(Colour::Yellow, &text));
-    }
+    show_gaps(&story.gaps);
     for refused in &listing.refused {
         let text = format!("{} on {}: {}", output::time(refused.at), refused.host, refused.why);
         output::entry("REFUSED", output::paint(Colour::Yellow, &text));
@@ -194,6 +212,13 @@ fn show(listing: &Listing) {
     story.events.iter().for_each(show_event);
     if story.is_cut {
         output::line("\nThere was more than a list can hold: ask for a shorter time.");
+    }
+}
+
+fn show_gaps(gaps: &[Gap]) {
+    for gap in gaps {
+        let text = format!("{} to {}: {}; what happened there is not known", gap.from, gap.to, gap.reason);
+        output::entry("GAP", output::paint(Colour::Yellow, &text));
     }
 }
 
@@ -242,7 +267,8 @@ fn sparkline(minutes: &BTreeMap<i64, (u32, u32)>, since: Timestamp, until: Times
     for (at, (commits, _)) in minutes.range(first..=last) {
         sums[usize::try_from((at - first) / width).ok()?] += u64::from(*commits);
     }
-    let most = *sums.iter().max().filter(|most| **most > 0)?;
+    // One bar compares nothing.
+    let most = *sums.iter().max().filter(|most| **most > 0 && sums.len() > 1)?;
     // What is not nothing shows.
     let bar = |sum: &u64| HEIGHTS[(sum * 8).div_ceil(most) as usize];
     let unit = if width == 1 { "a minute".to_string() } else { format!("{width} minutes") };
@@ -265,5 +291,6 @@ mod tests {
         let (bars, scale) = sparkline(&many, at(0), at(10_000)).unwrap();
         assert_eq!((bars.chars().count(), scale.contains("100 minutes")), (62, true), "{bars} {scale}");
         assert!(sparkline(&BTreeMap::new(), at(0), at(5)).is_none());
+        assert!(sparkline(&BTreeMap::from([(100, (80, 0))]), at(0), at(1000)).is_none());
     }
 }

@@ -79,6 +79,7 @@ pub async fn check(
         many_rows: MANY_ROWS,
         numbers: Some(manifest.start_lsn.segment(archive.segment_bytes)..=reached.lsn.last_segment_before(archive.segment_bytes)),
         local: &|_| None,
+        passes_sealed: false,
     };
     let mut story = story::tell(&question).await?;
     story.events.retain(|event| event.lsn < reached.lsn);

@@ -75,8 +75,19 @@ impl Changes {
         let relation = data_directory::main_fork(path)?;
         let first_block = file.checked_mul(self.blocks_per_file)?;
         let limit = self.limits.get(&relation).copied().unwrap_or(u32::MAX);
-        let is_new = self.databases.contains(&(relation.tablespace, relation.database)) || limit <= first_block;
+        let is_new = self.is_of_new_database(relation) || limit <= first_block;
         (!is_new).then(|| FileChanges { changes: self.clone(), relation, first_block, limit: limit - first_block })
+    }
+
+    /// Whether a main fork is another than the one that had its path before: its database was made since. Its pages may be copies that
+    /// are older than the parent, so that their LSNs prove nothing; and a file system without times of birth may have used an inode
+    /// number again.
+    pub fn is_another(&self, path: &[u8]) -> bool {
+        data_directory::main_fork(path).is_some_and(|relation| self.is_of_new_database(relation))
+    }
+
+    fn is_of_new_database(&self, relation: RelFileLocator) -> bool {
+        self.databases.contains(&(relation.tablespace, relation.database))
     }
 }
 
@@ -189,6 +200,7 @@ mod tests {
         changes.add(&ChangedBlocks { databases: [(1663, 5)].into(), ..ChangedBlocks::default() }).unwrap();
         let changes = Arc::new(changes);
         assert!(changes.of_file(b"base/5/1", 0).is_none() && changes.of_file(b"pg_tblspc/9/PG_15_1/5/1", 0).is_some());
+        assert!(changes.is_another(b"base/5/1") && !changes.is_another(b"base/6/1") && !changes.is_another(b"base/5/PG_VERSION"));
         assert!(changes.of_file(b"base/6/1", 0).is_some_and(|file| file.is_unchanged(1000)));
         assert!(changes.of_file(b"base/6/1_vm", 0).is_none() && changes.of_file(b"pg_xact/0000", 0).is_none());
     }

@@ -105,7 +105,8 @@ impl Chooser {
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
         let (mut parent, mut parent_content, mut changes) = (None, None, None);
-        let before = before.filter(|line| !self.parent_damaged.contains(&line.path));
+        let is_another = self.changes.as_ref().is_some_and(|changes| changes.is_another(&entry.path));
+        let before = before.filter(|line| !is_another && !self.parent_damaged.contains(&line.path));
         if let Some(FileLine {
             path,
             what: What::File { bytes, modified_ns: modified_before, inode, digest, content, map },

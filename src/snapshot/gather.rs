@@ -186,7 +186,8 @@ impl Gather {
             return Err(Unknown::Far { count });
         }
         let local = |name| kept.index(name);
-        let wanted = Wanted { archive: &archive, path: &path, numbers, local: &local, mapped: Arc::default() };
+        let wanted =
+            Wanted { archive: &archive, path: &path, numbers, local: &local, mapped: Arc::default(), passes_sealed: false };
         indexes::each(&wanted, &mut |indexed| {
             self.take(indexed);
             self.unknown.is_none()

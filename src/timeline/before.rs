@@ -25,7 +25,7 @@ pub enum EventError {
     #[error(transparent)]
     Repo(#[from] RepoError),
     #[error(
-        "{text:?} is no event; write its id from `lastgood timeline`, like 1:0/48E06C0, or what it was, like \"drop of shop.public.orders\", \"truncate of orders\", \"delete from orders\" or \"drop database shop\""
+        "{text:?} is no event; write its id from `lastgood timeline`, like 1:0/48E06C0, or what it was, like \"drop of shop.public.orders\", \"truncate of orders\", \"delete from orders\" or \"drop database shop\" (an LSN, a time or a transaction id goes with --to)"
     )]
     Bad { text: String },
     #[error("there is no event {text} in the WAL that can be read{}; `lastgood timeline` lists them", nearest.as_ref().map(|n| format!(" (the nearest is {n})")).unwrap_or_default())]
@@ -68,6 +68,7 @@ impl std::fmt::Display for Wanted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Wanted::Id { timeline, target } => f.write_str(&told::id(*timeline, *target)),
+            Wanted::Words { kind: Kind::DropDatabase, name } => write!(f, "drop database {name}"),
             Wanted::Words { kind, name } => write!(f, "{} of {name}", kind.word()),
         }
     }
@@ -105,20 +106,38 @@ pub async fn find(place: &Place<'_>, wanted: &Wanted) -> Result<Told, EventError
     found.dedup_by_key(|told| told.id.clone());
     match found.as_slice() {
         [one] => Ok((*one).clone()),
-        [] => {
-            let nearest = match wanted {
-                Wanted::Id { target, .. } => story.events.iter().min_by_key(|told| told.target.0.abs_diff(target.0)),
-                Wanted::Words { name, .. } => story.events.iter().rev().find(|told| told.touches(name)),
-            };
-            Err(EventError::Unknown { text: wanted.to_string(), nearest: nearest.map(line) })
-        }
+        [] => Err(EventError::Unknown {
+            text: wanted.to_string(),
+            nearest: nearest(place, wanted, &story).await?.map(|told| line(&told)),
+        }),
         several => {
             Err(EventError::Ambiguous { text: wanted.to_string(), found: several.iter().map(|told| line(told)).collect() })
         }
     }
 }
 
+/// What may have been meant: of an id the event that lies nearest, of words the last one of that name, or else of that kind.
+async fn nearest(place: &Place<'_>, wanted: &Wanted, story: &Story) -> Result<Option<Told>, EventError> {
+    let last = |is_it: &dyn Fn(&Told) -> bool| story.events.iter().rev().find(|told| is_it(told)).cloned();
+    let target = match wanted {
+        Wanted::Words { kind, name } => return Ok(last(&|told| told.touches(name)).or_else(|| last(&|told| told.kind == *kind))),
+        Wanted::Id { target, .. } => *target,
+    };
+    // What lies before it, and of rows only what is worth telling.
+    let near = tell_from(place, wanted, Lsn(target.0.saturating_sub(place.archive.segment_bytes)), story::MANY_ROWS).await?;
+    Ok(near.events.into_iter().filter(|told| !told.kind.is_routine()).min_by_key(|told| told.target.0.abs_diff(target.0)))
+}
+
 async fn tell(place: &Place<'_>, wanted: &Wanted) -> Result<Story, EventError> {
+    let from = match wanted {
+        Wanted::Id { target, .. } => *target,
+        Wanted::Words { .. } => Lsn(0),
+    };
+    tell_from(place, wanted, from, 1).await
+}
+
+/// The story around an id, from a position on; or that of the place, where words are looked for.
+async fn tell_from(place: &Place<'_>, wanted: &Wanted, from: Lsn, rows: u64) -> Result<Story, EventError> {
     let Place { archive, manifests, local, .. } = *place;
     let mut question = Question {
         archive,
@@ -131,20 +150,21 @@ async fn tell(place: &Place<'_>, wanted: &Wanted) -> Result<Story, EventError> {
         many_rows: story::MANY_ROWS,
         numbers: None,
         local,
+        passes_sealed: false,
     };
     let own;
     match wanted {
         Wanted::Words { .. } => question.since = Some(place.since),
         Wanted::Id { timeline, target } => {
             own = archive.path(*timeline).ok_or(EventError::UnknownTimeline { timeline: *timeline })?;
-            (question.path, question.from, question.to, question.many_rows) = (&own, Some(*target), Some(*target), 1);
+            (question.path, question.from, question.to, question.many_rows) = (&own, Some(from), Some(*target), rows);
         }
     }
     Ok(story::tell(&question).await?)
 }
 
 fn line(told: &Told) -> String {
-    let time = told.time.map(|time| format!(" at {time}")).unwrap_or_default();
+    let time = told.time.map(|time| time.strftime(" at %Y-%m-%d %H:%M:%S.%6fZ").to_string()).unwrap_or_default();
     format!("{}: {}{time}", told.id, told.text)
 }
 

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::catalogue::Names;
 use super::classify::{Deed, Facts};
+use crate::postgres::catalogue::Database;
 use crate::postgres::lsn::{Lsn, Timeline};
 use crate::postgres::wal::index::facts::{BriefEnd, End, Transaction, precedes};
 use crate::postgres::wal::index::seam::Seam;
@@ -148,6 +149,10 @@ impl Events {
             self.gap_before = Some(index.last_record.unwrap_or(index.start));
         }
         self.take(index);
+        if let Some(lsn) = index.ends_at {
+            // What follows in this segment nobody could read.
+            self.gap_before = Some(lsn);
+        }
         if let Some(open) = &index.open {
             self.seam = Some(Seam::new(open.clone(), index.major));
         }
@@ -239,8 +244,7 @@ impl Events {
         };
         for mark in &marks {
             // What a rolled back transaction did to whole directories was done nevertheless.
-            let is_removal = matches!(mark.what, What::DatabaseDropped { .. } | What::TablespaceDropped { .. });
-            if end.is_commit || is_removal {
+            if end.is_commit || self.was_there(&mark.what) {
                 self.directories(mark, &base);
             }
         }
@@ -259,13 +263,27 @@ impl Events {
         }
     }
 
+    /// Whether a transaction that was rolled back removed what others had made. CREATE DATABASE that fails removes its own copy, and so
+    /// does ALTER DATABASE SET TABLESPACE.
+    fn was_there(&self, what: &What) -> bool {
+        match what {
+            What::DatabaseDropped { oid, tablespaces } => {
+                let is_home = |database: &Database| tablespaces.contains(&database.tablespace);
+                self.invalid.contains_key(oid) || self.names.database(*oid).is_some_and(is_home)
+            }
+            What::TablespaceDropped { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Databases and tablespaces, at the end of the transaction.
     fn directories(&mut self, mark: &Mark, base: &Event) {
         let (what, target) = match &mark.what {
             What::DatabaseDropped { oid, tablespaces } => {
                 let invalid = self.invalid.remove(oid);
-                let moved = invalid.is_none()
-                    && self.copied.get(oid).is_some_and(|copies| !copies.iter().all(|c| tablespaces.contains(c)));
+                // DROP DATABASE has an id; to move one, and to fail in it, takes none.
+                let is_elsewhere = |copies: &Vec<u32>| !copies.iter().all(|copy| tablespaces.contains(copy));
+                let moved = invalid.is_none() && (base.xid == 0 || self.copied.get(oid).is_some_and(is_elsewhere));
                 (Happened::DatabaseDropped { oid: *oid, tablespaces: tablespaces.clone(), moved }, invalid.unwrap_or(mark.lsn))
             }
             What::DatabaseCreated { oid, tablespace, .. } => {
@@ -315,5 +333,84 @@ impl Events {
     pub fn drain(&mut self) -> Vec<Event> {
         self.found.sort_by_key(|event| event.lsn);
         std::mem::take(&mut self.found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::wal::index::seam::{Continuation, Kept, OpenRecord};
+
+    const BYTES: u64 = 1 << 20;
+
+    fn index(number: u64, transactions: Vec<Transaction>) -> SegmentIndex {
+        SegmentIndex { major: 15, start: Lsn(number * BYTES), transactions, ..SegmentIndex::default() }
+    }
+
+    /// A transaction that removes a file and commits at the end of segment `number`.
+    fn dropping(number: u64) -> Transaction {
+        let file = crate::postgres::wal::reference::RelFileLocator { tablespace: 1663, database: 5, number: 16384 };
+        let end = End {
+            lsn: Lsn((number + 1) * BYTES - 100),
+            time: Timestamp::UNIX_EPOCH,
+            is_commit: true,
+            is_prepared: false,
+            database: Some(5),
+            subtransactions: Vec::new(),
+            files: vec![file],
+            dropped: Vec::new(),
+            is_cut: false,
+        };
+        Transaction { xid: 7, first: Lsn(number * BYTES + 5000), end: Some(end), ..Transaction::default() }
+    }
+
+    fn told(indexes: &[SegmentIndex]) -> Vec<Event> {
+        let mut events = Events::new(BYTES, 1000, Names::default());
+        indexes.iter().for_each(|index| events.add(index).unwrap());
+        events.drain()
+    }
+
+    #[test]
+    fn behind_a_gap_nothing_is_pieced_together_with_what_was_before() {
+        let begun = Transaction { xid: 7, first: Lsn(3 * BYTES + 5000), locks: vec![(5, 16384)], ..Transaction::default() };
+        let whole = told(&[index(3, vec![begun.clone()]), index(4, vec![dropping(4)])]);
+        assert_eq!((whole.len(), whole[0].first, whole[0].is_incomplete), (1, Lsn(3 * BYTES + 5000), true), "{whole:?}");
+        let whole = told(&[index(2, Vec::new()), index(3, vec![begun.clone()]), index(4, vec![dropping(4)])]);
+        assert!(!whole[0].is_incomplete, "{whole:?}");
+        // Of another transaction with this id, perhaps; and a record of which the middle is lost.
+        let mut before = index(3, vec![begun]);
+        before.open =
+            Some(OpenRecord { lsn: Lsn(4 * BYTES - 8), total: 100, header: vec![0; 8], crc: 0, payload: Kept::default() });
+        let mut behind = index(5, vec![dropping(5)]);
+        behind.continuation =
+            Some(Continuation { kept: Kept { bytes: 8, ..Kept::default() }, is_end: true, ..Continuation::default() });
+        let gap = told(&[index(2, Vec::new()), before, behind]);
+        assert_eq!((gap.len(), gap[0].first, gap[0].is_incomplete), (1, Lsn(5 * BYTES + 5000), true), "{gap:?}");
+    }
+
+    #[test]
+    fn a_removal_that_was_rolled_back_was_done_and_a_failed_copy_removed_only_itself() {
+        let rolled_back = |is_marked: bool| {
+            let mark = |at, what| Mark { lsn: Lsn(3 * BYTES + at), xid: 7, what };
+            let mut transaction = dropping(3);
+            transaction.end.as_mut().unwrap().is_commit = false;
+            let mut index = index(3, vec![transaction]);
+            index.marks.extend(is_marked.then(|| mark(6000, What::DatabaseInvalid { oid: 9 })));
+            index.marks.push(mark(7000, What::DatabaseDropped { oid: 9, tablespaces: vec![1663] }));
+            told(&[index])
+        };
+        let done = rolled_back(true);
+        assert_eq!((done.len(), done[0].target), (1, Lsn(3 * BYTES + 6000)), "{done:?}");
+        assert!(matches!(done[0].what, Happened::DatabaseDropped { oid: 9, moved: false, .. }), "{done:?}");
+        assert_eq!(rolled_back(false), []);
+    }
+
+    #[test]
+    fn behind_what_could_not_be_read_events_may_be_incomplete() {
+        let broken = SegmentIndex { ends_at: Some(Lsn(3 * BYTES + 9000)), ..index(3, Vec::new()) };
+        assert!(told(&[index(2, Vec::new()), broken.clone(), index(4, vec![dropping(4)])])[0].is_incomplete);
+        // What the end of WAL itself holds is whole.
+        let last = SegmentIndex { transactions: vec![dropping(3)], ..broken };
+        assert!(!told(&[index(2, Vec::new()), last])[0].is_incomplete);
     }
 }

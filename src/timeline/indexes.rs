@@ -64,6 +64,8 @@ pub struct Wanted<'a> {
     pub local: Local<'a>,
     /// Where mapped catalogs lie, for indexes that must be made.
     pub mapped: Arc<MappedFiles>,
+    /// Whether to go on where only a reader's key could open the segment; it then has no index, and says why.
+    pub passes_sealed: bool,
 }
 
 /// Where the indexes came from.
@@ -182,6 +184,9 @@ async fn fetch(wanted: &Wanted<'_>, piece: Piece) -> Result<Result<Had, RangeInc
                 Maker(Fold::new(archive.segment_start(number), archive.segment_bytes, MappedFiles::clone(&wanted.mapped)));
             match archive.fetch(name, &mut maker).await {
                 Ok(()) => Ok(Ok(Had::One(Box::new(Indexed { number, name, index: maker.0.finish().index }), false))),
+                Err(RepoError::WriterKey { .. }) if wanted.passes_sealed => {
+                    Ok(Ok(Had::One(Box::new(Indexed { number, name, index: Err(NoIndex::Sealed) }), false)))
+                }
                 Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Ok(Had::Nothing)),
                 Err(error) => Err(error),
             }

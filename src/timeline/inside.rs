@@ -32,6 +32,7 @@ pub async fn check(archive: &Archive, found: &Found, target: &str) -> Result<(),
         many_rows: u64::MAX,
         numbers: Some(numbers),
         local: &nothing_local,
+        passes_sealed: false,
     };
     let story = story::tell(&question).await?;
     match story.events.iter().find(|told| splits(told, lsn, inclusive)) {

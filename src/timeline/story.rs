@@ -45,6 +45,8 @@ pub struct Question<'a> {
     /// Just these segments; names are the snapshot's, without what the WAL told since.
     pub numbers: Option<RangeInclusive<u64>>,
     pub local: Local<'a>,
+    /// Whether WAL that only a reader's key could open is a gap; else it is an error, because what lies there may be what was asked for.
+    pub passes_sealed: bool,
 }
 
 /// A stretch of segments of which nothing is known.
@@ -95,7 +97,8 @@ pub async fn tell(question: &Question<'_>) -> Result<Story, RepoError> {
     let relations = catalogue.databases.iter().flat_map(|database| &database.relations);
     story.known_bytes = relations.map(|relation| relation.bytes).fold(0, u64::saturating_add);
     let names = Names::new(catalogue);
-    let wanted = Wanted { archive, path, numbers: first..=last, local: question.local, mapped };
+    let wanted =
+        Wanted { archive, path, numbers: first..=last, local: question.local, mapped, passes_sealed: question.passes_sealed };
     let mut teller =
         Teller { question, events: Events::new(archive.segment_bytes, question.many_rows, names), story, next: first };
     let sources = indexes::each(&wanted, &mut |indexed| {
@@ -184,6 +187,7 @@ impl Teller<'_> {
         };
         self.story.segments += 1;
         self.count(&index);
+        let ends_at = index.ends_at;
         // A record that could not be put together belongs to no event that could be told.
         let _ = self.events.add(&index);
         let fork = archive.ends_at_fork(self.question.path, number);
@@ -197,6 +201,12 @@ impl Teller<'_> {
             }
             let segment = self.question.path.segment(event.lsn.segment(archive.segment_bytes), archive.segment_bytes);
             self.story.events.push(Told::new(&event, segment.timeline, self.events.names()));
+        }
+        // What the server still writes to ends somewhere, and so does a timeline.
+        let is_whole =
+            archive.on_path(self.question.path, number).is_some_and(|name| archive.is_archived(name)) && fork.is_none();
+        if let Some(lsn) = ends_at.filter(|_| is_whole) {
+            self.gap(number, number, format!("its WAL cannot be read on from {lsn}"));
         }
     }
 
@@ -225,6 +235,13 @@ impl Teller<'_> {
 
     fn gap(&mut self, first: u64, last: u64, reason: String) {
         let name = |number| self.question.path.segment(number, self.question.archive.segment_bytes).to_string();
+        if let Some(before) = self.story.gaps.last_mut()
+            && before.reason == reason
+            && before.to == name(first.saturating_sub(1))
+        {
+            before.to = name(last);
+            return;
+        }
         let (from, to) = (name(first), name(last));
         self.story.gaps.push(Gap { from, to, reason });
     }

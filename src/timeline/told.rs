@@ -175,15 +175,16 @@ impl Told {
 
     fn tell(&mut self, what: &Happened, names: &Names) {
         let database = |oid: u32| names.database(oid).map_or(format!("database {oid}"), |known| known.name.clone());
+        let shown = |oid: u32| names.database(oid).map_or(format!("(OID {oid})"), |known| known.name.clone());
         (self.kind, self.text) = match what {
             Happened::Relations(deed) => return self.tell_deed(deed, names),
             Happened::DatabaseDropped { oid, moved: false, .. } => {
                 self.database = Some(database(*oid));
-                (Kind::DropDatabase, format!("DROP DATABASE {}", database(*oid)))
+                (Kind::DropDatabase, format!("DROP DATABASE {}", shown(*oid)))
             }
             Happened::DatabaseDropped { oid, .. } => {
                 self.database = Some(database(*oid));
-                (Kind::MoveDatabase, format!("ALTER DATABASE {} SET TABLESPACE", database(*oid)))
+                (Kind::MoveDatabase, format!("ALTER DATABASE {} SET TABLESPACE", shown(*oid)))
             }
             Happened::DatabaseCreated { oid, .. } => (Kind::CreateDatabase, format!("CREATE DATABASE (OID {oid})")),
             Happened::TablespaceDropped { oid } => (Kind::DropTablespace, format!("DROP TABLESPACE (OID {oid})")),
@@ -232,7 +233,11 @@ impl Told {
                 self.touch(&[], &[used.locator], names);
                 let known = self.relations.first().and_then(|touched| touched.rows).filter(|known| *known > 0);
                 self.share = known.map(|known| (rows as f64 / known as f64).min(1.0));
-                let share = self.share.map(|share| format!(" (about {:.0} %)", share * 100.0)).unwrap_or_default();
+                let percent = |share: f64| match share * 100.0 {
+                    few if few < 1.0 => " (less than 1 %)".to_string(),
+                    many => format!(" (about {many:.0} %)"),
+                };
+                let share = self.share.map(percent).unwrap_or_default();
                 let (verb, of) = if is_update { ("UPDATE", "in") } else { ("DELETE", "from") };
                 self.text = format!("{verb} of {rows} rows {of} {}{share}", self.list());
             }

@@ -26,8 +26,8 @@ pub struct Notes {
 /// One finding for each, and one when all is well.
 pub async fn alarms(findings: &mut Findings, cluster: &Cluster, notes: &Notes) -> Result<(), RepoError> {
     let open = alert::open(cluster).await?;
-    for (id, alert) in &open {
-        let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {id}", alert.restore);
+    for (_, alert) in &open {
+        let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.restore, alert.event);
         findings.fail("alerts", alert.what.clone(), mend);
     }
     if let Some(problem) = &notes.index_problem {

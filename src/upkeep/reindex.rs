@@ -135,7 +135,7 @@ async fn make(
     let cluster = archive.cluster().clone();
     let mut builder = Builder::new(&cluster, archive.system, archive.segment_bytes, group);
     let path = History::first(group.timeline);
-    let wanted = Wanted { archive, path: &path, numbers: group.numbers(), local, mapped: mapped.clone() };
+    let wanted = Wanted { archive, path: &path, numbers: group.numbers(), local, mapped: mapped.clone(), passes_sealed: false };
     let (mut next, mut without) = (group.first, 0);
     let read = indexes::each(&wanted, &mut |indexed| {
         if indexed.number != next {

@@ -41,7 +41,7 @@ fn index(number: u64) -> Vec<u8> {
 /// Numbers whose indexes were read, and from where.
 async fn read(archive: &Archive, numbers: std::ops::RangeInclusive<u64>) -> (Vec<u64>, Sources) {
     let path = History::first(ONE);
-    let wanted = Wanted { archive, path: &path, numbers, local: &nothing_local, mapped: Arc::default() };
+    let wanted = Wanted { archive, path: &path, numbers, local: &nothing_local, mapped: Arc::default(), passes_sealed: false };
     let mut seen = Vec::new();
     let sources = indexes::each(&wanted, &mut |indexed| {
         assert_eq!(indexed.index.unwrap().start, Lsn(indexed.number * BYTES));

@@ -53,7 +53,7 @@ async fn each_disaster_is_named_and_undone() {
     {
         assert!(said.out.contains(words), "{words}: {}", said.out);
     }
-    assert!(said.out.contains("a bar is") && said.out.contains("any moment in it can be restored"), "{}", said.out);
+    assert!(said.out.contains("any moment in it can be restored") && said.out.contains("--include-pg-wal"), "{}", said.out);
     for (number, (_, kind, name, words, question, answer)) in disasters.iter().enumerate() {
         let event = event(&world, &["--kind", kind, "--table", name]);
         let into = format!("restored-{number}");
@@ -66,6 +66,8 @@ async fn each_disaster_is_named_and_undone() {
         };
         assert_eq!(plan(id), plan(words));
         assert_eq!(plan(id)["event"]["text"], event["text"]);
+        let shown = world.ok(&["restore", "--before", id, "--into", directory.to_str().unwrap(), "--dry-run"]).out;
+        assert_eq!(shown.contains("still holds its locks"), *kind != "delete", "{shown}");
         let (mut server, session) = world.restore(&into, &["--before", words, "--target-action", "promote"]).await;
         assert_eq!(session.value(question).await.unwrap(), *answer, "{words}");
         // What was committed before it is there, and nothing behind it.
@@ -116,7 +118,18 @@ async fn what_is_not_clear_is_asked_back() {
     let said = world.refused(&restore("truncate of twice"), 6, &["happened 2 times", "TRUNCATE postgres.public.twice"]);
     assert_eq!(said.err.matches("\n  1:0/").count(), 2, "{}", said.err);
     world.refused(&restore("drop of twice"), 6, &["there is no event drop of twice", "the nearest is 1:0/"]);
+    world.refused(&restore("truncate of Twice"), 6, &["there is no event truncate of Twice", "TRUNCATE postgres.public.twice"]);
+    world.refused(&restore("drop database nothing"), 6, &["there is no event drop database nothing in"]);
     world.refused(&restore("lose twice"), 6, &["is no event", "drop of shop.public.orders"]);
+    world.refused(&restore("0/5000000"), 6, &["is no event", "an LSN, a time or a transaction id goes with --to"]);
+    // A slip of the pen in an id.
+    let known = world.ok(&["--json", "timeline", "--kind", "truncate"]).json()["events"][1]["id"].as_str().unwrap().to_string();
+    let lsn = u64::from_str_radix(known.strip_prefix("1:0/").unwrap(), 16).unwrap();
+    for slip in [lsn + 1, lsn - 1] {
+        let wrong = format!("1:0/{slip:X}");
+        let args = ["restore", "--before", &wrong, "--into", into.to_str().unwrap()];
+        world.refused(&args, 6, &[&format!("there is no event {wrong}"), &format!("the nearest is {known}: TRUNCATE")]);
+    }
     world.refused(&restore("7:0/5000000"), 6, &["timeline 00000007 is not in the archive"]);
     world.refused(&["restore", "--into", into.to_str().unwrap()], 2, &["--to", "--before", "--after"]);
     world.refused(&["timeline", "--since", "2026-11-21 04:15:00"], 6, &["without a zone"]);
@@ -139,7 +152,11 @@ async fn what_is_not_archived_yet_is_read_from_pg_wal() {
     assert!(nothing.out.contains("Nothing of what was asked for"), "{}", nothing.out);
     let pg_wal = world.server.data().join("pg_wal");
     let told = event(&world, &["--kind", "drop", "--include-pg-wal", pg_wal.to_str().unwrap()]);
-    assert_eq!(told["text"], "DROP postgres.public.orders");
+    assert_eq!((told["text"].as_str(), told["is_incomplete"].as_bool()), (Some("DROP postgres.public.orders"), Some(false)));
+    // The data directory does as well, and a place without WAL is not taken for a quiet night.
+    assert_eq!(event(&world, &["--kind", "drop", "--include-pg-wal", world.server.data().to_str().unwrap()]), told);
+    let sockets = world.server.sockets().display().to_string();
+    world.refused(&["timeline", "--include-pg-wal", &sockets], 10, &["holds no WAL of this cluster"]);
     world.server.stop(lastgood::postgres::scratch::Stop::Immediate);
     let into = world.server.data().to_path_buf();
     world.confirmed(&["restore", "--before", "drop of orders", "--into", into.to_str().unwrap(), "--target-action", "promote"]);

@@ -1,5 +1,7 @@
 //! A day of ordinary work destroys nothing, and no event says so.
 
+use std::os::unix::fs::PermissionsExt;
+
 use lastgood::timeline::catalogue::Names;
 use lastgood::timeline::classify::Deed;
 use lastgood::timeline::events::Happened;
@@ -67,6 +69,27 @@ const TOGETHER: &[(&[&str], &str)] = &[
     (&["UPDATE wide SET what = 'few' WHERE id <= 300"], "COMMIT"),
 ];
 
+/// A database that cannot be copied: what fails removes what it made, and nothing else.
+async fn failures(play: &Play) {
+    let data = play.world.server.data();
+    let aside = play.world.path("aside");
+    lastgood::postgres::scratch::make_directory(&aside, play.world.user()).unwrap();
+    play.sql(&format!("CREATE TABLESPACE aside LOCATION '{}'", aside.display())).await;
+    play.sql("CREATE DATABASE pattern").await;
+    let oid = play.world.value("SELECT oid FROM pg_database WHERE datname = 'pattern'").await;
+    let unreadable = data.join(format!("base/{oid}/unreadable"));
+    std::fs::write(&unreadable, "").unwrap();
+    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0)).unwrap();
+    let strategy = if play.major >= 15 { "STRATEGY file_copy" } else { "" };
+    for sql in
+        [format!("CREATE DATABASE broken TEMPLATE pattern {strategy}"), "ALTER DATABASE pattern SET TABLESPACE aside".into()]
+    {
+        let failed = play.world.session().run(&sql).await.unwrap_err().to_string();
+        assert!(failed.contains("unreadable"), "{sql}: {failed}");
+    }
+    std::fs::remove_file(unreadable).unwrap();
+}
+
 fn is_rewrite(read: &Read, relation: (u32, u32)) -> bool {
     let is_it =
         |what: &Happened| matches!(what, Happened::Relations(Deed::Rewrite { relations, .. }) if relations.contains(&relation));
@@ -80,6 +103,7 @@ async fn harmless(major: u32) {
     for sql in ALONE {
         play.sql(sql).await;
     }
+    failures(&play).await;
     // Truncates the empty end of the file.
     play.sql("DELETE FROM tail WHERE id > 1100").await;
     play.sql("VACUUM tail").await;
@@ -103,7 +127,9 @@ async fn harmless(major: u32) {
     let harm: Vec<_> = read.events.iter().filter(|event| !is_harmless(event)).collect();
     assert!(harm.is_empty(), "{harm:#?}");
     for (done, sql) in &done {
-        assert!(read.of(done).iter().all(|event| is_harmless(event)), "{sql:?}");
+        let is_drop = |event: &&lastgood::timeline::events::Event| matches!(event.what, Happened::Relations(Deed::Drop { .. }));
+        let events = read.of(done);
+        assert!(events.iter().all(|event| is_harmless(event)) && !events.iter().any(is_drop), "{sql:?}: {events:#?}");
     }
     assert!(is_rewrite(&read, wide) && is_rewrite(&read, sums), "{:#?}", read.events);
     let rebuilt = |what: &Happened| matches!(what, Happened::Relations(Deed::Rebuild { .. }));

@@ -31,6 +31,7 @@ pub struct Done {
 pub struct Play {
     pub world: World,
     pub database: u32,
+    pub major: u32,
     /// First segment that is read.
     first: u64,
 }
@@ -42,7 +43,7 @@ impl Play {
         let database = world.value("SELECT oid FROM pg_database WHERE datname = current_database()").await.parse().unwrap();
         world.sql("SELECT pg_switch_wal()").await;
         let at: Lsn = world.value("SELECT pg_current_wal_insert_lsn()").await.parse().unwrap();
-        Play { world, database, first: at.segment(SEGMENT_BYTES) }
+        Play { world, database, major, first: at.segment(SEGMENT_BYTES) }
     }
 
     pub async fn sql(&self, sql: &str) {

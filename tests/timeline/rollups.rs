@@ -44,7 +44,14 @@ async fn open(world: &World) -> (Cluster, Archive) {
 async fn read(archive: &Archive) -> (BTreeMap<u64, SegmentIndex>, Sources) {
     let path = archive.newest().unwrap();
     let mut found = BTreeMap::new();
-    let wanted = Wanted { archive, path: &path, numbers: 0..=u64::MAX, local: &nothing_local, mapped: Arc::default() };
+    let wanted = Wanted {
+        archive,
+        path: &path,
+        numbers: 0..=u64::MAX,
+        local: &nothing_local,
+        mapped: Arc::default(),
+        passes_sealed: false,
+    };
     let sources = indexes::each(&wanted, &mut |indexed| {
         assert!(found.insert(indexed.number, indexed.index.unwrap()).is_none(), "each once");
         true
@@ -97,6 +104,11 @@ async fn a_missing_segment_is_a_gap_in_the_story_and_nothing_else() {
     let segments = world.objects("clusters/shop/wal").into_iter().filter(|key| key.contains("/segments/")).collect::<Vec<_>>();
     let lost = &segments[segments.len() - 3];
     std::fs::remove_file(world.repository().join(lost)).unwrap();
+    for key in world.objects("clusters/shop/wal").iter().filter(|key| key.contains("/index/")) {
+        std::fs::remove_file(world.repository().join(key)).unwrap();
+    }
+    let damaged = &segments[segments.len() - 6];
+    tamper(&world.repository().join(damaged), |bytes| bytes.truncate(bytes.len() / 2));
     // Who kept the index of it still knows what happened; nobody else does.
     std::fs::remove_dir_all(world.path("spool")).unwrap();
     let said = world.ok(&["timeline"]);
@@ -106,5 +118,7 @@ async fn a_missing_segment_is_a_gap_in_the_story_and_nothing_else() {
         "{}",
         said.out
     );
+    let name = damaged.rsplit('/').next().unwrap();
+    assert!(said.out.contains(&format!("GAP        {name} to {name}:")), "{}", said.out);
     assert!(said.out.contains("DROP postgres.public.gone"), "{}", said.out);
 }

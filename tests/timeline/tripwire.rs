@@ -106,9 +106,12 @@ async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
     assert_eq!(session.value("SELECT count(*) FROM orders").await.unwrap(), "3000");
 
     // Red until somebody acknowledges it.
-    let id = world.ok(&["--json", "alerts"]).json()["id"].as_str().unwrap().to_string();
-    world.refused(&["check", "--no-switch"], 9, &["DROP postgres.public.orders", &format!("--acknowledge {id}")]);
-    world.ok(&["alerts", "--acknowledge", &id, "--reason", "drill"]);
+    let open = world.ok(&["--json", "alerts"]).json();
+    let (id, event) = (open["id"].as_str().unwrap().to_string(), open["event"].as_str().unwrap());
+    world.refused(&["check", "--no-switch"], 9, &["DROP postgres.public.orders", &format!("--acknowledge {event}")]);
+    assert!(world.ok(&["alerts"]).out.contains(&format!("lastgood alerts --acknowledge {event} --reason")));
+    world.refused(&["alerts", "--acknowledge", "1:0/1"], 10, &["no open alert"]);
+    world.ok(&["alerts", "--acknowledge", event, "--reason", "drill"]);
     let said = world.ok(&["check", "--no-switch"]);
     assert!(said.out.contains("the tripwire is on, and no alert is open"), "{}", said.out);
     assert!(world.ok(&["alerts", "--all"]).out.contains("acknowledged"));
@@ -120,6 +123,8 @@ async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
     until(|| lines(&heard).len() == 2, "nobody heard of the truncation").await;
     looked_at(&world).await;
     assert_eq!(lines(&heard)[1]["rule"], "truncate");
+    let id = world.ok(&["--json", "alerts"]).json()["id"].as_str().unwrap().to_string();
+    world.ok(&["alerts", "--acknowledge", &id[..id.len() - 3]]);
 }
 
 /// A transaction that deletes for many segments and commits in a quiet one.
@@ -132,6 +137,14 @@ async fn a_long_delete_is_told_of_when_it_commits() {
     until_archived(&world, &other, &name).await;
     let spool = world.path("spool");
     until(|| !notes_named(&spool, "watched").is_empty(), "nobody looks").await;
+    // Segments with nothing of it go by, and each is looked at.
+    for _ in 0..2 {
+        other.run("INSERT INTO customers SELECT max(id) + 1 FROM customers").await.unwrap();
+        let name = other.switch_segment("while it runs").await.unwrap();
+        until_archived(&world, &other, &name).await;
+        let is_watched = || notes_named(&spool, "watched").iter().any(|note| std::fs::read_to_string(note).unwrap() >= name);
+        until(is_watched, "nobody looks on").await;
+    }
     assert!(lines(&heard).is_empty(), "it may still be rolled back");
     world.sql("COMMIT").await;
     world.archive().await;

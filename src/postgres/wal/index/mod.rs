@@ -186,6 +186,8 @@ pub enum NoIndex {
     TooLong { bytes: usize },
     #[error("no index could be made of it when it was rolled up")]
     NeverMade,
+    #[error("it is not kept on this host, and the configured key is a writer's, which cannot open the archive's")]
+    Sealed,
     #[error("the index has version {version}, which this lastgood does not know")]
     Newer { version: u64 },
 }
