@@ -13,7 +13,7 @@
 //! the last, so that a taker who looked long ago and creates now finds the name taken.
 //!
 //! # Ending
-//! `released` is written. Beats and end stay for the next taker, whose epoch makes them garbage: the last epoch keeps at least one object.
+//! `released` is written, then the beats and what epochs before left are deleted. The last epoch keeps at least this one object.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -330,24 +330,19 @@ impl Held {
     async fn end(&self, end: Option<End>) {
         let mut beat = self.beat.lock().await;
         self.over(Over::Ended);
+        let (epoch, last) = (beat.epoch, beat.beat);
         let mut garbage = std::mem::take(&mut self.state().garbage);
-        if end.is_none() {
-            garbage.push(self.beat_key(beat.epoch, beat.beat));
+        garbage.push(self.beat_key(epoch, last));
+        if let Some(end) = end {
+            beat.beat += 1;
+            // Not before: without end and beats the epoch's number could come twice.
+            if beat.put(&self.cluster, &self.key(epoch, end.name())).await.is_err() {
+                return;
+            }
+            garbage.extend((last != 1).then(|| self.beat_key(epoch, 1)));
         }
-        let marked = async {
-            if let Some(end) = end {
-                beat.beat += 1;
-                // A claim whose end cannot be written grows stale.
-                let _ = beat.put(&self.cluster, &self.key(beat.epoch, end.name())).await;
-            }
-        };
-        let deleted = async {
-            if !garbage.is_empty() {
-                // Where deleting is not allowed they stay until somebody may.
-                let _ = self.cluster.storage().delete(&garbage).await;
-            }
-        };
-        tokio::join!(marked, deleted);
+        // Where deleting is not allowed they stay until somebody may.
+        let _ = self.cluster.storage().delete(&garbage).await;
     }
 
     /// The first reason stays.
