@@ -64,7 +64,8 @@ async fn a_table_that_was_cut_and_grew_again_has_no_old_rows() {
     world.sql("DELETE FROM t WHERE ctid > '(20,0)'").await;
     world.sql("VACUUM t").await;
     assert!(pages(&path) < 30, "not cut");
-    world.sql("COPY t FROM PROGRAM 'seq 1 15000'").await;
+    // More than a quarter of what it was: of a file that shrank below, the parent's map is not used at all.
+    world.sql("COPY t FROM PROGRAM 'seq 1 40000'").await;
     quiet(&world).await;
     let bytes = std::fs::read(&path).unwrap();
     let empty = bytes[..before.min(bytes.len() / PAGE_BYTES) * PAGE_BYTES].chunks(PAGE_BYTES).filter(|page| page::is_zero(page));

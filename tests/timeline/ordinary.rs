@@ -79,7 +79,7 @@ async fn failures(play: &Play) {
     let oid = play.world.value("SELECT oid FROM pg_database WHERE datname = 'pattern'").await;
     let unreadable = data.join(format!("base/{oid}/unreadable"));
     std::fs::write(&unreadable, "").unwrap();
-    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&unreadable, std::fs::Permissions::from_mode(0o000)).unwrap();
     let strategy = if play.major >= 15 { "STRATEGY file_copy" } else { "" };
     for sql in
         [format!("CREATE DATABASE broken TEMPLATE pattern {strategy}"), "ALTER DATABASE pattern SET TABLESPACE aside".into()]
