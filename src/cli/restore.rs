@@ -11,6 +11,7 @@ use super::{estimate, measure, output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
+use crate::repo::report::Span;
 use crate::restore::RestoreError;
 use crate::restore::execute::{self, Options};
 use crate::restore::loss::Loss;
@@ -162,18 +163,23 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     places::tell_served(&place, global.json);
     let restored = desk.ended_with(attempt, done, report, detail).await?;
-    if global.json {
+    tell_result(&plan, &restored, (seconds, expected), global.json);
+    Ok(0)
+}
+
+/// What came of it, and what it was thought to take.
+fn tell_result(plan: &Plan, restored: &execute::Restored, (seconds, expected): (f64, Option<Span>), json: bool) {
+    if json {
         output::json(
             &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,
                 "aside": restored.aside, "saved": restored.saved, "estimated": expected }),
         );
-    } else {
-        show_result(&plan, &restored, seconds);
-        if let Some(expected) = expected {
-            output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
-        }
+        return;
     }
-    Ok(0)
+    show_result(plan, restored, seconds);
+    if let Some(expected) = expected {
+        output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
+    }
 }
 
 /// The plan, how long it will take, and how it passes the guard.
