@@ -11,6 +11,7 @@ use lastgood::snapshot::SnapshotError;
 use lastgood::snapshot::take::{self, Request};
 use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
 use lastgood::storage::fs::DirectoryStorage;
+use lastgood::storage::record::Operation;
 use lastgood::storage::{Fault, Storage};
 
 use crate::support::world::World;
@@ -39,6 +40,19 @@ async fn attempt(world: &World, script: &Script) -> bool {
     };
     let taken: Result<(), SnapshotError> = taken.await;
     taken.is_ok()
+}
+
+/// A store that says it has what it has not: a manifest is missed by nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_the_store_loses_is_no_success() {
+    let world = small().await;
+    let script = Script::new();
+    script.add(When::OperationOn(Operation::Create, "/snapshots/".into()), Trouble::Lose);
+    assert!(!attempt(&world, &script).await, "there is no manifest, and it was called a success");
+    assert!(world.objects("clusters/shop/snapshots").is_empty());
+    // The lease was given up all the same.
+    world.ok(&["backup"]);
+    world.ok(&["verify"]);
 }
 
 /// A world whose cluster is small but not trivial.
@@ -155,7 +169,7 @@ async fn packs_whose_answers_are_lost_are_no_conflict() {
 /// The order of writes: nothing refers to what is not there yet, and the manifest is last.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_manifest_is_written_last() {
-    use lastgood::storage::record::{Operation, Record};
+    use lastgood::storage::record::Record;
     let world = small().await;
     let store = Record::new(DirectoryStorage::new(world.repository()));
     let log = store.log();

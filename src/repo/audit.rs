@@ -220,3 +220,32 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
     }
     Ok(chain)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::repo::repository::Repository;
+    use crate::repo::seal::keys::Keys;
+    use crate::storage::memory::MemoryStorage;
+    use crate::storage::record::{Counts, Record};
+
+    #[tokio::test]
+    async fn an_end_that_others_passed_is_looked_for_again_and_one_that_holds_is_not() {
+        let store = Record::new(MemoryStorage::new());
+        let log = store.log();
+        let (repository, _) = Repository::open_or_create(Arc::new(store), &Keys::default(), None).await.unwrap();
+        let cluster = repository.cluster("shop");
+        let who = Who { user: "dba".into(), on_behalf_of: None, host: "db1".into(), pid: 1, terminal: false };
+        let event = |text: &str| Event::new("restore", "shop", Outcome::Attempted, text.into());
+        let first = append_behind(&cluster, &who, event("ours"), None).await.unwrap();
+        log.clear();
+        let second = append_behind(&cluster, &who, event("ours again"), Some(first)).await.unwrap();
+        assert_eq!(log.counts(), Counts { create: 1, ..Counts::default() });
+        append(&cluster, &who, event("somebody else's")).await.unwrap();
+        let last = append_behind(&cluster, &who, event("behind that"), Some(second)).await.unwrap();
+        let chain = read(&cluster, &[("a snapshot".into(), last)]).await.unwrap();
+        assert_eq!((last.number, chain.entries.len(), chain.problems), (4, 4, vec![]));
+    }
+}

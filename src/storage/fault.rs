@@ -19,6 +19,8 @@ pub enum Trouble {
     Fail(Fault),
     /// Is done, but the answer is lost: reported as [`Fault::Transient`].
     Lie,
+    /// A create answers that it was done, and nothing was.
+    Lose,
     /// Never comes back; whoever waits must give up.
     Freeze,
     /// Is done, then never comes back: the process is killed after the store took the bytes.
@@ -168,7 +170,17 @@ impl<S: Storage> FaultInjection<S> {
     }
 
     async fn run<T>(&self, name: &'static str, kind: Operation, key: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
-        match self.script.next(kind, key) {
+        self.suffer(self.script.next(kind, key), name, key, call).await
+    }
+
+    async fn suffer<T>(
+        &self,
+        trouble: Option<Trouble>,
+        name: &'static str,
+        key: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        match trouble {
             Some(Trouble::Fail(fault)) => Err(self.error(name, key, fault)),
             Some(Trouble::Freeze) => std::future::pending().await,
             Some(Trouble::DoThenFreeze) => {
@@ -179,7 +191,7 @@ impl<S: Storage> FaultInjection<S> {
                 call.await?;
                 Err(self.error(name, key, Fault::Transient))
             }
-            Some(Trouble::Cut { .. } | Trouble::RefuseKey(_)) | None => call.await,
+            Some(Trouble::Cut { .. } | Trouble::RefuseKey(_) | Trouble::Lose) | None => call.await,
         }
     }
 }
@@ -201,7 +213,10 @@ impl<S: Storage> Storage for FaultInjection<S> {
             }
             self.inner.create(key, body).await
         };
-        self.run("create", Operation::Create, key.as_str(), call).await
+        match self.script.next(Operation::Create, key.as_str()) {
+            Some(Trouble::Lose) => Ok(Created::New),
+            trouble => self.suffer(trouble, "create", key.as_str(), call).await,
+        }
     }
 
     async fn read(&self, key: &ObjectKey, part: Part) -> Result<Read> {
@@ -215,7 +230,7 @@ impl<S: Storage> Storage for FaultInjection<S> {
             Some(Trouble::Fail(fault)) => Err(self.error("read", key.as_str(), fault)),
             Some(Trouble::Freeze | Trouble::DoThenFreeze) => std::future::pending().await,
             Some(Trouble::Lie) => Err(self.error("read", key.as_str(), Fault::Transient)),
-            Some(Trouble::RefuseKey(_)) | None => self.inner.read(key, part).await,
+            Some(Trouble::RefuseKey(_) | Trouble::Lose) | None => self.inner.read(key, part).await,
         }
     }
 

@@ -2,6 +2,7 @@
 //! hours off.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -206,16 +207,26 @@ async fn a_dead_holders_lease_is_taken_over() {
     world.ok(&["verify"]);
 }
 
-/// A clock that is hours off neither steals a lease that beats, nor respects a dead one for hours.
-#[tokio::test(flavor = "multi_thread")]
-async fn clocks_apart_decide_nothing() {
-    let world = world(Some(2)).await;
-    // A backup waits for its first segment as long as this file is there.
+/// The number of a beat; 0 for all else. After many of them its holder has nothing left to do but to wait.
+fn beat_of(key: &str) -> u32 {
+    key.rsplit('/').next().and_then(|name| name.parse().ok()).unwrap_or(0)
+}
+
+/// A backup waits for its first segment, holding its lease, as long as this file is there.
+async fn holds_archiving(world: &World) -> PathBuf {
     let hold = world.path("hold");
     let archive_command = world.value("SHOW archive_command").await;
     let waiting = format!("while test -e {}; do sleep 0.1; done; {archive_command}", hold.display());
     world.sql(&format!("ALTER SYSTEM SET archive_command = '{}'", waiting.replace('\'', "''"))).await;
     world.sql("SELECT pg_reload_conf()").await;
+    hold
+}
+
+/// A clock that is hours off neither steals a lease that beats, nor respects a dead one for hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_apart_decide_nothing() {
+    let world = world(Some(2)).await;
+    let hold = holds_archiving(&world).await;
     for clock_off_s in [5 * 3600, -5 * 3600] {
         let off = Host { name: "db2", clock_off_s };
         let said = off.run(&world, &["check", "--no-switch"]);
@@ -223,7 +234,7 @@ async fn clocks_apart_decide_nothing() {
         std::fs::write(&hold, "").unwrap();
         let first = DB1.start(&world, &["backup"]);
         // Three times as long as a lease lives without beats.
-        appears(&world, LEASES, |key| key.rsplit('/').next().unwrap().parse::<u32>().is_ok_and(|beat| beat > 60)).await;
+        appears(&world, LEASES, |key| beat_of(key) > 60).await;
         for _ in 0..3 {
             let said = off.run(&world, &["backup"]);
             assert!(said.code == 5 && said.err.contains("on host db1"), "{}", said.all());
@@ -235,9 +246,11 @@ async fn clocks_apart_decide_nothing() {
     }
     // A holder whose clock is off is known by the store's clock, too.
     let off = Host { name: "db3", clock_off_s: -5 * 3600 };
+    std::fs::write(&hold, "").unwrap();
     let first = off.start(&world, &["backup"]);
-    appears(&world, LEASES, |key| key.ends_with("/00000002")).await;
+    appears(&world, LEASES, |key| beat_of(key) > 15).await;
     first.pause();
+    std::fs::remove_file(&hold).unwrap();
     let said = DB1.run(&world, &["backup"]);
     assert!(said.code == 5 && said.err.contains("on host db3"), "{}", said.all());
     succeeds_once_stale(&world, &DB1).await;
@@ -251,12 +264,21 @@ async fn clocks_apart_decide_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_wakes_up_after_its_lease_was_taken_stops() {
     let world = world(Some(2)).await;
-    let places: [(&str, &str); 3] = [(LEASES, "/00000002"), ("clusters/shop/packs", "/d000001"), ("clusters/shop/files", "/")];
-    for (turn, (prefix, name)) in places.into_iter().enumerate() {
+    let hold = holds_archiving(&world).await;
+    let is_held = |key: &str| beat_of(key) > 15;
+    let is_pack = |key: &str| key.contains("/d000001");
+    let is_any = |_: &str| true;
+    let places: [(&str, &dyn Fn(&str) -> bool); 3] =
+        [(LEASES, &is_held), ("clusters/shop/packs", &is_pack), ("clusters/shop/files", &is_any)];
+    for (turn, (prefix, is_it)) in places.into_iter().enumerate() {
         let known = world.objects(prefix);
+        if prefix == LEASES {
+            std::fs::write(&hold, "").unwrap();
+        }
         let first = DB1.start(&world, &["backup", "--full"]);
-        appears(&world, prefix, |key| key.contains(name) && !key.ends_with("released") && !known.iter().any(|k| k == key)).await;
+        appears(&world, prefix, |key| is_it(key) && !known.iter().any(|k| k == key)).await;
         first.pause();
+        let _ = std::fs::remove_file(&hold);
         assert_eq!(snapshots(&world), turn, "paused before its end");
         succeeds_once_stale(&world, &DB2).await;
         let before = world.objects("clusters/shop");

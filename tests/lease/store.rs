@@ -150,3 +150,25 @@ async fn pins_stand_beside_exclusive_leases() {
     assert_eq!(at_work(&cluster).await.unwrap().len(), 1);
     lease.release().await;
 }
+
+/// However often a pin has beaten: released it leaves nothing, left standing it leaves one beat.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_beat_often_leaves_nothing_behind_or_one_beat() {
+    let (cluster, _script) = with_faults(1).await;
+    let names = async || {
+        let page = list_all(cluster.storage(), &cluster.layout().leases(), Depth::All).await.unwrap();
+        page.objects.into_iter().map(|object| object.key.name().parse::<u32>().unwrap()).collect::<Vec<_>>()
+    };
+    for hold in [None, Some(Duration::from_secs(3600))] {
+        let pin = Lease::take(&cluster, "restore-ab12", "20261121T010000Z-ab12").await.unwrap();
+        while names().await.last().is_none_or(|beat| *beat < 5) {
+            tokio::task::yield_now().await;
+        }
+        match hold {
+            None => pin.release().await,
+            Some(hold) => pin.leave("recovery after restore", hold).await,
+        }
+        let left = names().await;
+        assert!(if hold.is_none() { left.is_empty() } else { left.len() == 1 && left[0] > 5 }, "{hold:?}: {left:?}");
+    }
+}
