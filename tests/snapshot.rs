@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use lastgood::postgres::scratch::Stop;
+use lastgood::postgres::session::Session;
 
 use crate::support::world::{PATIENCE, World};
 
@@ -202,7 +203,8 @@ async fn a_standby_can_be_the_source() {
     world.archive().await;
     let config = std::fs::read_to_string(world.config()).unwrap();
     let own = world.server.sockets().display().to_string();
-    std::fs::write(world.config(), config.replace(&own, &standby.sockets().display().to_string())).unwrap();
+    let of_standby = config.replace(&own, &standby.sockets().display().to_string());
+    std::fs::write(world.config(), &of_standby).unwrap();
     let said = world.run(&["--json", "backup"]);
     // Archiving is off in the restored copy, which is what the program must say first.
     assert!(said.code == 8 && said.all().contains("archive_mode is off"), "{}", said.all());
@@ -213,6 +215,18 @@ async fn a_standby_can_be_the_source() {
     standby.start().await.unwrap();
     let said = world.ok(&["--json", "backup"]);
     assert_eq!(said.json()["snapshot"]["from_standby"], true);
+    // The primary's snapshot is ahead of a standby that lags: what the standby has is older than that, and not built on it.
+    let session = Session::open(&standby.connection()).await.unwrap();
+    session.run("SELECT pg_wal_replay_pause()").await.unwrap();
+    while session.value("SELECT pg_get_wal_replay_pause_state()").await.unwrap() != "paused" {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    std::fs::write(world.config(), &config).unwrap();
+    let ahead = world.backup(&[])["id"].clone();
+    std::fs::write(world.config(), &of_standby).unwrap();
+    let said = world.ok(&["--json", "backup"]).json();
+    let parent = &said["snapshot"]["parent"];
+    assert!(*parent != ahead, "{parent}");
     world.ok(&["verify"]);
     let (_server, session) = world.restore("again", &["--to", "latest"]).await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "1001");
