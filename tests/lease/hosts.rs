@@ -260,6 +260,9 @@ async fn clocks_apart_decide_nothing() {
     world.ok(&["verify"]);
 }
 
+/// Picks an object by its key.
+type Pick = fn(&str) -> bool;
+
 /// One is paused for longer than its lease, another takes over and completes; the first wakes up and commits nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_wakes_up_after_its_lease_was_taken_stops() {
@@ -268,8 +271,7 @@ async fn who_wakes_up_after_its_lease_was_taken_stops() {
     let is_held = |key: &str| beat_of(key) > 15;
     let is_pack = |key: &str| key.contains("/d000001");
     let is_any = |_: &str| true;
-    let places: [(&str, &dyn Fn(&str) -> bool); 3] =
-        [(LEASES, &is_held), ("clusters/shop/packs", &is_pack), ("clusters/shop/files", &is_any)];
+    let places: [(&str, Pick); 3] = [(LEASES, is_held), ("clusters/shop/packs", is_pack), ("clusters/shop/files", is_any)];
     for (turn, (prefix, is_it)) in places.into_iter().enumerate() {
         let known = world.objects(prefix);
         if prefix == LEASES {
