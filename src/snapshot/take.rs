@@ -8,6 +8,7 @@ use super::changes::Changes;
 use super::choose::TRUST_AFTER_NS;
 use super::copy::{Copied, Copy};
 use super::parent::{self, Conditions};
+use super::retire::{self, Retire};
 use super::survey::{self, Sample};
 use super::{SnapshotError, gather, wait};
 use crate::clock;
@@ -55,6 +56,8 @@ pub struct Request {
     pub threads: usize,
     pub compression_level: i32,
     pub archive_timeout: Duration,
+    /// Which packs of snapshots that are gone to do without.
+    pub retire: retire::Terms,
     /// WAL indexes that this host kept when it archived.
     pub kept: Kept,
 }
@@ -225,7 +228,7 @@ impl Snapshot<'_> {
         let (start_lsn, start_time) =
             self.session.start_backup(&format!("lastgood {}", self.id), !self.request.spread_checkpoint).await?;
         self.check_disk(start_lsn)?;
-        let parent = self.parent(&history, start_lsn).await?;
+        let (parent, retire) = self.parent(&history, start_lsn).await?;
         if let Some(parent) = &parent {
             self.parent_start.get_or_init(|| parent.start_lsn);
         }
@@ -240,6 +243,7 @@ impl Snapshot<'_> {
                 control: &self.control,
                 id: &self.id,
                 changes,
+                retire: Arc::new(retire),
             };
             copy.run(parent.as_ref()).await
         };
@@ -302,9 +306,11 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    async fn parent(&self, history: &History, start: Lsn) -> Result<Option<Manifest>, SnapshotError> {
+    /// The snapshot to build on, and the packs of older ones that this one does without.
+    async fn parent(&self, history: &History, start: Lsn) -> Result<(Option<Manifest>, Retire), SnapshotError> {
+        let nothing = (None, Retire::default());
         if self.request.full {
-            return Ok(None);
+            return Ok(nothing);
         }
         let conditions = Conditions {
             system_identifier: self.facts.system_identifier,
@@ -315,14 +321,16 @@ impl Snapshot<'_> {
             catalog_version: self.control.catalog_version,
             before: start,
         };
-        let Some(parent) = parent::find(self.cluster, &conditions).await? else { return Ok(None) };
-        let missing = presence::missing_packs(self.cluster, &parent.packs(self.cluster).await?).await?;
+        let Some(parent) = parent::find(self.cluster, &conditions).await? else { return Ok(nothing) };
+        let packs = parent.packs(self.cluster).await?;
+        let missing = presence::missing_packs(self.cluster, &packs).await?;
         if let Some((key, what)) = missing.first() {
             let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");
             self.monitor.warn(&text);
-            return Ok(None);
+            return Ok(nothing);
         }
-        Ok(Some(parent))
+        let retire = Retire::plan(self.cluster, &parent, &packs, self.request.retire).await?;
+        Ok((Some(parent), retire))
     }
 
     /// Which pages changed since the parent, where WAL tells it and a sample agrees; begins the copy's phase.
@@ -471,6 +479,7 @@ impl Snapshot<'_> {
             first_segment: segments[0].0,
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
+            retired: copied.retired,
             damaged_pages: copied.damaged,
             audit,
             root: copied.root,
