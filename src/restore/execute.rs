@@ -25,6 +25,7 @@ use crate::postgres::settings::{self, Recovery};
 use crate::repo::RepoError;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
+use crate::repo::layout;
 use crate::repo::lease::Lease;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, What, decode_path};
 use crate::repo::map::FileMap;
@@ -101,7 +102,10 @@ pub async fn execute(
     monitor.phase("restore", manifest.totals.raw_bytes);
     let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
-    let done = work.run(options, &*monitor).await.map(|restored| Restored { saved, ..restored });
+    let done = match work.run(options, &*monitor).await {
+        Ok(restored) => Ok(Restored { saved, ..restored }),
+        Err(error) => Err(work.explain(error).await),
+    };
     match lease {
         // The server still has to fetch its WAL.
         Some(lease) if done.is_ok() && !options.hold.is_zero() => lease.leave("recovery after restore", options.hold).await,
@@ -189,6 +193,15 @@ impl Work<'_> {
         self.finish(control, options).await?;
         restored.aside = self.take_place()?;
         Ok(restored)
+    }
+
+    /// What is missing may be one object, or all of them.
+    async fn explain(&self, error: RestoreError) -> RestoreError {
+        let is_missing = matches!(&error, RestoreError::Repo(error) if error.is_damage());
+        if !is_missing || !matches!(self.cluster.storage().stat(&layout::repository()).await, Ok(None)) {
+            return error;
+        }
+        RestoreError::Gone { place: self.cluster.storage().place().into(), path: self.root.clone() }
     }
 
     fn damaged(&self, what: String) -> RestoreError {
