@@ -3,4 +3,5 @@
 mod crash;
 mod guards;
 mod model;
+mod retire;
 mod servers;

@@ -56,8 +56,14 @@ pub async fn get(
             return Ok(Got::Prefetched);
         }
     }
+    let is_needed = match file {
+        WalFile::Segment(segment) => until.is_none_or(|until| segment.position() <= until.position()),
+        _ => true,
+    };
     match fetch_to(cluster, system, file, destination, false).await {
         Ok(()) => Ok(Got::Fetched),
+        // Nor may what recovery does not need stop it, whatever keeps us from having it.
+        Err(GetError::Repo(_)) if !is_needed => Ok(Got::Absent),
         Err(GetError::Repo(error)) if error.is_not_found() => {
             // An empty or wrong place says "not found" to everything; the right one has its record, and each of several places must.
             copies::prove_places(cluster.storage()).await?;
@@ -67,7 +73,6 @@ pub async fn get(
             }
             // A hole is no end: recovery would promote in the middle.
             if let WalFile::Segment(segment) = file
-                && until.is_none_or(|until| segment.position() <= until.position())
                 && Gone::read(cluster, system).await?.has(segment)
             {
                 return Err(GetError::Expired { segment });

@@ -33,7 +33,7 @@ pub struct Args {
     /// Where prefetched segments lie, instead of the configured place
     #[arg(long, hide = true, value_name = "DIRECTORY")]
     spool: Option<PathBuf>,
-    /// The last segment that recovery needs. It reads ahead: what lies behind this and was expired is not there, and no failure
+    /// The last segment that recovery needs. It reads ahead: what lies behind this and cannot be had is not there, and no failure
     #[arg(long, value_name = "SEGMENT")]
     until: Option<SegmentName>,
     /// Fetch what follows the named segment into the spool; started by archive-get itself

@@ -6,8 +6,9 @@ use super::context::{self, Global, Place};
 use super::keys::Need;
 use super::{error, moment, output, places, progress};
 use crate::clock;
-use crate::repo::manifest::Manifest;
+use crate::repo::manifest::{Manifest, Retired};
 use crate::repo::seal::rotation;
+use crate::snapshot::retire::Terms;
 use crate::snapshot::take::{self, Request};
 
 /// Take a snapshot: the first stores everything, each later one what changed
@@ -40,6 +41,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         threads: context::threads(config.snapshot.threads),
         compression_level: config.snapshot.compression_level,
         archive_timeout: Duration::from_secs(config.snapshot.archive_timeout_s),
+        retire: Terms { below_percent: config.retention.rewrite_below_percent, max_bytes: config.retention.rewrite_max_bytes },
         kept: moment::kept(config, &session).await?,
     };
     let monitor = progress::monitor(global.json);
@@ -80,10 +82,29 @@ fn show(manifest: &Manifest, seconds: f64) {
         manifest.timeline,
         manifest.parent.as_ref().map(|p| format!(", built on {p}")).unwrap_or_default()
     ));
+    if let Some(retired) = &manifest.retired {
+        show_retired(retired);
+    }
     if !manifest.damaged_pages.is_empty() {
         output::line(format!(
             "  {} damaged in the database itself: keep older snapshots, and look at the named relations now",
             output::count(manifest.damaged_pages.len() as u64, "page")
         ));
+    }
+}
+
+/// What became of packs whose snapshots are gone.
+fn show_retired(retired: &Retired) {
+    let size = |packs, bytes| format!("{} ({})", output::count(packs, "pack"), output::bytes(bytes));
+    if retired.packs > 0 {
+        output::line(format!(
+            "  does without {} of snapshots that are gone; stored {} of them anew",
+            size(retired.packs, retired.stored_bytes),
+            output::bytes(retired.rewritten_bytes)
+        ));
+    }
+    if retired.waiting_packs > 0 {
+        let waiting = size(retired.waiting_packs, retired.waiting_bytes);
+        output::line(format!("  {waiting} of them wait for another backup, because of rewrite_max_bytes"));
     }
 }

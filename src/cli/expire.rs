@@ -124,6 +124,14 @@ fn show(plan: &Plan, json: bool) {
             format!("{what} of snapshots that are gone stay, because newer ones need them"),
         );
     }
+    if plan.packs_retired.objects > 0 {
+        let what = size(&plan.packs_retired, "pack");
+        output::entry("", format!("{what} of these go with older snapshots: the newest does without them"));
+    }
+    if plan.packs_sparse.objects > 0 {
+        let what = size(&plan.packs_sparse, "pack");
+        output::entry("", format!("{what} of these are mostly dead: backups store the rest anew, up to rewrite_max_bytes each"));
+    }
     for range in &plan.wal {
         output::entry("WAL", format!("{} to {}: {}", range.first, range.last, size(&range.count, "segment")));
     }

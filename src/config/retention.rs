@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{ConfigError, invalid};
 
 /// A snapshot stays when any of these wants it. With none of them nothing is ever removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
     /// The newest so many.
@@ -19,6 +19,27 @@ pub struct Retention {
     pub keep_yearly: Option<u32>,
     /// Days back to which every moment can be restored. When absent: from the oldest snapshot on that is kept.
     pub window_days: Option<u32>,
+    /// A backup stores anew what it needs of packs whose snapshots are gone, when that is less than so many percent of the pack; 0
+    /// turns it off.
+    pub rewrite_below_percent: u32,
+    /// Raw bytes that one backup stores anew for it at most; 0 turns it off.
+    pub rewrite_max_bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention {
+            keep_last: None,
+            keep_days: None,
+            keep_daily: None,
+            keep_weekly: None,
+            keep_monthly: None,
+            keep_yearly: None,
+            window_days: None,
+            rewrite_below_percent: 25,
+            rewrite_max_bytes: 1_000_000_000,
+        }
+    }
 }
 
 impl Retention {
@@ -50,6 +71,10 @@ impl Retention {
                 let what = format!("[retention] {name} is {}", rule.unwrap_or(0));
                 return invalid(what, "use 1 to 36500, or leave it out: then this rule keeps nothing");
             }
+        }
+        if self.rewrite_below_percent > 99 {
+            let what = format!("[retention] rewrite_below_percent is {}", self.rewrite_below_percent);
+            return invalid(what, "use 1 to 99, or 0 to leave packs as they are");
         }
         Ok(())
     }

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use super::frame::FrameRef;
 use super::map::FileMap;
 use super::object::{self, Sha};
+use super::pack_table::PackLine;
 use super::repository::Cluster;
-use super::seal::Head;
 use super::{FORMAT_VERSION, RepoError};
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
@@ -65,6 +65,19 @@ pub struct Totals {
     pub unread_bytes: u64,
 }
 
+/// Packs of snapshots that are gone, of which little was needed: what became of them when this snapshot was taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    /// Those that this snapshot does without; `stored_bytes` become free when the older ones that need them go.
+    pub packs: u64,
+    pub stored_bytes: u64,
+    /// Raw bytes that were stored anew for it.
+    pub rewritten_bytes: u64,
+    /// Those that wait for another snapshot, because the limit was reached.
+    pub waiting_packs: u64,
+    pub waiting_bytes: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub format: u16,
@@ -107,6 +120,9 @@ pub struct Manifest {
     pub first_segment: SegmentName,
     pub last_segment: SegmentName,
     pub totals: Totals,
+    /// Absent where there was none to think of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<Retired>,
     #[serde(default)]
     pub damaged_pages: Vec<DamagedPage>,
     /// The end of the audit when this was committed, so that entries cannot be cut off unseen.
@@ -153,56 +169,14 @@ pub enum What {
 #[serde(rename_all = "snake_case")]
 pub enum MapPlace {
     Map(FileMap),
-    /// The map is the content of a frame; `packs` are those that it points to, known without reading it.
+    /// The map is the content of a frame; `packs` are those that it points to, known without reading it, and `live_bytes` how much
+    /// the file takes from each (absent in older snapshots).
     MapFrame {
         frame: FrameRef,
         packs: Vec<Arc<str>>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        live_bytes: Vec<u64>,
     },
-}
-
-impl MapPlace {
-    /// Every pack that is needed to restore the file.
-    pub fn packs(&self) -> Vec<Arc<str>> {
-        match self {
-            MapPlace::Map(map) => map.frames.iter().map(|frame| frame.pack.clone()).collect(),
-            MapPlace::MapFrame { frame, packs } => packs.iter().cloned().chain([frame.pack.clone()]).collect(),
-        }
-    }
-}
-
-/// A pack that a snapshot refers to: `[name, stored bytes]` in JSON, and `[name, stored bytes, [epoch, seed]]` where it is sealed,
-/// so that who reads frames need not read the pack's trailer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "PackTuple", into = "PackTuple")]
-pub struct PackLine {
-    pub name: String,
-    pub bytes: u64,
-    pub head: Option<Head>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum PackTuple {
-    Sealed(String, u64, Head),
-    Plain(String, u64),
-}
-
-impl From<PackTuple> for PackLine {
-    fn from(tuple: PackTuple) -> Self {
-        match tuple {
-            PackTuple::Sealed(name, bytes, head) => PackLine { name, bytes, head: Some(head) },
-            PackTuple::Plain(name, bytes) => PackLine { name, bytes, head: None },
-        }
-    }
-}
-
-impl From<PackLine> for PackTuple {
-    fn from(PackLine { name, bytes, head }: PackLine) -> Self {
-        match head {
-            Some(head) => PackTuple::Sealed(name, bytes, head),
-            None => PackTuple::Plain(name, bytes),
-        }
-    }
 }
 
 /// A segment that a snapshot needs.

@@ -3,6 +3,9 @@
 //! A map is a list of runs in the order of the file. Each run takes some bytes from a place in a frame, or stands for zeros.
 //! A map may point into packs of any older snapshot; nothing needs merging to restore.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -49,6 +52,21 @@ impl FileMap {
             }),
         };
         (!self.runs.iter().all(fits)).then_some("a run lies outside of its frame")
+    }
+
+    /// Raw bytes that the file takes from each pack.
+    pub fn live_bytes(&self) -> BTreeMap<Arc<str>, u64> {
+        let mut live: BTreeMap<Arc<str>, u64> = BTreeMap::new();
+        for Run(frame, _, bytes) in &self.runs {
+            let Some(frame) = frame.and_then(|index| self.frames.get(index as usize)) else { continue };
+            match live.get_mut(&frame.pack) {
+                Some(known) => *known += bytes,
+                None => {
+                    live.insert(frame.pack.clone(), *bytes);
+                }
+            }
+        }
+        live
     }
 
     /// Raw bytes of all frames that this map needs: how much a restore of the file reads.
@@ -161,6 +179,11 @@ mod tests {
         let map = builder.finish();
         assert_eq!(map.runs, [Run(Some(0), 0, 100), Run(None, 0, 16), Run(Some(1), 20, 30), Run(Some(0), 0, 10)]);
         assert_eq!((map.bytes(), map.frames.len()), (156, 2));
+        assert_eq!(
+            map.live_bytes().into_iter().collect::<Vec<_>>(),
+            [("s/d000001".into(), 140)],
+            "what is used, not what is there"
+        );
         let mut cursor = Cursor::new(&map);
         assert_eq!(cursor.find(90, 10).unwrap().position, 90);
         assert!(cursor.find(95, 10).is_none(), "crosses a border");

@@ -6,6 +6,7 @@
 //! - [`pack`]: many frames in one object.
 //! - [`map`]: how a file is put together from frames.
 //! - [`manifest`]: a snapshot: its manifest (the commit point), its file lists, its WAL.
+//! - [`pack_table`]: which packs a snapshot refers to, and how much of each it uses.
 //! - [`segment`]: WAL segments and the other files that the server archives.
 //! - [`record`]: what the repository and a cluster are.
 //! - [`rollup`]: what is known of many neighbouring segments.
@@ -38,6 +39,7 @@ pub mod manifest;
 pub mod map;
 pub mod object;
 pub mod pack;
+pub mod pack_table;
 pub mod presence;
 pub mod proof;
 pub mod record;

@@ -26,13 +26,14 @@ pub struct PackBuilder {
     name: std::sync::Arc<str>,
     chunks: Chunks,
     table: Vec<u8>,
+    raw_bytes: u64,
     sealer: Option<Sealer>,
 }
 
 impl PackBuilder {
     /// `name` is `<snapshot>/<pack>`; the sealer is for that pack. Buffers of [`CHUNK_BYTES`] come from the pool.
     pub fn new(name: &str, sealer: Option<Sealer>, pool: &Pool) -> PackBuilder {
-        PackBuilder { name: name.into(), chunks: Chunks::new(pool), table: Vec::new(), sealer }
+        PackBuilder { name: name.into(), chunks: Chunks::new(pool), table: Vec::new(), raw_bytes: 0, sealer }
     }
 
     /// Adds a compressed frame and says where it will be.
@@ -47,6 +48,7 @@ impl PackBuilder {
             }
         }
         let stored_bytes = (self.chunks.bytes - offset) as u32;
+        self.raw_bytes += u64::from(raw_bytes);
         self.table.extend_from_slice(&raw_bytes.to_le_bytes());
         self.table.extend_from_slice(&stored_bytes.to_le_bytes());
         self.table.extend_from_slice(&sha256.0);
@@ -67,7 +69,7 @@ impl PackBuilder {
         let trailer = trailer(ObjectKind::Pack, &self.table, self.chunks.bytes, sealer);
         self.chunks.add(&trailer);
         let head = self.sealer.map(|sealer| sealer.trailer.head);
-        FinishedPack { name: self.name, body: Body::Bytes(self.chunks.finish()), head }
+        FinishedPack { name: self.name, body: Body::Bytes(self.chunks.finish()), raw_bytes: self.raw_bytes, head }
     }
 }
 
@@ -110,6 +112,8 @@ impl Chunks {
 pub struct FinishedPack {
     pub name: std::sync::Arc<str>,
     pub body: Body,
+    /// Of all its frames.
+    pub raw_bytes: u64,
     /// With what it opens, when it is sealed.
     pub head: Option<Head>,
 }

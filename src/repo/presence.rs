@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::RepoError;
-use super::manifest::PackLine;
+use super::pack_table::PackLine;
 use super::repository::Cluster;
 use crate::storage::{Depth, ObjectKey, list_all};
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::RepoError;
-use super::manifest::PackLine;
 use super::object::{self, ObjectKind};
+use super::pack_table::PackLine;
 use super::repository::Cluster;
 use super::seal::crypto::GcmKey;
 use super::seal::{Seal, Sealer};

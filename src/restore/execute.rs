@@ -27,6 +27,7 @@ use crate::postgres::settings::{self, Recovery};
 use crate::repo::RepoError;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
+use crate::repo::layout;
 use crate::repo::lease::Lease;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, What, decode_path};
 use crate::repo::map::FileMap;
@@ -112,7 +113,7 @@ pub async fn execute(
             if let Some(pin) = pin {
                 pin.release().await;
             }
-            Err(error)
+            Err(work.explain(error).await)
         }
     }
 }
@@ -226,6 +227,15 @@ impl Work<'_> {
         }
         let _ = batches.send(self.prepare(pending).await?).await;
         Ok(listed)
+    }
+
+    /// What is missing may be one object, or all of them.
+    async fn explain(&self, error: RestoreError) -> RestoreError {
+        let is_missing = matches!(&error, RestoreError::Repo(error) if error.is_damage());
+        if !is_missing || !matches!(self.cluster.storage().stat(&layout::repository()).await, Ok(None)) {
+            return error;
+        }
+        RestoreError::Gone { place: self.cluster.storage().place().into(), path: self.root.clone() }
     }
 
     fn damaged(&self, what: String) -> RestoreError {

@@ -83,6 +83,10 @@ pub enum RestoreError {
     ReadBack { path: PathBuf },
     #[error("snapshot {snapshot} was expired since the plan was made; nothing was changed; make the plan again")]
     Expired { snapshot: String },
+    #[error(
+        "the repository {place} went away while it was read: not even its lastgood.json is there; what was written in {path} cannot be started; bring the repository back, or name a mirror with --repo, and run this again"
+    )]
+    Gone { place: String, path: PathBuf },
     #[error("the snapshot holds no pg_control, so it can never start")]
     NoControl,
 }

@@ -8,9 +8,11 @@
 //! A bit for each page, in groups of [`GROUP_BLOCKS`] that hold a changed one; at most [`GROUPS_MAX`] groups.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::postgres::data_directory;
+use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::wal::index::changed::ChangedBlocks;
 use crate::postgres::wal::reference::{MAIN_FORK, RelFileLocator};
 
@@ -121,6 +123,26 @@ impl FileChanges {
     /// Whether none of the file's first `pages` changed.
     pub fn is_unchanged(&self, pages: u64) -> bool {
         self.next(0, pages) >= pages
+    }
+}
+
+/// What is known of a file that need not be read whole.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// Nothing changed, as length, times and inode prove, or WAL.
+    Same,
+    /// WAL tells which pages changed.
+    Pages(FileChanges),
+}
+
+impl Known {
+    /// The first byte of `range`, which begins with a page, that may have changed; its end when none did.
+    pub fn next(&self, range: Range<u64>) -> u64 {
+        let page = PAGE_BYTES as u64;
+        match self {
+            Known::Same => range.end,
+            Known::Pages(changes) => changes.next(range.start / page, range.end / page) * page,
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::sync::mpsc::SyncSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::SnapshotError;
-use super::changes::{Changes, FileChanges};
+use super::changes::{Changes, FileChanges, Known};
 use super::parent::ParentLines;
 use super::read::{Item, Task};
+use super::retire::Retire;
 use super::stretch::{self, FileFacts, ParentMap};
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
@@ -59,6 +60,7 @@ pub struct Chooser {
     pub paranoid: bool,
     /// What changed since the parent, where WAL tells it.
     pub changes: Option<Arc<Changes>>,
+    pub retire: Arc<Retire>,
     pub jobs: SyncSender<Job>,
     pub window: Arc<Semaphore>,
     pub runtime: tokio::runtime::Handle,
@@ -104,7 +106,7 @@ impl Chooser {
 
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
-        let (mut parent, mut parent_content, mut changes) = (None, None, None);
+        let (mut parent, mut parent_content, mut known) = (None, None, None);
         let is_another = self.changes.as_ref().is_some_and(|changes| changes.is_another(&entry.path));
         let before = before.filter(|line| !is_another && !self.parent_damaged.contains(&line.path));
         if let Some(FileLine {
@@ -114,17 +116,19 @@ impl Chooser {
         }) = before
         {
             let same = (bytes, modified_before, inode) == (entry.bytes, modified_ns, entry.inode);
-            let settled = modified_ns < self.parent_listed_ns - TRUST_AFTER_NS;
-            changes = self.changes(entry, class, inode, bytes);
+            let is_same = same && modified_ns < self.parent_listed_ns - TRUST_AFTER_NS && !self.paranoid;
+            let changes = self.changes(entry, class, inode, bytes);
             let unchanged = |changes: &FileChanges| bytes == entry.bytes && changes.is_unchanged(bytes / PAGE_BYTES as u64);
             let is_proven = changes.as_ref().is_some_and(unchanged);
-            if (same && settled && !self.paranoid) || is_proven {
-                let unread = if same && settled { 0 } else { bytes };
+            let is_unchanged = is_same || is_proven;
+            if is_unchanged && !self.retire.moves(&map) {
+                let unread = if is_same { 0 } else { bytes };
                 let what = What::File { bytes, modified_ns, inode, digest, content, map };
                 self.monitor.advance(bytes);
                 self.items.push(Item::Keep(Box::new(FileLine { path, what, mode: entry.mode }), unread));
                 return self.send_if_full();
             }
+            known = if is_unchanged { Some(Known::Same) } else { changes.map(Known::Pages) };
             parent_content = content.filter(|_| bytes == entry.bytes);
             // Page LSNs say what changed in a file, not whether it is the same file: a database or relation whose number came
             // again may hold older pages than the parent.
@@ -132,7 +136,7 @@ impl Chooser {
             match map {
                 // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
                 _ if !same_file => {}
-                MapPlace::Map(map) if map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => {
+                MapPlace::Map(map) if is_unchanged || map.frame_bytes() <= 4 * bytes + FRAME_BYTES as u64 => {
                     parent = Some(ParentMap::inline(map))
                 }
                 MapPlace::Map(_) => {}
@@ -143,8 +147,8 @@ impl Chooser {
         let facts = FileFacts { path: entry.path.clone(), bytes: entry.bytes, mode: entry.mode, modified_ns, inode: entry.inode };
         let parent = parent.map(Arc::new);
         // Without the parent's map there is nothing to take over.
-        let changes = changes.filter(|_| parent.is_some());
-        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, changes })
+        let known = known.filter(|_| parent.is_some());
+        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, known })
     }
 
     /// Large files go to the readers in stretches.

@@ -1,6 +1,6 @@
 //! The copy itself: the walk, the reading threads, the packs, and the lists, running together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use super::choose::{Chooser, Job, WINDOW_JOBS, WalkError};
 use super::pack::{self, Cancelled, Packer};
 use super::parent::{Parent, ParentLines};
 use super::read::{Item, Outcome, ReadError, Reader, Task, Terms};
+use super::retire::{Live, Retire};
 use super::stretch::{self, Assembled, Assembly, FileFacts, Line};
 use super::take::{CONTROL_PATH, Request};
 use crate::monitor::Monitor;
@@ -21,10 +22,11 @@ use crate::postgres::lsn::Lsn;
 use crate::repo::fetch;
 use crate::repo::frame::{Compressor, FRAME_BYTES};
 use crate::repo::manifest::{
-    self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, PackLine, Part, TablespaceLink, Totals, What,
+    self, DamagedPage, FileLine, ListWriter, Manifest, MapPlace, Part, Retired, TablespaceLink, Totals, What,
 };
 use crate::repo::map::{FileMap, MapBuilder};
 use crate::repo::object::Sha;
+use crate::repo::pack_table::PackLine;
 use crate::repo::repository::Cluster;
 
 /// What a copy works on.
@@ -37,6 +39,7 @@ pub struct Copy<'a> {
     pub id: &'a str,
     /// What changed since the parent, where WAL tells it.
     pub changes: Option<Arc<Changes>>,
+    pub retire: Arc<Retire>,
 }
 
 /// What the copy brought together.
@@ -44,6 +47,7 @@ pub struct Copied {
     pub lists: Vec<Part>,
     pub root: Sha,
     pub packs: Vec<PackLine>,
+    pub retired: Option<Retired>,
     pub totals: Totals,
     pub damaged: Vec<DamagedPage>,
     /// The links that were walked, whatever became of them meanwhile.
@@ -60,6 +64,7 @@ impl Copy<'_> {
             blocks_per_file: self.control.blocks_per_file,
             parent_start: parent.map_or(Lsn(0), |p| p.start_lsn),
             compression_level: self.request.compression_level,
+            retire: self.retire.clone(),
         });
         let (finished, packs) = pack::channel();
         let data = Arc::new(Packer::new(self.cluster, self.id, 'd', finished.clone()));
@@ -83,11 +88,13 @@ impl Copy<'_> {
         let mut packs: BTreeMap<Arc<str>, PackLine> = BTreeMap::new();
         for pack in before {
             let name: Arc<str> = pack.name.as_str().into();
-            if collected.packs.contains(&name) {
+            if collected.live.has(&name) {
                 packs.insert(name, pack.clone());
             }
         }
         packs.extend(stored);
+        packs.values_mut().for_each(|line| collected.live.fill(line));
+        collected.copied.retired = self.retire.outcome(&collected.live);
         collected.copied.packs = packs.into_values().collect();
         Ok(collected.copied)
     }
@@ -111,6 +118,7 @@ impl Copy<'_> {
             parent_listed_ns: parent.map_or(i64::MIN / 2, |p| p.listed_ns),
             paranoid: self.request.paranoid,
             changes: self.changes.clone(),
+            retire: self.retire.clone(),
             jobs,
             window: window.clone(),
             runtime: runtime.clone(),
@@ -195,7 +203,7 @@ impl Drop for CloseOnDrop {
 /// Everything that [`Snapshot::collect`] brings, before the packs are known.
 struct Collected {
     copied: Copied,
-    packs: BTreeSet<Arc<str>>,
+    live: Live,
 }
 
 /// Lines in order, on their way into the file lists, and what is counted on the way.
@@ -204,7 +212,7 @@ struct Lists<'a> {
     totals: Totals,
     damaged: Vec<DamagedPage>,
     tablespaces: Vec<TablespaceLink>,
-    packs: BTreeSet<Arc<str>>,
+    live: Live,
     /// The large file whose stretches are coming in.
     assembly: Assembly,
     maps: Arc<Packer>,
@@ -221,7 +229,7 @@ impl<'a> Lists<'a> {
             totals: Totals::default(),
             damaged: Vec::new(),
             tablespaces: Vec::new(),
-            packs: BTreeSet::new(),
+            live: Live::default(),
         }
     }
 
@@ -248,7 +256,7 @@ impl<'a> Lists<'a> {
         if let What::File { bytes, map, .. } = &line.what {
             self.totals.files += 1;
             self.totals.raw_bytes += bytes;
-            self.packs.extend(map.packs());
+            self.live.add(map);
         }
         if let What::Tablespace { target } = &line.what {
             let oid = line.path.rsplit('/').next().unwrap_or_default().to_string();
@@ -271,10 +279,10 @@ impl<'a> Lists<'a> {
     }
 
     async fn finish(self) -> Result<Collected, SnapshotError> {
-        let (lists, root) = self.writer.finish().await?;
-        let copied =
-            Copied { lists, root, packs: Vec::new(), totals: self.totals, damaged: self.damaged, tablespaces: self.tablespaces };
-        Ok(Collected { copied, packs: self.packs })
+        let Lists { writer, totals, damaged, tablespaces, live, .. } = self;
+        let (lists, root) = writer.finish().await?;
+        let copied = Copied { lists, root, packs: Vec::new(), retired: None, totals, damaged, tablespaces };
+        Ok(Collected { copied, live })
     }
 }
 
@@ -313,11 +321,14 @@ impl Worker {
 
     /// Maps of large files lie in packs; those of files that changed are fetched now.
     fn fetch_parent(&self, item: &Item) -> Result<(), ReadError> {
-        let Item::Read(Task { facts, parent: Some(parent), .. }) = item else { return Ok(()) };
+        let Item::Read(task @ Task { facts, parent: Some(parent), .. }) = item else { return Ok(()) };
         parent.load(|frame| {
             let fetched = self.runtime.block_on(fetch::maps(&self.cluster, Arc::new(vec![frame.clone()])));
             match fetched.and_then(|mut maps| maps.remove(0)) {
-                Ok(map) => Ok(Some(map).filter(|map| map.frame_bytes() <= 4 * facts.bytes + FRAME_BYTES as u64)),
+                Ok(map) => {
+                    let serves = |map: &FileMap| task.is_same() || map.frame_bytes() <= 4 * facts.bytes + FRAME_BYTES as u64;
+                    Ok(Some(map).filter(serves))
+                }
                 // A damaged map of the parent must not damage this snapshot: the file is stored anew.
                 Err(error) if error.is_damage() => {
                     self.monitor.warn(&format!("{error}; {} is stored anew", manifest::encode_path(&facts.path)));

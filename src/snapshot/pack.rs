@@ -11,9 +11,9 @@ use tokio::sync::mpsc;
 use crate::aligned::Pool;
 use crate::repo::RepoError;
 use crate::repo::frame::FrameRef;
-use crate::repo::manifest::PackLine;
 use crate::repo::object::Sha;
 use crate::repo::pack::{CHUNK_BYTES, FinishedPack, PackBuilder};
+use crate::repo::pack_table::{PackLine, Used};
 use crate::repo::repository::Cluster;
 use crate::storage::Created;
 
@@ -144,7 +144,9 @@ fn flatten(done: Option<Result<Stored, tokio::task::JoinError>>) -> Stored {
 
 async fn store(cluster: Cluster, pack: FinishedPack) -> Stored {
     let key = cluster.layout().pack(&pack.name);
-    let line = PackLine { name: pack.name.to_string(), bytes: pack.body.len(), head: pack.head };
+    // What is alive of it is known when all maps are.
+    let used = Some(Used { raw_bytes: pack.raw_bytes, live_bytes: 0 });
+    let line = PackLine { name: pack.name.to_string(), bytes: pack.body.len(), head: pack.head, used };
     if cluster.storage().create_own(&key, pack.body).await? == Created::New {
         return Ok((pack.name, line));
     }

@@ -6,7 +6,8 @@ use crate::postgres::data_directory::order_key;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::repo::RepoError;
-use crate::repo::manifest::{FileLine, Manifest, PackLine, What, decode_path};
+use crate::repo::manifest::{FileLine, Manifest, What, decode_path};
+use crate::repo::pack_table::PackLine;
 use crate::repo::repository::Cluster;
 
 /// What must be the same in a parent, or page LSNs prove nothing (rule 16).

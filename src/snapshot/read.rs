@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SnapshotError;
-use super::changes::FileChanges;
+use super::changes::Known;
 use super::pack::{Cancelled, Packer};
+use super::retire::Retire;
 use super::stretch::{self, FileFacts, Line, ParentMap, Stretch};
 use super::unread::{self, Piece};
 use crate::postgres::data_directory::Class;
@@ -43,13 +44,18 @@ pub struct Task {
     pub parent: Option<Arc<ParentMap>>,
     /// SHA-256 of the parent's file, where it has one.
     pub parent_content: Option<Sha>,
-    /// Pages that need not be read; all are read when absent.
-    pub changes: Option<FileChanges>,
+    /// What need not be read; all is read when absent.
+    pub known: Option<Known>,
 }
 
 impl Task {
     fn is_whole(&self) -> bool {
         self.range == (0..self.facts.bytes)
+    }
+
+    /// Whether nothing of the file changed: it is here because of where the parent has it.
+    pub fn is_same(&self) -> bool {
+        matches!(self.known, Some(Known::Same))
     }
 
     fn stretch(&self, map: Option<FileMap>) -> Line {
@@ -74,6 +80,7 @@ pub struct Terms {
     /// Pages of main forks below this are the parent's; `Lsn(0)` when there is none.
     pub parent_start: Lsn,
     pub compression_level: i32,
+    pub retire: Arc<Retire>,
 }
 
 /// What became of a job.
@@ -131,6 +138,8 @@ struct OpenFile<'a> {
     file: File,
     path: PathBuf,
     cursor: Cursor<'a>,
+    /// What is read now is stored, whatever the parent has.
+    anew: bool,
     /// Damaged pages of the job's earlier files.
     damaged_before: usize,
 }
@@ -186,19 +195,21 @@ impl Reader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ReadError::Failed(SnapshotError::Read { path, source })),
         };
-        let advice = if task.changes.is_some() { rustix::fs::Advice::Random } else { rustix::fs::Advice::Sequential };
+        let advice = if task.known.is_some() { rustix::fs::Advice::Random } else { rustix::fs::Advice::Sequential };
         let _ = rustix::fs::fadvise(&file, 0, None, advice);
         let mut draft = DraftFile { task, runs: Vec::new(), end: task.range.start, content: None };
         let parent = task.parent.as_ref().and_then(|parent| parent.get()).unwrap_or_default();
-        let mut open = OpenFile { file, path, cursor: Cursor::new(&parent), damaged_before: self.outcome.damaged.len() };
-        let Some(changes) = &task.changes else {
+        let damaged_before = self.outcome.damaged.len();
+        let mut open = OpenFile { file, path, cursor: Cursor::new(&parent), anew: false, damaged_before };
+        let Some(known) = &task.known else {
             let end = (!task.to_the_end).then_some(task.range.end);
             self.read(&mut open, end, &mut draft)?;
             return Ok(Some(draft));
         };
-        for piece in unread::pieces(changes, task.range.clone(), &parent) {
+        for piece in unread::pieces(known, task.range.clone(), &parent, &self.terms.retire) {
             match piece {
-                Piece::Read { end } => {
+                Piece::Read { end, anew } => {
+                    open.anew = anew;
                     if !self.read(&mut open, Some(end), &mut draft)? {
                         // Truncated meanwhile, and the truncation is in the WAL.
                         break;
@@ -210,7 +221,7 @@ impl Reader {
                         None => Draft::Zeros(bytes),
                     });
                     draft.end += bytes;
-                    self.outcome.unread_bytes += bytes;
+                    self.outcome.unread_bytes += if task.is_same() { 0 } else { bytes };
                 }
             }
         }
@@ -248,7 +259,7 @@ impl Reader {
         let task = draft.task;
         draft.end = offset + chunk.len() as u64;
         let file_number = match task.class {
-            Class::Plain => return self.whole(chunk, offset, draft, &mut open.cursor),
+            Class::Plain => return self.whole(open, chunk, offset, draft),
             Class::Main { file } | Class::Fork { file } => file,
         };
         let pages = chunk.len() / PAGE_BYTES;
@@ -265,13 +276,13 @@ impl Reader {
             }
         }
         if matches!(task.class, Class::Fork { .. }) {
-            return self.whole(chunk, offset, draft, &mut open.cursor);
+            return self.whole(open, chunk, offset, draft);
         }
         // Neighbours that are new are taken together.
         let mut new_from = 0;
         for (index, page) in chunk[..pages * PAGE_BYTES].chunks_exact(PAGE_BYTES).enumerate() {
             let at = index * PAGE_BYTES;
-            if let Some(known) = self.known(page, damaged[index], offset + at as u64, &mut open.cursor) {
+            if let Some(known) = self.known(open, page, damaged[index], offset + at as u64) {
                 self.new_bytes(&chunk[new_from..at], draft)?;
                 draft.runs.push(known);
                 new_from = at + PAGE_BYTES;
@@ -315,32 +326,35 @@ impl Reader {
     }
 
     /// Where a page of a main fork is already; `None` for a new one.
-    fn known(&self, page: &[u8], damaged: bool, offset: u64, cursor: &mut Cursor) -> Option<Draft> {
+    fn known(&self, open: &mut OpenFile, page: &[u8], damaged: bool, offset: u64) -> Option<Draft> {
         let bytes = PAGE_BYTES as u64;
         if page::is_zero(page) {
             return Some(Draft::Zeros(bytes));
         }
         // The header of a damaged page proves nothing, and neither does one without an LSN: a page that was initialised, and never
         // logged.
-        if damaged || page::lsn(page) >= self.terms.parent_start {
+        if damaged || open.anew || page::lsn(page) >= self.terms.parent_start {
             return None;
         }
-        let location = cursor.find(offset, bytes)?;
-        Some(Draft::Old { frame: location.frame?.clone(), position: location.position, bytes })
+        let location = open.cursor.find(offset, bytes)?;
+        let frame = location.frame.filter(|frame| !self.terms.retire.lets_go(frame, bytes))?;
+        Some(Draft::Old { frame: frame.clone(), position: location.position, bytes })
     }
 
     /// A chunk compared by content with the parent's bytes at the same place: with a frame that it fills, or, when the chunk is
     /// the whole small file, with the file's own checksum.
-    fn whole(&mut self, chunk: &[u8], offset: u64, draft: &mut DraftFile, cursor: &mut Cursor) -> Result<(), ReadError> {
+    fn whole(&mut self, open: &mut OpenFile, chunk: &[u8], offset: u64, draft: &mut DraftFile) -> Result<(), ReadError> {
         let bytes = chunk.len() as u64;
         let sha256 = Sha::of(chunk);
         let is_whole_file = offset == 0 && bytes == draft.task.facts.bytes && bytes < FRAME_BYTES as u64;
         draft.content = is_whole_file.then_some(sha256);
-        if let Some(location) = cursor.find(offset, bytes)
+        if let Some(location) = open.cursor.find(offset, bytes)
             && let Some(frame) = location.frame
+            && !open.anew
         {
             let fills_frame = location.position == 0 && u64::from(frame.raw_bytes) == bytes && frame.sha256 == sha256;
-            if fills_frame || (is_whole_file && draft.task.parent_content == Some(sha256)) {
+            let is_the_parents = fills_frame || (is_whole_file && draft.task.parent_content == Some(sha256));
+            if is_the_parents && !self.terms.retire.lets_go(frame, bytes) {
                 draft.runs.push(Draft::Old { frame: frame.clone(), position: location.position, bytes });
                 return Ok(());
             }

@@ -1,6 +1,5 @@
 //! Large files, read in stretches by several threads and put together again.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -108,10 +107,10 @@ pub fn place(map: FileMap, maps: &Packer, compressor: &mut Compressor) -> Result
     if map.frames.len() <= INLINE_FRAMES {
         return Ok(MapPlace::Map(map));
     }
-    let packs: BTreeSet<Arc<str>> = map.frames.iter().map(|frame| frame.pack.clone()).collect();
+    let (packs, live_bytes) = map.live_bytes().into_iter().unzip();
     let raw = object::to_json(&map);
     let frame = maps.add(&compressor.compress(&raw), raw.len() as u32, Sha::of(&raw))?;
-    Ok(MapPlace::MapFrame { frame, packs: packs.into_iter().collect() })
+    Ok(MapPlace::MapFrame { frame, packs, live_bytes })
 }
 
 /// The parent's map of a file, shared by the stretches of it. Fetched by the first that needs it.

@@ -9,6 +9,7 @@ use super::changes::Changes;
 use super::choose::TRUST_AFTER_NS;
 use super::copy::{Copied, Copy};
 use super::parent::{self, Conditions, Parent};
+use super::retire::{self, Retire};
 use super::survey::{self, Sample};
 use super::{SnapshotError, gather, wait};
 use crate::clock;
@@ -55,6 +56,8 @@ pub struct Request {
     pub threads: usize,
     pub compression_level: i32,
     pub archive_timeout: Duration,
+    /// Which packs of snapshots that are gone to do without.
+    pub retire: retire::Terms,
     /// WAL indexes that this host kept when it archived.
     pub kept: Kept,
 }
@@ -185,9 +188,10 @@ impl Snapshot<'_> {
         self.check_disk(start_lsn)?;
         let parent = match parent {
             // A standby may begin before the newest snapshot ended.
-            Some(parent) if parent.manifest.stop_lsn > start_lsn => self.parent(&history, start_lsn).await?,
+            Some((parent, _)) if parent.manifest.stop_lsn > start_lsn => self.parent(&history, start_lsn).await?,
             parent => parent,
         };
+        let (parent, retire) = parent.unzip();
         if let Some(parent) = &parent {
             self.parent_start.get_or_init(|| parent.manifest.start_lsn);
         }
@@ -203,6 +207,7 @@ impl Snapshot<'_> {
                 control: &self.control,
                 id: &self.id,
                 changes,
+                retire: Arc::new(retire.unwrap_or_default()),
             };
             copy.run(parent.as_ref()).await
         };
@@ -259,8 +264,8 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// The snapshot to build on, whose packs are all there.
-    async fn parent(&self, history: &History, before: Lsn) -> Result<Option<Parent>, SnapshotError> {
+    /// The snapshot to build on, whose packs are all there, and the packs of older ones that this one does without.
+    async fn parent(&self, history: &History, before: Lsn) -> Result<Option<(Parent, Retire)>, SnapshotError> {
         if self.request.full {
             return Ok(None);
         }
@@ -280,7 +285,8 @@ impl Snapshot<'_> {
             self.monitor.warn(&text);
             return Ok(None);
         }
-        Ok(Some(parent))
+        let retire = Retire::plan(self.cluster, &self.ids, &parent, self.request.retire).await?;
+        Ok(Some((parent, retire)))
     }
 
     /// Which pages changed since the parent, where WAL tells it and a sample agrees; begins the copy's phase.
@@ -436,6 +442,7 @@ impl Snapshot<'_> {
             first_segment: segments[0].0,
             last_segment: segments[segments.len() - 1].0,
             totals: copied.totals,
+            retired: copied.retired,
             damaged_pages: copied.damaged,
             audit: settled.audit,
             root: copied.root,

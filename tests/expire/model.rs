@@ -54,6 +54,7 @@ impl Maker {
             ghosts: Vec::new(),
             dim_ghosts: Vec::new(),
             packs: Vec::new(),
+            newest: None,
             wal: Vec::new(),
             readers: Vec::new(),
             pins: BTreeMap::new(),
@@ -213,6 +214,7 @@ impl Maker {
             keep_monthly: some(3, 10),
             keep_yearly: some(2, 10),
             window_days: some(12, 40),
+            ..Retention::default()
         };
         (self.view, rules, self.packs)
     }

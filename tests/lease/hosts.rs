@@ -3,11 +3,12 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
+use crate::support::running::Running;
 use crate::support::world::{PATIENCE, Said, World, said};
 
 const LEASES: &str = "clusters/shop/leases/backup";
@@ -56,8 +57,7 @@ impl Host {
     }
 
     fn start(&self, world: &World, args: &[&str]) -> Running {
-        let mut command = self.command(world, args);
-        Running(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+        Running::start(&mut self.command(world, args))
     }
 }
 
@@ -70,49 +70,6 @@ fn clock_apart(world: &World) -> std::path::PathBuf {
         assert!(done.success());
     }
     built
-}
-
-/// A program that runs; killed when the test ends early.
-struct Running(Option<Child>);
-
-impl Running {
-    fn id(&self) -> u32 {
-        self.0.as_ref().unwrap().id()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_raw(self.id() as i32).unwrap(), signal).unwrap();
-    }
-
-    /// Stops it, and waits until it stands.
-    fn pause(&self) {
-        self.signal(Signal::STOP);
-        let path = format!("/proc/{}/stat", self.id());
-        let began = lastgood::clock::monotonic();
-        while !std::fs::read_to_string(&path).unwrap().rsplit(')').next().unwrap().trim_start().starts_with('T') {
-            assert!(began.elapsed() < PATIENCE);
-        }
-    }
-
-    fn end(mut self) -> Said {
-        let Output { status, stdout, stderr } = self.0.take().unwrap().wait_with_output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Said { code: status.code().unwrap_or(-1), out: text(stdout), err: text(stderr) }
-    }
-
-    fn kill(self) {
-        self.signal(Signal::KILL);
-        self.end();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 /// Waits until the repository has a key below `prefix` that `wanted` likes.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use lastgood::aligned::Pool;
 use lastgood::repo::fetch;
 use lastgood::repo::frame::{Compressor, FrameRef};
-use lastgood::repo::manifest::PackLine;
 use lastgood::repo::object::{self, ObjectKind, Sha};
 use lastgood::repo::pack::{self, PackBuilder};
+use lastgood::repo::pack_table::PackLine;
 use lastgood::repo::repository::Cluster;
 use lastgood::repo::seal::Seal;
 use lastgood::repo::seal::crypto::Secret;
@@ -75,7 +75,7 @@ async fn a_pack(cluster: &Cluster, name: &str) -> (ObjectKey, Vec<FrameRef>, Pac
     let mut add = |raw: &[u8]| builder.add(&Compressor::new(1).compress(raw), raw.len() as u32, Sha::of(raw));
     let frames = vec![add(b"first frame"), add(b"other frame"), add(b"third")];
     let finished = builder.finish();
-    let line = PackLine { name: name.into(), bytes: finished.body.len(), head: finished.head };
+    let line = PackLine { name: name.into(), bytes: finished.body.len(), head: finished.head, used: None };
     cluster.storage().create(&key, finished.body).await.unwrap();
     (key, frames, line)
 }

@@ -3,5 +3,6 @@
 pub mod garage;
 pub mod loopback;
 pub mod moto;
+pub mod running;
 pub mod s3;
 pub mod world;

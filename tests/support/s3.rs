@@ -79,6 +79,7 @@ impl Identities {
 pub struct S3Server {
     home: tempfile::TempDir,
     port: u16,
+    serving: tokio::task::JoinHandle<()>,
     oddities: Arc<Mutex<VecDeque<Oddity>>>,
     identities: Arc<Identities>,
     habits: Arc<Mutex<Habits>>,
@@ -135,16 +136,24 @@ impl S3Server {
         let service = service.build();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
+            // They end with the server.
+            let mut connections = tokio::task::JoinSet::new();
             while let Ok((socket, _)) = listener.accept().await {
                 let service = service.clone();
-                tokio::spawn(async move {
+                while connections.try_join_next().is_some() {}
+                connections.spawn(async move {
                     let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let _ = http.serve_connection(TokioIo::new(socket), service).await;
                 });
             }
         });
-        S3Server { home, port, oddities, identities, habits }
+        S3Server { home, port, serving, oddities, identities, habits }
+    }
+
+    /// Ends the server: connections break, and no new one is accepted.
+    pub fn kill(&self) {
+        self.serving.abort();
     }
 
     pub fn config(&self) -> config::S3 {

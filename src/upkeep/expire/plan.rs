@@ -16,6 +16,7 @@ use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::locks::{Ends, Known};
 use crate::repo::manifest::Manifest;
+use crate::repo::pack_table::PackLine;
 use crate::repo::repository::Cluster;
 use crate::storage::{ObjectInfo, ObjectKey};
 use crate::timeline::listing::Runs;
@@ -115,6 +116,10 @@ pub struct Plan {
     pub packs: Count,
     /// Packs that stay below ids whose snapshots are gone, because newer snapshots need them.
     pub packs_on_loan: Count,
+    /// Of these, those that the newest snapshot does without: they go with older ones.
+    pub packs_retired: Count,
+    /// Of these, those of which so little is alive that the next backups store it anew.
+    pub packs_sparse: Count,
     pub wal: Vec<WalRange>,
     /// Other files of the archive that belong to segments that go.
     pub wal_files: Count,
@@ -259,7 +264,7 @@ pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
     let (held, free): (Vec<&Snapshot>, Vec<&Snapshot>) = view.ghosts.iter().partition(is_read);
     plan.leftovers = free.iter().map(|ghost| ghost.id.clone()).chain(view.dim_ghosts.iter().cloned()).collect();
     let living: Vec<&Snapshot> = kept.iter().chain(&held).copied().collect();
-    packs(view, &living, &waiting, &mut plan);
+    packs(view, rules, &living, &waiting, &mut plan);
     let living: Vec<&Snapshot> = living.into_iter().chain(waiting).collect();
     for wal in &view.wal {
         let needed = needed(view, rules, wal, &reasons, &living);
@@ -382,7 +387,7 @@ fn anchors(view: &View, wal: &Wal, days: u32) -> Vec<usize> {
 }
 
 /// Sorts the packs of snapshots that are gone or go: what `living` needs stays, and for a while what `waiting` needs, or a lock holds.
-fn packs(view: &View, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Plan) {
+fn packs(view: &View, rules: &Retention, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Plan) {
     let mut needed = vec![false; view.packs.len()];
     living.iter().filter_map(|s| s.packs.as_ref()).flatten().for_each(|at| needed[*at as usize] = true);
     let mut wait: Vec<Option<Timestamp>> = view.packs.iter().map(|pack| locked(view, pack.lock)).collect();
@@ -406,6 +411,7 @@ fn packs(view: &View, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Pl
         }
         if needed || pack.writer() <= blind {
             plan.packs_on_loan.add(pack.bytes);
+            loan(view, rules, pack, plan);
             if !plan.lenders.contains(pack.writer()) {
                 plan.lenders.insert(pack.writer().to_string());
             }
@@ -413,6 +419,19 @@ fn packs(view: &View, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Pl
             plan.packs.add(pack.bytes);
             plan.going.push(pack.clone());
         }
+    }
+}
+
+/// What becomes of a pack that stays below the id of a snapshot that is gone.
+fn loan(view: &View, rules: &Retention, pack: &Pack, plan: &mut Plan) {
+    let Some(newest) = &view.newest else { return };
+    let line = newest.binary_search_by(|line| line.name.as_str().cmp(&pack.name)).ok().map(|at| &newest[at]);
+    let is_off = rules.rewrite_max_bytes == 0;
+    let is_sparse = |line: &PackLine| !is_off && line.used.is_some_and(|used| used.is_below(rules.rewrite_below_percent));
+    match line {
+        None => plan.packs_retired.add(pack.bytes),
+        Some(line) if is_sparse(line) => plan.packs_sparse.add(pack.bytes),
+        Some(_) => {}
     }
 }
 

@@ -10,7 +10,8 @@ use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::locks::{Ends, Known};
-use crate::repo::manifest::{Manifest, PackLine};
+use crate::repo::manifest::Manifest;
+use crate::repo::pack_table::PackLine;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::{RepoError, alert, expired, keep, lease};
@@ -115,6 +116,8 @@ pub struct View {
     pub dim_ghosts: Vec<String>,
     /// Of snapshots and ghosts, by name.
     pub packs: Vec<Pack>,
+    /// What the newest snapshot needs, sorted by name; `None` when that cannot be read.
+    pub newest: Option<Vec<PackLine>>,
     pub wal: Vec<Wal>,
     pub readers: Vec<Reader>,
     pub pins: BTreeMap<String, keep::Keep>,
@@ -159,11 +162,16 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
         }
     }
     order(&mut snapshots, &record.histories.iter().map(|h| h.system_identifier).collect::<Vec<_>>());
+    let newest = match snapshots.last().and_then(|snapshot| snapshot.manifest.as_ref()) {
+        Some(manifest) => manifest.packs(cluster).await.ok(),
+        None => None,
+    };
     Ok(View {
         now,
         store_now: locks.as_ref().map_or(now, |locks| locks.now),
         locks,
         hidden: hidden(cluster).await?,
+        newest,
         snapshots,
         unreadable,
         ghosts: look(cluster, &packs, ghosts).await?,
