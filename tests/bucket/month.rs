@@ -153,3 +153,34 @@ async fn remains_of_an_unfinished_snapshot_wait_for_their_day() {
     assert!(said.all().contains("removed 1 objects"), "{said:?}");
     assert_eq!(stage.moto.versions(remains.as_str()), (0, 0));
 }
+
+/// Somebody locked a manifest and a pack for longer, behind our back: the snapshot stays whole, and the pack waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn locks_of_others_take_no_snapshot_apart_and_fail_nothing() {
+    let stage = Stage::new().await;
+    let (world, moto) = (&stage.world, &stage.moto);
+    let (first, second) = (stage.backup(&[]), stage.backup(&["--full"]));
+    let third = stage.backup(&["--full"]);
+    let lock = |key: &str, days: i64| {
+        let until = lastgood::clock::now() + jiff::SignedDuration::from_hours(24 * days);
+        let until = until.strftime("%Y-%m-%dT%H:%M:%SZ");
+        let body = format!("<Retention><Mode>GOVERNANCE</Mode><RetainUntilDate>{until}</RetainUntilDate></Retention>");
+        let answer = moto.send("PUT", &format!("{key}?retention"), "", &body);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    };
+    let pack = format!("clusters/shop/packs/{second}/d000001");
+    lock(&format!("clusters/shop/snapshots/{first}"), 100);
+    lock(&pack, 50);
+    moto.travel(32);
+    let plan = stage.plan();
+    assert_eq!((ids(&plan["kept"]), ids(&plan["removed"])), (vec![first.as_str(), &third], vec![second.as_str()]), "{plan}");
+    let said = world.ok(&["expire", "--json"]).json();
+    assert_eq!((said["done"]["snapshots"].as_u64(), moto.versions(&pack)), (Some(1), (1, 0)), "{said}");
+    assert!(said["done"]["locked"]["objects"].as_u64() > plan["locked"][0]["objects"].as_u64(), "{said} {plan}");
+    assert_eq!((stage.manifest(&first), stage.manifest(&second)), ((1, 0), (0, 0)));
+    world.ok(&["verify"]);
+    assert!(world.ok(&["list"]).out.contains(&first));
+    moto.travel(60);
+    world.ok(&["expire"]);
+    assert_eq!((moto.versions(&pack), moto.versions(&format!("clusters/shop/expired/{second}"))), ((0, 0), (0, 0)));
+}

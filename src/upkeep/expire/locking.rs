@@ -1,10 +1,14 @@
-//! Locks that are not what the plan goes by, and locks that must be longer.
+//! Locks in a plan: what waits for its day, locks that are not what the plan goes by, and locks that must be longer.
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
 use super::ExpireError;
 use super::execute;
-use super::plan::{Locking, Plan};
+use super::plan::{Count, Plan};
 use super::view::View;
 use crate::monitor::Monitor;
 use crate::postgres::lsn::SystemId;
@@ -12,8 +16,61 @@ use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::locks::{Ends, days_after, half_days_after};
 use crate::repo::repository::Cluster;
-use crate::storage::{Depth, ObjectKey, list_all};
+use crate::storage::{Depth, ObjectInfo, ObjectKey, list_all};
 use crate::upkeep::locks;
+
+/// What no rule keeps and a lock does, on one day the last of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Locked {
+    pub until: Timestamp,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// What stays longer than it is locked.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Locking {
+    pub objects: usize,
+    pub until: Timestamp,
+    #[serde(skip)]
+    pub keys: Vec<ObjectKey>,
+}
+
+/// Until when something is locked, of which these bounds are known; `None` when it can be deleted.
+pub fn locked(view: &View, lock: Option<Ends>) -> Option<Timestamp> {
+    lock.map(|lock| lock.most).filter(|until| *until > view.store_now)
+}
+
+impl Plan {
+    /// What stays until the last day.
+    pub fn locked_count(&self) -> Count {
+        let add =
+            |sum: Count, one: &Locked| Count { objects: sum.objects + one.count.objects, bytes: sum.bytes + one.count.bytes };
+        self.locked.iter().fold(Count::default(), add)
+    }
+
+    /// Waits for an object's day. One line for each day is enough for people and for programs.
+    pub(super) fn wait(&mut self, bytes: u64, until: Timestamp) {
+        let day = |at: Timestamp| at.to_zoned(TimeZone::UTC).date();
+        let at = self.locked.partition_point(|one| day(one.until) < day(until));
+        if self.locked.get(at).is_none_or(|one| day(one.until) != day(until)) {
+            self.locked.insert(at, Locked { until, count: Count::default() });
+        }
+        self.locked[at].until = self.locked[at].until.max(until);
+        self.locked[at].count.add(bytes);
+    }
+
+    /// Those of `objects` that can be deleted today; the others wait.
+    pub(super) fn free(&mut self, objects: Vec<ObjectInfo>) -> Vec<ObjectInfo> {
+        let locked = |object: &ObjectInfo| self.locks.as_ref().and_then(|locks| locks.locked(object));
+        let (waiting, free): (Vec<_>, Vec<_>) =
+            objects.into_iter().map(|object| (locked(&object), object)).partition(|one| one.0.is_some());
+        for (until, object) in waiting {
+            self.wait(object.bytes, until.unwrap_or_default());
+        }
+        free.into_iter().map(|(_, object)| object).collect()
+    }
+}
 
 /// Asks the store about the manifests that would go; `true` when one of them is locked after all, by whoever.
 pub async fn ask(cluster: &Cluster, view: &mut View, plan: &Plan) -> Result<bool, ExpireError> {

@@ -30,7 +30,7 @@
 //! expiry writes the notes and then looks for pins.
 
 pub mod execute;
-mod locking;
+pub mod locking;
 pub mod plan;
 pub mod retention;
 pub mod view;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use super::locking::{Locked, Locking, locked};
 use super::retention::{self, Reasons};
 use super::view::{Pack, Snapshot, View, Wal};
 use super::wal::{self, Needed};
@@ -14,11 +14,10 @@ use crate::clock;
 use crate::config::Retention;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
-use crate::repo::locks::{Ends, Known};
+use crate::repo::locks::Known;
 use crate::repo::manifest::Manifest;
 use crate::repo::pack_table::PackLine;
 use crate::repo::repository::Cluster;
-use crate::storage::{ObjectInfo, ObjectKey};
 use crate::timeline::listing::Runs;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,23 +59,6 @@ impl Count {
         self.objects += 1;
         self.bytes += bytes;
     }
-}
-
-/// What no rule keeps and a lock does, on one day the last of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Locked {
-    pub until: Timestamp,
-    #[serde(flatten)]
-    pub count: Count,
-}
-
-/// What stays longer than it is locked.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Locking {
-    pub objects: usize,
-    pub until: Timestamp,
-    #[serde(skip)]
-    pub keys: Vec<ObjectKey>,
 }
 
 /// Segments that go, all of one timeline.
@@ -159,35 +141,6 @@ impl Plan {
     /// Ids of all snapshots whose lists go.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
         self.removed.iter().map(|r| r.snapshot.as_str()).chain(self.leftovers.iter().map(String::as_str))
-    }
-
-    /// What stays until the last day.
-    pub fn locked_count(&self) -> Count {
-        let add =
-            |sum: Count, one: &Locked| Count { objects: sum.objects + one.count.objects, bytes: sum.bytes + one.count.bytes };
-        self.locked.iter().fold(Count::default(), add)
-    }
-
-    /// Waits for an object's day. One line for each day is enough for people and for programs.
-    fn wait(&mut self, bytes: u64, until: Timestamp) {
-        let day = |at: Timestamp| at.to_zoned(TimeZone::UTC).date();
-        let at = self.locked.partition_point(|one| day(one.until) < day(until));
-        if self.locked.get(at).is_none_or(|one| day(one.until) != day(until)) {
-            self.locked.insert(at, Locked { until, count: Count::default() });
-        }
-        self.locked[at].until = self.locked[at].until.max(until);
-        self.locked[at].count.add(bytes);
-    }
-
-    /// Those of `objects` that can be deleted today; the others wait.
-    fn free(&mut self, objects: Vec<ObjectInfo>) -> Vec<ObjectInfo> {
-        let locked = |object: &ObjectInfo| self.locks.as_ref().and_then(|locks| locks.locked(object));
-        let (waiting, free): (Vec<_>, Vec<_>) =
-            objects.into_iter().map(|object| (locked(&object), object)).partition(|one| one.0.is_some());
-        for (until, object) in waiting {
-            self.wait(object.bytes, until.unwrap_or_default());
-        }
-        free.into_iter().map(|(_, object)| object).collect()
     }
 
     /// Counts what lies there of the lists and the WAL that go, and what of it waits.
@@ -282,11 +235,6 @@ pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
         plan.wal_plans.push(WalPlan { system: wal.system, segment_bytes: wal.segment_bytes, needed, goes, gone, is_new });
     }
     plan
-}
-
-/// Until when something is locked, of which these bounds are known; `None` when it can be deleted.
-fn locked(view: &View, lock: Option<Ends>) -> Option<Timestamp> {
-    lock.map(|lock| lock.most).filter(|until| *until > view.store_now)
 }
 
 /// Why nothing may be expired now (rules 49, 50 and 53).
