@@ -10,6 +10,7 @@ mod estimate;
 mod interrupted;
 mod ledger;
 mod mutations;
+mod pace;
 mod versions;
 
 /// A `[drill]` section for a world: its own scratch directory, the programs of `major`, and `more`.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use super::context::Global;
 use super::keys::{self, Need};
@@ -14,6 +15,8 @@ use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::Role;
 use crate::repo::vault::Vault;
+use crate::storage::Storage;
+use crate::storage::pace::Pace;
 
 /// Fetch one WAL file; PostgreSQL calls this as restore_command
 ///
@@ -36,6 +39,9 @@ pub struct Args {
     /// The last segment that recovery needs. It reads ahead: what lies behind this and cannot be had is not there, and no failure
     #[arg(long, value_name = "SEGMENT")]
     until: Option<SegmentName>,
+    /// Read no faster than this, and nothing ahead
+    #[arg(long, hide = true, value_name = "BYTES")]
+    bytes_per_s: Option<u64>,
     /// Fetch what follows the named segment into the spool; started by archive-get itself
     #[arg(long, hide = true, value_name = "SEGMENT_BYTES")]
     prefetch: Option<u64>,
@@ -44,7 +50,8 @@ pub struct Args {
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let file: WalFile = args.name.parse()?;
-    let (storage, _) = places::any(&config).await?;
+    let pace = Arc::new(Pace::new(places::any(&config).await?.0, args.bytes_per_s));
+    let storage: Arc<dyn Storage> = pace.clone();
     let keys = keys::keys(&config, Need::Read)?;
     // A reader's key file, or no encryption, needs nothing of the repository to be opened.
     let at_once = keys.is_empty() || keys.offline()?.is_some_and(|seal| seal.role() == Role::Reader);
@@ -60,7 +67,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         }
     };
     // PostgreSQL runs restore_command in the data directory.
-    let ahead = config.archive.fetch_ahead > 0;
+    // Who fetches ahead is a process of its own, and knows nothing of our pace.
+    let ahead = config.archive.fetch_ahead > 0 && args.bytes_per_s.is_none();
     let spool = ahead
         .then(|| Spool::open(args.spool.as_ref().unwrap_or(&config.archive.spool), cluster.name(), system, Path::new(".")).ok())
         .flatten();
@@ -72,6 +80,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let Some(destination) = args.destination else { return Ok(error::COULD_NOT_TELL) };
     let got = get::get(&cluster, system, file, &destination, args.until, spool.as_ref()).await?;
+    // The next call is another process.
+    pace.rest().await;
     if got == Got::Absent {
         eprintln!("lastgood: {file} is not in the archive");
         return Ok(error::ABSENT);

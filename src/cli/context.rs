@@ -15,6 +15,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Opened, Repository};
 use crate::storage::Storage;
+use crate::storage::pace::Pace;
 use crate::storage::several::Several;
 
 /// Flags of every command. Each wins over the environment, and that over the configuration file.
@@ -130,6 +131,14 @@ impl Place {
         let config = global.configuration()?;
         let storage = storage(&config).await?;
         Place::with(config, storage, need, None).await
+    }
+
+    /// The first repository alone, read no faster than the configuration says of drills.
+    pub async fn open_for_drill(global: &Global) -> anyhow::Result<Place> {
+        let config = global.configuration()?;
+        let pace = config.drill.as_ref().and_then(|drill| drill.bytes_per_s);
+        let storage = Arc::new(Pace::new(storage(&config).await?, pace));
+        Place::with(config, storage, Need::Read, None).await
     }
 
     /// Whichever repository is sound, object by object: for reading.

@@ -50,7 +50,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         (None, false) => Wanted::Target(crate::timeline::target::Target::Latest),
     };
     let request = Request { wanted, snapshot: args.snapshot, inclusive: !args.exclusive, keep: args.keep, dump: args.dump };
-    let place = Place::open(global).await?;
+    let place = Place::open_for_drill(global).await?;
     let config = place.config.drill.clone().unwrap_or_default();
     place::check(&config.directory)?;
     let drill = Drill {
@@ -116,7 +116,8 @@ impl Work<'_> {
         let spool = output::shell_words(&[dir.spool().display().to_string()]);
         let until = prepared.plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
         let spool = spool.replace('%', "%%");
-        let get = format!("archive-get --system-identifier {system}{until} --spool {spool} %f \"%p\"");
+        let pace = self.drill.config.bytes_per_s.map(|rate| format!(" --bytes-per-s {rate}")).unwrap_or_default();
+        let get = format!("archive-get --system-identifier {system}{until}{pace} --spool {spool} %f \"%p\"");
         let command = self.global.server_command(&self.place.config, &get)?;
         Ok(self.drill.carry_out(dir, prepared, self.request, command, report, monitor).await?)
     }

@@ -19,6 +19,8 @@ pub struct Drill {
     /// A recovery that shows no progress for so long has failed.
     pub stall_s: u64,
     pub shared_buffers_mib: u64,
+    /// Ceiling for what a drill reads from the repository.
+    pub bytes_per_s: Option<u64>,
     /// A superuser of the restored server; found out when absent.
     pub role: Option<String>,
     /// Libraries that the restored server must load; none unless named here, because they may act.
@@ -81,6 +83,7 @@ impl Default for Drill {
             check_budget_s: 600,
             stall_s: 900,
             shared_buffers_mib: 128,
+            bytes_per_s: None,
             role: None,
             preload: Vec::new(),
             programs: BTreeMap::new(),
@@ -100,6 +103,9 @@ impl Drill {
             if value == 0 {
                 return invalid(format!("[drill] {name} is 0"), "use 1 or more, or leave it out");
             }
+        }
+        if self.bytes_per_s == Some(0) {
+            return invalid("[drill] bytes_per_s is 0", "use 1 or more, or leave it out for no ceiling");
         }
         if !(1..=1 << 20).contains(&self.shared_buffers_mib) {
             return invalid(format!("[drill] shared_buffers_mib is {}", self.shared_buffers_mib), "use 1 or more");

@@ -94,7 +94,8 @@ impl Drill<'_> {
             Wanted::Random => "a random moment".into(),
         };
         let system = self.history(&[], request).map_or(crate::postgres::lsn::SystemId(0), |history| history.system_identifier);
-        Report::begin(Kind::Drill, self.around.cluster, system, &self.who, target)
+        let report = Report::begin(Kind::Drill, self.around.cluster, system, &self.who, target);
+        Report { bytes_per_s: self.config.bytes_per_s, ..report }
     }
 
     /// Decides everything. `None` when the backup itself is why it cannot be done: the report says so.

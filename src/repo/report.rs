@@ -115,6 +115,9 @@ pub struct Report {
     /// Of the server that was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<String>,
+    /// The ceiling that it kept to, which tells nothing of how long a restore takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
     pub phases: Vec<Phase>,
     /// Seconds until the data could be read: restore and replay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -160,6 +163,7 @@ impl Report {
             replayed_to: None,
             last_transaction: None,
             server_version: None,
+            bytes_per_s: None,
             phases: Vec::new(),
             rto_s: None,
             rpo_s: None,

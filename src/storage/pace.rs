@@ -1,4 +1,4 @@
-//! Slows a store down to a number of bytes a second, so that a copy leaves room on the line for others.
+//! Slows a store down to a number of bytes a second, so that a copy or a drill leaves room on the line for others.
 //!
 //! Every call takes its bytes out of one budget and waits until the line would be free for them. A call is never refused, and a
 //! single large object goes in one piece: the pace is that of many calls.
@@ -33,6 +33,11 @@ impl<S> Pace<S> {
         let begin = free.unwrap_or(now).max(now);
         *free = Some(begin + Duration::from_secs_f64(bytes as f64 / rate as f64));
         begin - now
+    }
+
+    /// Waits until the line would be free: for a process after which another goes on.
+    pub async fn rest(&self) {
+        self.wait(0).await;
     }
 
     async fn wait(&self, bytes: u64) {

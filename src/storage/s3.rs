@@ -61,6 +61,8 @@ pub struct S3Storage {
     /// Empty, or ending in `/`.
     prefix: String,
     place: String,
+    /// Where it is asked, when that does not follow from the region.
+    endpoint: Option<String>,
     conditional_create: bool,
     sdk_checksums: bool,
     encryption: ServerSideEncryption,
@@ -87,6 +89,7 @@ impl S3Storage {
             bucket: bucket.into(),
             prefix: prefix.into(),
             place,
+            endpoint: settings.endpoint.clone(),
             conditional_create: settings.conditional_create,
             sdk_checksums: settings.sdk_checksums,
             encryption: settings.encryption,
@@ -111,7 +114,11 @@ impl S3Storage {
     }
 
     fn error(&self, operation: &'static str, key: &str, fault: Fault, detail: impl Into<String>) -> StorageError {
-        StorageError { operation, place: self.place.clone(), key: key.into(), fault, detail: detail.into() }
+        let mut detail = detail.into();
+        if let (Fault::Transient, Some(endpoint)) = (fault, &self.endpoint) {
+            detail = format!("{detail}; it was asked at {endpoint}");
+        }
+        StorageError { operation, place: self.place.clone(), key: key.into(), fault, detail }
     }
 
     /// Turns an SDK error into ours, asking the store once more where its answer had no body that would tell enough.

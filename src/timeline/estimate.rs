@@ -60,7 +60,7 @@ impl Experience {
             let replay = phase(report::REPLAY).filter(|_| report.replayed_to.is_some());
             Some(Measured { kind: report.kind, restore, replay })
         };
-        Experience(reports.iter().filter_map(measured).collect())
+        Experience(reports.iter().filter(|report| report.bytes_per_s.is_none()).filter_map(measured).collect())
     }
 
     /// For `bytes` to restore and `wal_bytes` to replay; `None` when nothing was measured.

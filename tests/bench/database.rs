@@ -20,7 +20,7 @@ pub const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
 /// Raised when what is built changes, so that what an earlier version built is not used.
 const VERSION: u32 = 1;
 /// What one unit of pgbench's scale takes with a fill factor of 90, with its index.
-const SCALE_BYTES: u64 = 16_300_000;
+pub const SCALE_BYTES: u64 = 16_300_000;
 /// Rows of each kind that are made at a time.
 const BATCH_ROWS: u64 = 50_000;
 /// Rows that [`work`] adds.
@@ -29,7 +29,7 @@ const WORK_ROWS: u64 = 12_000;
 const START: Duration = Duration::from_secs(600);
 
 /// Checks, forced flushing and WAL are for a database that must survive; this one is built anew when anything fails.
-const WHILE_BUILDING: &str = "fsync = off\nfull_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\narchive_mode = off\n\
+pub const WHILE_BUILDING: &str = "fsync = off\nfull_page_writes = off\nwal_level = minimal\nmax_wal_senders = 0\narchive_mode = off\n\
     shared_buffers = '512MB'\nmaintenance_work_mem = '256MB'\nmax_wal_size = '8GB'\ncheckpoint_timeout = '1h'\nautovacuum = off";
 
 /// Sentences of made-up words in a skewed mix, and rows made of them. Only a variable of PL/pgSQL is an array whose elements are
@@ -116,8 +116,7 @@ pub async fn base(settings: &Settings, user: Option<Ids>) -> Result<PathBuf> {
 }
 
 async fn fill(server: &Scratch, session: &Session, bytes: u64) -> Result<()> {
-    let scale = (bytes / 2 / SCALE_BYTES).max(1);
-    pgbench(server, &["-i", "-I", "dtG", "-F", "90", "-q", "-s", &scale.to_string()])?;
+    accounts(server, bytes / 2)?;
     session.run("SELECT setseed(0.42)").await?;
     session.run(FUNCTIONS).await?;
     let mut first = 1;
@@ -133,7 +132,13 @@ async fn fill(server: &Scratch, session: &Session, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn pgbench(server: &Scratch, args: &[&str]) -> Result<()> {
+/// pgbench's tables, without their index, so large that they take about so many bytes with it.
+pub fn accounts(server: &Scratch, bytes: u64) -> Result<()> {
+    let scale = (bytes / SCALE_BYTES).max(1);
+    pgbench(server, &["-i", "-I", "dtG", "-F", "90", "-q", "-s", &scale.to_string()])
+}
+
+pub fn pgbench(server: &Scratch, args: &[&str]) -> Result<()> {
     let mut command = server.command("pgbench");
     command.arg("-h").arg(server.sockets()).args(["-U", "postgres"]).args(args).arg("postgres");
     let output = command.output().context("start pgbench")?;
@@ -153,18 +158,18 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-const TABLES: [&str; 3] = ["public.pgbench_accounts", "bench.documents", "bench.events"];
+pub const TABLES: [&str; 3] = ["public.pgbench_accounts", "bench.documents", "bench.events"];
 
-/// Changes one page in a hundred of the whole database, spread evenly: one row of each, in place.
-pub async fn scatter(session: &Session) -> Result<()> {
+/// Changes one page in a hundred of the whole database, spread evenly over the heaps of `tables`: one row of each, in place.
+pub async fn scatter(session: &Session, tables: &[&str]) -> Result<()> {
     let whole: u64 = session.value("SELECT pg_database_size(current_database())::text").await?.parse()?;
     let mut heaps = 0;
-    for table in TABLES {
+    for table in tables {
         heaps += session.value(&format!("SELECT pg_relation_size('{table}')::text")).await?.parse::<u64>()?;
     }
     // Indexes do not change, so that the tables must make up for them.
     let step = (100 * heaps / whole).max(1);
-    for table in TABLES {
+    for table in tables {
         let column = if table.ends_with("accounts") { "abalance" } else { "touched" };
         let pages = format!("generate_series(0::bigint, pg_relation_size('{table}') / 8192 - 1, {step}) block");
         let rows = format!("ARRAY(SELECT format('(%s,1)', block)::tid FROM {pages})");

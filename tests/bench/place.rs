@@ -96,6 +96,14 @@ impl Store {
         }
     }
 
+    /// The same place as it is seen from 50 ms away; a directory is not.
+    pub fn far_place(&self, part: &str) -> Place {
+        match self.place(part) {
+            Place::S3(s3) if let Store::S3(served) = self => Place::S3(S3 { port: served.proxy.far_port, is_far: true, ..s3 }),
+            near => near,
+        }
+    }
+
     /// Bytes of everything stored below `part`, by all tools.
     pub async fn stored(&self, part: &str) -> Result<u64> {
         match self {

@@ -10,7 +10,7 @@ const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The kinds of repository, and what is measured on them; `ONLY` chooses from both.
 pub const PLACES: [&str; 3] = ["directory", "garage", "distant"];
-pub const TOPICS: [&str; 6] = ["snapshot", "push", "fetch", "recovery", "list", "files"];
+pub const TOPICS: [&str; 8] = ["snapshot", "push", "fetch", "recovery", "list", "files", "large", "timeline"];
 /// Those of [`TOPICS`] that need the database.
 const OF_DATABASE: [&str; 4] = ["snapshot", "push", "fetch", "recovery"];
 
@@ -18,6 +18,9 @@ const OF_DATABASE: [&str; 4] = ["snapshot", "push", "fetch", "recovery"];
 pub struct Settings {
     pub size_text: String,
     pub size_bytes: u64,
+    /// Of the database of the topic `large`.
+    pub large_text: String,
+    pub large_bytes: u64,
     pub rounds: usize,
     only: Vec<String>,
     pub lastgood: PathBuf,
@@ -39,6 +42,7 @@ impl Settings {
         let path = |name: &str, default: PathBuf| get(name).map_or(default, PathBuf::from);
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let size_text = get("SIZE").unwrap_or_else(|| "3G".into());
+        let large_text = get("LARGE").unwrap_or_else(|| "10G".into());
         let only: Vec<String> = get("ONLY").unwrap_or_default().split(',').filter(|w| !w.is_empty()).map(Into::into).collect();
         if let Some(word) = only.iter().find(|word| !PLACES.contains(&word.as_str()) && !TOPICS.contains(&word.as_str())) {
             bail!("ONLY has {word:?}; it may have {} and {}", PLACES.join(", "), TOPICS.join(", "));
@@ -47,6 +51,8 @@ impl Settings {
         let settings = Settings {
             size_bytes: bytes(&size_text)?,
             size_text,
+            large_bytes: bytes(&large_text)?,
+            large_text,
             rounds: get("ROUNDS").map_or(Ok(3), |text| text.parse()).context("ROUNDS is no number")?,
             only,
             lastgood: path("LASTGOOD", root.join("target/release/lastgood")),

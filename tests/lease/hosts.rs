@@ -295,3 +295,74 @@ async fn a_pause_that_nobody_used_costs_nothing() {
     assert_eq!(said.code, 0, "{}", said.all());
     world.ok(&["verify"]);
 }
+
+/// Segments that the server has finished, as their paths.
+fn finished(world: &World) -> Vec<String> {
+    let wal = world.server.data().join("pg_wal");
+    let marks = std::fs::read_dir(wal.join("archive_status")).unwrap().flatten();
+    let names = marks.filter_map(|entry| entry.file_name().into_string().ok());
+    let segments = names.filter_map(|name| name.strip_suffix(".ready").or(name.strip_suffix(".done")).map(str::to_string));
+    let there = segments.filter(|name| name.len() == 24 && wal.join(name).exists());
+    there.map(|name| wal.join(name).display().to_string()).collect()
+}
+
+/// Two hosts push the same WAL and take snapshots and know nothing of each other. In each turn a backup and a push are paused for
+/// longer than a lease lives, and wake up when the other host has gone on.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hosts_archive_and_back_up_at_once_and_wake_up_with_stale_leases() {
+    let world = world(Some(1)).await;
+    let mut dice = crate::property::dice::Dice::new(3);
+    let (mut taken, mut refused) = (0, 0);
+    for turn in 0..6 {
+        let slow = dice.below(2);
+        let [sleeper, other] = if slow == 0 { [&DB1, &DB2] } else { [&DB2, &DB1] };
+        let known = world.objects("clusters/shop").len();
+        let backup = sleeper.start(&world, &["backup"]);
+        // Anywhere between its first object and its last.
+        let at = known + 1 + dice.below(12);
+        let began = lastgood::clock::monotonic();
+
+        while world.objects("clusters/shop").len() < at && snapshots(&world) == taken {
+            assert!(began.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        backup.pause();
+        world.sql(&format!("INSERT INTO t VALUES ({turn}, 'during'); SELECT pg_switch_wal()")).await;
+        // The server pushes them too.
+        for path in finished(&world).iter().rev().take(3) {
+            let paused = sleeper.start(&world, &["archive-push", path]);
+            paused.pause();
+            let said = other.run(&world, &["archive-push", path]);
+            assert_eq!(said.code, 0, "{}", said.all());
+            paused.signal(Signal::CONT);
+            let said = paused.end();
+            assert_eq!(said.code, 0, "{}", said.all());
+        }
+        succeeds_once_stale(&world, other).await;
+        world.sql(&format!("INSERT INTO t VALUES ({turn}, 'after')")).await;
+        backup.signal(Signal::CONT);
+        let said = backup.end();
+        match said.code {
+            0 => taken += 1,
+            5 => refused += 1,
+            _ => panic!("{}", said.all()),
+        }
+        taken += 1;
+        assert!(said.code == 0 || said.err.contains("nothing was committed"), "{}", said.all());
+        assert_eq!(snapshots(&world), taken, "{}", said.all());
+        world.ok(&["verify"]);
+    }
+    assert!(refused >= 3, "{refused} of 6 woke up too late");
+    world.archive().await;
+    let listed = world.ok(&["list"]).out;
+    assert!(!listed.contains("gap"), "{listed}");
+    for id in world.objects("clusters/shop/snapshots") {
+        let target = format!("snapshot:{}", id.rsplit('/').next().unwrap());
+        world.ok(&["restore", "--dry-run", "--to", &target, "--into", world.path("planned").to_str().unwrap()]);
+    }
+    let (_server, session) = world.restore("restored", &["--to", "latest"]).await;
+    let rows =
+        "SELECT count(*) FILTER (WHERE y = md5(x::text)) || ' ' || count(*) FILTER (WHERE y IN ('during', 'after')) FROM t";
+    assert_eq!(session.value(rows).await.unwrap(), "50000 12");
+    world.ok(&["audit"]);
+}

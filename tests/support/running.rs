@@ -21,12 +21,12 @@ impl Running {
         kill_process(Pid::from_raw(self.id() as i32).unwrap(), signal).unwrap();
     }
 
-    /// Stops it, and waits until it stands.
+    /// Stops it, and waits until it stands, or has ended.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
         let path = format!("/proc/{}/stat", self.id());
         let began = lastgood::clock::monotonic();
-        while !std::fs::read_to_string(&path).unwrap().rsplit(')').next().unwrap().trim_start().starts_with('T') {
+        while !std::fs::read_to_string(&path).unwrap().rsplit(')').next().unwrap().trim_start().starts_with(['T', 'Z']) {
             assert!(began.elapsed() < PATIENCE);
         }
     }

@@ -14,11 +14,15 @@ use crate::stage::Stage;
 use crate::tools::{self, Ahead, Ground, Tool};
 
 mod files;
+mod index;
+pub use index::run as index;
+mod large;
 mod recovery;
 pub use recovery::{run as recover, start_stop};
 mod segments;
 mod snapshots;
 mod synthetic;
+mod timeline;
 
 /// What all rounds share.
 pub struct Bench {
@@ -58,6 +62,13 @@ impl Bench {
         }
         if kind == "directory" && self.settings.wants("files") {
             files::play(self, round).await.context("small files")?;
+        }
+        if kind == "directory" && self.settings.wants("large") {
+            large::play(self, round).await.context("a large database")?;
+        }
+        // Once: a hundred queries would tell the same.
+        if kind == "garage" && round == 0 && self.settings.wants("timeline") {
+            timeline::play(self).await.context("a long timeline")?;
         }
         Ok(())
     }
@@ -150,7 +161,7 @@ impl Scene<'_> {
         Ok(self.prepare(tools::rivals(grounds.into_iter()).into_iter().zip(parts).collect()).await)
     }
 
-    async fn prepare(&self, tools: Vec<(Box<dyn Tool>, String)>) -> Vec<Player> {
+    pub async fn prepare(&self, tools: Vec<(Box<dyn Tool>, String)>) -> Vec<Player> {
         let mut players = Vec::new();
         for (tool, part) in tools {
             let prepared = match tool.prepare() {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{Player, Scene};
+use super::{Player, Scene, index};
 use crate::measure::{Server, Step};
-use crate::tools::Ahead;
+use crate::tools::{self, Ahead};
 
 /// How many are pushed and fetched.
 pub const COUNT: usize = 64;
@@ -21,6 +21,9 @@ pub async fn play(scene: &Scene<'_>, names: &[String]) -> Result<()> {
             let beside = if ahead == Ahead::Yes { player.tool.beside(&data) } else { None };
             if scene.measure(push, player, steps, beside, names.len()).await {
                 pushed.push(player.part.clone());
+                if scene.kind == "directory" && push == "push" && player.tool.name() == tools::RIVALS[0] {
+                    index::play(scene, player, names).await;
+                }
             }
             std::fs::remove_dir_all(&data)?;
         }

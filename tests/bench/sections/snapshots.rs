@@ -15,7 +15,7 @@ pub async fn play(scene: &Scene<'_>, players: &mut [Player]) -> Result<()> {
     restores(scene, players, "restore").await?;
     verifies(scene, players).await;
     backups(scene, players, "second-0", false).await?;
-    database::scatter(&scene.stage.session).await.context("change pages")?;
+    database::scatter(&scene.stage.session, &database::TABLES).await.context("change pages")?;
     backups(scene, players, "second-1%", false).await?;
     database::append(&scene.stage.session).await.context("append rows")?;
     backups(scene, players, "second-10%", false).await

@@ -10,22 +10,29 @@ use crate::place::{BUCKET, Place, REGION};
 
 pub const HOW: &str = "all defaults: zstd level 1, a thread for each core, what was restored is read back";
 
-pub struct Lastgood(pub Ground);
+pub struct Lastgood {
+    pub ground: Ground,
+    /// Asks for every page to be read, whatever the WAL index says.
+    pub reads_all: bool,
+}
+
+/// The name of what reads everything.
+pub const READS_ALL: &str = "lastgood, all read";
 
 impl Lastgood {
     fn config(&self, ahead: Ahead) -> PathBuf {
-        self.0.home.join(if ahead == Ahead::Yes { "ahead.toml" } else { "plain.toml" })
+        self.ground.home.join(if ahead == Ahead::Yes { "ahead.toml" } else { "plain.toml" })
     }
 
     fn step<'a>(&self, ahead: Ahead, args: impl IntoIterator<Item = &'a str>) -> Step {
         let config = self.config(ahead).display().to_string();
         let args = ["--config".to_string(), config].into_iter().chain(args.into_iter().map(str::to_string));
-        Step::new(&self.0.settings.lastgood, args).dir(&self.0.data)
+        Step::new(&self.ground.settings.lastgood, args).dir(&self.ground.data)
     }
 
     fn configuration(&self, ahead: Ahead) -> String {
-        let home = self.0.home.display();
-        let repository = match &self.0.place {
+        let home = self.ground.home.display();
+        let repository = match &self.ground.place {
             Place::Directory(path) => format!("url = \"{}\"\n", path.join("lastgood").display()),
             Place::S3(s3) => format!(
                 "url = \"s3://{BUCKET}/{}lastgood\"\n[repository.s3]\nendpoint = \"https://localhost:{}\"\nregion = \"{REGION}\"\n\
@@ -36,7 +43,7 @@ impl Lastgood {
                 s3.credentials.display()
             ),
         };
-        let sockets = self.0.sockets.display();
+        let sockets = self.ground.sockets.display();
         let ahead = if ahead == Ahead::Yes { "" } else { "push_ahead = 0\nfetch_ahead = 0\n" };
         format!(
             "[repository]\n{repository}\n[cluster]\nname = \"bench\"\n[postgres]\nhost = \"{sockets}\"\n\
@@ -47,7 +54,7 @@ impl Lastgood {
 
 impl Tool for Lastgood {
     fn name(&self) -> &'static str {
-        "lastgood"
+        if self.reads_all { READS_ALL } else { "lastgood" }
     }
 
     fn prepare(&self) -> Result<Vec<Step>> {
@@ -58,7 +65,8 @@ impl Tool for Lastgood {
     }
 
     fn backup(&self, full: bool) -> Option<Step> {
-        Some(self.step(Ahead::Yes, ["--json", "backup"].into_iter().chain(full.then_some("--full"))))
+        let kind = if full { Some("--full") } else { self.reads_all.then_some("--paranoid") };
+        Some(self.step(Ahead::Yes, ["--json", "backup"].into_iter().chain(kind)))
     }
 
     fn restore(&self, into: &Path) -> Option<Step> {
@@ -74,7 +82,12 @@ impl Tool for Lastgood {
     }
 
     fn fetch(&self, data: &Path, name: &str, destination: &str, ahead: Ahead) -> Option<Step> {
-        let system = ["--system-identifier", &self.0.system_identifier];
+        let system = ["--system-identifier", &self.ground.system_identifier];
         Some(self.step(ahead, ["archive-get"].into_iter().chain(system).chain([name, destination])).dir(data))
+    }
+
+    fn timeline(&self, kind: Option<&str>) -> Option<Step> {
+        let kind = kind.into_iter().flat_map(|kind| ["--kind", kind]);
+        Some(self.step(Ahead::Yes, ["--json", "timeline", "--since", "30d"].into_iter().chain(kind)))
     }
 }

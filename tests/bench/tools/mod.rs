@@ -50,6 +50,11 @@ pub trait Tool {
     /// One WAL file; `data` is the data directory that it belongs to.
     fn push(&self, data: &Path, file: &str, ahead: Ahead) -> Option<Step>;
     fn fetch(&self, data: &Path, name: &str, destination: &str, ahead: Ahead) -> Option<Step>;
+    /// What happened in the last weeks, or only events of one kind.
+    fn timeline(&self, kind: Option<&str>) -> Option<Step> {
+        let _ = kind;
+        None
+    }
     /// What must run beside pushes with look-ahead, and is measured with them.
     fn beside(&self, data: &Path) -> Option<Step> {
         let _ = data;
@@ -64,9 +69,17 @@ pub const MEASURES: [&str; 2] = ["pg_basebackup", "limit"];
 
 /// The [`RIVALS`], each on its ground.
 pub fn rivals(mut grounds: impl Iterator<Item = Ground>) -> Vec<Box<dyn Tool>> {
-    let makers: [fn(Ground) -> Box<dyn Tool>; 3] =
-        [|g| Box::new(lastgood::Lastgood(g)), |g| Box::new(pgbackrest::Pgbackrest(g)), |g| Box::new(walrus::Walrus(g))];
+    let makers: [fn(Ground) -> Box<dyn Tool>; 3] = [
+        |ground| Box::new(lastgood::Lastgood { ground, reads_all: false }),
+        |g| Box::new(pgbackrest::Pgbackrest(g)),
+        |g| Box::new(walrus::Walrus(g)),
+    ];
     makers.into_iter().filter_map(|make| grounds.next().map(make)).collect()
+}
+
+/// lastgood once more, as if WAL told nothing of what changed.
+pub fn reads_all(ground: Ground) -> Box<dyn Tool> {
+    Box::new(lastgood::Lastgood { ground, reads_all: true })
 }
 
 /// The [`MEASURES`], each on its ground.
