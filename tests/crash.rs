@@ -26,6 +26,7 @@ pub fn request() -> Request {
         compression_level: 1,
         archive_timeout: Duration::from_secs(60),
         retire: lastgood::snapshot::retire::Terms { below_percent: 25, max_bytes: 1 << 30 },
+        newest: None,
         kept: Default::default(),
     }
 }

@@ -42,6 +42,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         compression_level: config.snapshot.compression_level,
         archive_timeout: Duration::from_secs(config.snapshot.archive_timeout_s),
         retire: Terms { below_percent: config.retention.rewrite_below_percent, max_bytes: config.retention.rewrite_max_bytes },
+        newest: place.newest(),
         kept: moment::kept(config, &session).await?,
     };
     let monitor = progress::monitor(global.json);

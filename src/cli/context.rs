@@ -163,6 +163,11 @@ impl Place {
         Ok(Place { config, repository, cluster, record, several, ids })
     }
 
+    /// The newest snapshot, as it was when the repository was opened.
+    pub fn newest(&self) -> Option<String> {
+        self.ids.last().cloned()
+    }
+
     /// Manifests that can be read, oldest first; the others are named in a warning.
     pub async fn manifests(&self, json: bool) -> anyhow::Result<Vec<Manifest>> {
         let mut readable = Vec::new();

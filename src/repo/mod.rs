@@ -48,6 +48,7 @@ pub mod repository;
 pub mod rollup;
 pub mod seal;
 pub mod segment;
+mod sink;
 pub mod vault;
 pub mod verified;
 

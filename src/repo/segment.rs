@@ -4,10 +4,9 @@
 //! with name, system identifier, length, SHA-256, and for a segment the summary that `postgres::wal::transaction` made of it.
 
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,13 +16,12 @@ use super::object::{self, ObjectKind, Sha};
 use super::repository::Cluster;
 use super::seal::stream::{OpeningWriter, SealingWriter};
 use super::seal::{Sealer, TrailerSealer};
+use super::sink::{Content, Sink};
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::WalFile;
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Body, Created, ObjectKey, Part, Storage};
 
-/// Compressed bytes that are kept in memory; a longer file is compressed into a temporary one.
-const IN_MEMORY_BYTES: u64 = 24 << 20;
 /// Bytes asked for at once when an object is larger than one request should be.
 const PIECE_BYTES: u64 = 16 << 20;
 
@@ -61,58 +59,6 @@ struct Sealed {
     stored_sha256: Sha,
 }
 
-#[derive(Debug)]
-enum Content {
-    Memory(Vec<Bytes>),
-    File(TemporaryFile),
-}
-
-/// Removed when dropped.
-#[derive(Debug)]
-struct TemporaryFile(PathBuf);
-
-impl Drop for TemporaryFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Grows in memory until it is too long for that.
-struct Sink {
-    memory: Vec<Bytes>,
-    file: Option<(std::fs::File, TemporaryFile)>,
-    temporary: PathBuf,
-    bytes: u64,
-    /// Of what is stored, where that is wanted.
-    hasher: Option<Sha256>,
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.file.is_none() && self.bytes + bytes.len() as u64 > IN_MEMORY_BYTES {
-            let mut file = std::fs::File::create_new(&self.temporary)?;
-            let guard = TemporaryFile(self.temporary.clone());
-            for piece in std::mem::take(&mut self.memory) {
-                file.write_all(&piece)?;
-            }
-            self.file = Some((file, guard));
-        }
-        match &mut self.file {
-            Some((file, _)) => file.write_all(bytes)?,
-            None => self.memory.push(Bytes::copy_from_slice(bytes)),
-        }
-        self.bytes += bytes.len() as u64;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Raw bytes in one zstd frame of an archived file: as far as level 1 looks back. Frames that begin anew spare zstd the copying of
 /// what it looks back on.
 const FRAME_BYTES: usize = 512 << 10;
@@ -128,7 +74,7 @@ pub fn encode(
     observe: &mut dyn FnMut(&[u8]),
 ) -> io::Result<Encoded> {
     let hasher = sealer.is_some().then(Sha256::new);
-    let sink = Sink { memory: Vec::new(), file: None, temporary: temporary.into(), bytes: 0, hasher };
+    let sink = Sink::new(temporary, hasher);
     let (content, trailer) = sealer.map(|s| (s.content, s.trailer)).unzip();
     let compressing = Compressing::new(level, SealingWriter::new(content, sink))?;
     let mut hasher = Sha256::new();
@@ -156,13 +102,10 @@ pub fn encode(
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     let sink = compressing.sink.finish()?;
-    let stored_bytes = sink.bytes;
-    let sealed = trailer.zip(sink.hasher);
+    let stored_bytes = sink.bytes();
+    let (content, hasher_of_stored) = sink.finish();
+    let sealed = trailer.zip(hasher_of_stored);
     let sealed = sealed.map(|(trailer, hasher)| Sealed { trailer, stored_sha256: Sha(hasher.finalize().into()) });
-    let content = match sink.file {
-        Some((_, guard)) => Content::File(guard),
-        None => Content::Memory(sink.memory),
-    };
     Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()), stored_bytes, sealed })
 }
 
@@ -227,11 +170,11 @@ pub async fn store(
             Body::Bytes(pieces)
         }
         Content::File(path) => {
-            let failed = |source| RepoError::File { path: path.0.clone(), source };
-            let mut whole = std::fs::OpenOptions::new().append(true).open(&path.0).map_err(failed)?;
+            let failed = |source| RepoError::File { path: path.path().to_path_buf(), source };
+            let mut whole = std::fs::OpenOptions::new().append(true).open(path.path()).map_err(failed)?;
             whole.write_all(&trailer).map_err(failed)?;
             let bytes = whole.metadata().map_err(failed)?.len();
-            let body = Body::File { path: path.0.clone(), bytes };
+            let body = Body::File { path: path.path().to_path_buf(), bytes };
             _temporary = Some(path);
             body
         }

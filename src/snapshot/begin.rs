@@ -1,5 +1,6 @@
 //! Before a byte is copied: whether all parties speak of the same cluster, whether WAL arrives, the id, and the lease.
 
+use std::cmp::Ordering;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,15 +24,23 @@ pub struct Begun {
     pub ids: Vec<String>,
 }
 
-/// The id and the lease to write under it.
-pub async fn begin(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<Begun, SnapshotError> {
+/// The id and the lease to write under it. `newest` is the last snapshot as far as it is known.
+pub async fn begin(
+    cluster: &Cluster,
+    session: &Session,
+    mut now: jiff::Timestamp,
+    mut newest: Option<String>,
+) -> Result<Begun, SnapshotError> {
     loop {
-        let id = new_id(cluster, session, now).await?;
+        let id = new_id(session, now, newest).await?;
         let lease = Exclusive::take(cluster, BACKUP, "backup", &id).await?;
-        // Another one may have begun and ended between the two; ours must sort after it.
+        // What is known may be old; ours must sort after all that there are.
         match cluster.snapshot_ids().await {
-            Ok(ids) if ids.last().is_none_or(|last| *last < id) => return Ok(Begun { id, lease, ids }),
-            Ok(_) => lease.release().await,
+            Ok(ids) if ids.last().is_none_or(|last| second(last) < second(&id)) => return Ok(Begun { id, lease, ids }),
+            Ok(mut ids) => {
+                lease.release().await;
+                newest = ids.pop();
+            }
             Err(error) => {
                 lease.release().await;
                 return Err(error.into());
@@ -74,18 +83,20 @@ pub fn check(record: &ClusterRecord, session: &Session, facts: &Facts, directory
     Ok(control)
 }
 
+/// The part of an id that sorts.
+fn second(id: &str) -> &str {
+    id.split('-').next().unwrap_or_default()
+}
+
 /// An id from the database's clock that sorts after every id that ever was (rules 7 and 18): two in one second would not.
-async fn new_id(cluster: &Cluster, session: &Session, mut now: jiff::Timestamp) -> Result<String, SnapshotError> {
-    let newest = cluster.snapshot_ids().await?.pop();
-    let newest_second = newest.as_deref().and_then(|id| id.split('-').next()).unwrap_or_default();
+async fn new_id(session: &Session, mut now: jiff::Timestamp, newest: Option<String>) -> Result<String, SnapshotError> {
+    let newest = newest.unwrap_or_default();
     loop {
-        let second = now.strftime("%Y%m%dT%H%M%SZ").to_string();
-        let id = format!("{second}-{}", clock::random_hex(2));
-        if second.as_str() > newest_second {
-            return Ok(id);
-        }
-        if second.as_str() < newest_second {
-            return Err(SnapshotError::Clock { id, newest: newest.unwrap_or_default() });
+        let id = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), clock::random_hex(2));
+        match second(&id).cmp(second(&newest)) {
+            Ordering::Greater => return Ok(id),
+            Ordering::Less => return Err(SnapshotError::Clock { id, newest }),
+            Ordering::Equal => {}
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         now = session.now().await?;

@@ -58,6 +58,8 @@ pub struct Request {
     pub archive_timeout: Duration,
     /// Which packs of snapshots that are gone to do without.
     pub retire: retire::Terms,
+    /// The newest snapshot, as far as the caller knows: there may be newer ones.
+    pub newest: Option<String>,
     /// WAL indexes that this host kept when it archived.
     pub kept: Kept,
 }
@@ -73,20 +75,23 @@ pub async fn take(
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
     let control = begin::check(record, session, &facts, &directory)?;
-    // A segment takes its time to arrive; the lease is taken meanwhile.
+    // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let proven = begin::prove_archiving(cluster, session, &facts, request.archive_timeout, &*monitor);
-    let begun = begin::begin(cluster, session, facts.now);
-    let (begun, proven) = tokio::try_join!(begun, async { Ok(proven.await) })?;
-    let Begun { id, lease, ids } = begun;
+    let prepared = async {
+        let Begun { id, lease, ids } = begin::begin(cluster, session, facts.now, request.newest.clone()).await?;
+        // From here on, everything is written through the lease's fence.
+        let (cluster, facts, monitor) = (lease.cluster(), facts.clone(), monitor.clone());
+        let parent_start = OnceLock::new();
+        let snapshot = Snapshot { cluster, session, request, monitor, facts, directory, control, id, ids, parent_start };
+        let base = snapshot.base().await;
+        Ok::<_, SnapshotError>((lease, snapshot, base))
+    };
+    let ((lease, snapshot, base), proven) = tokio::try_join!(prepared, async { Ok(proven.await) })?;
     if let Err(error) = proven {
         lease.release().await;
         return Err(error);
     }
-    // From here on, everything is written through the lease's fence.
-    let fenced = lease.cluster();
-    let parent_start = OnceLock::new();
-    let snapshot = Snapshot { cluster: &fenced, session, request, monitor, facts, directory, control, id, ids, parent_start };
-    let taken = snapshot.take_and_commit(&lease).await;
+    let taken = snapshot.take_and_commit(&lease, base).await;
     if let Ok(manifest) = &taken {
         snapshot.roll_up(manifest).await;
     }
@@ -107,8 +112,14 @@ struct Settled {
     audit: Option<audit::Head>,
 }
 
+/// What a snapshot is built on: the server's path, and an older snapshot with what is not taken over from it.
+struct Base {
+    history: History,
+    parent: Option<(Parent, Retire)>,
+}
+
 struct Snapshot<'a> {
-    cluster: &'a Cluster,
+    cluster: Cluster,
     session: &'a Session,
     request: &'a Request,
     monitor: Arc<dyn Monitor>,
@@ -122,10 +133,11 @@ struct Snapshot<'a> {
 }
 
 impl Snapshot<'_> {
-    /// The lease is asked for once more before the manifest, which nobody may write whose packs another backup may have swept.
-    async fn take_and_commit(&self, lease: &Exclusive) -> Result<Manifest, SnapshotError> {
+    /// The lease is asked for once more just before the manifest (see [`Snapshot::take`]), which nobody may write whose packs another
+    /// backup may have swept; the fence looks at how long ago that was.
+    async fn take_and_commit(&self, lease: &Exclusive, base: Result<Base, SnapshotError>) -> Result<Manifest, SnapshotError> {
         let taken = tokio::select! {
-            taken = self.take() => taken,
+            taken = self.take(lease, base) => taken,
             lost = lease.lost() => Err(lost.into()),
         };
         let manifest = match taken {
@@ -134,8 +146,7 @@ impl Snapshot<'_> {
             Err(error) => return Err(lease.explain().await.map_or(error, SnapshotError::from)),
         };
         self.lock_what_is_carried(&manifest).await?;
-        lease.confirm().await?;
-        match manifest.commit(self.cluster).await {
+        match manifest.commit(&self.cluster).await {
             Ok(_) => Ok(manifest),
             Err(RepoError::Storage(error)) if error.fault == Fault::Fenced => {
                 Err(lease.loss().unwrap_or(RepoError::Storage(error)).into())
@@ -146,7 +157,7 @@ impl Snapshot<'_> {
 
     /// In a bucket with locks. A snapshot whose packs are locked for less than it should be is still one that can be restored.
     async fn lock_what_is_carried(&self, manifest: &Manifest) -> Result<(), SnapshotError> {
-        if let Some(failure) = locks::carried(self.cluster, manifest).await?.and_then(|extended| extended.first_failure) {
+        if let Some(failure) = locks::carried(&self.cluster, manifest).await?.and_then(|extended| extended.first_failure) {
             self.monitor
                 .warn(&format!("what this snapshot takes over from older ones is not locked as long as it is: {failure}"));
         }
@@ -163,7 +174,7 @@ impl Snapshot<'_> {
             return;
         }
         let made = async {
-            let mut archive = Archive::load(self.cluster, self.facts.system_identifier, bytes).await?;
+            let mut archive = Archive::load(&self.cluster, self.facts.system_identifier, bytes).await?;
             let mapped = Arc::new(mapped::moved(&self.directory));
             let local = |name| self.request.kept.index(name);
             reindex::reindex(&mut archive, &local, mapped, Bounds::SNAPSHOT, &*self.monitor).await
@@ -174,14 +185,24 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Everything up to the manifest, which is not written yet.
-    async fn take(&self) -> Result<Manifest, SnapshotError> {
+    /// What the snapshot is built on.
+    async fn base(&self) -> Result<Base, SnapshotError> {
         let history = self.history()?;
-        let sweep = async { sweep::sweep(self.cluster, &self.id).await.map_err(SnapshotError::from) };
-        let (swept, parent) = tokio::try_join!(sweep, self.parent(&history, Lsn(u64::MAX)))?;
-        if let Some(text) = swept.describe() {
+        let parent = self.parent(&history, Lsn(u64::MAX)).await?;
+        Ok(Base { history, parent })
+    }
+
+    /// Removes what others left unfinished. Nothing of this snapshot waits for it.
+    async fn sweep(&self) -> Result<(), SnapshotError> {
+        if let Some(text) = sweep::sweep(&self.cluster, &self.id).await?.describe() {
             self.monitor.note(&text);
         }
+        Ok(())
+    }
+
+    /// Everything up to the manifest, which is not written yet.
+    async fn take(&self, lease: &Exclusive, base: Result<Base, SnapshotError>) -> Result<Manifest, SnapshotError> {
+        let Base { history, parent } = base?;
         self.monitor.phase("checkpoint", 0);
         let (start_lsn, start_time) =
             self.session.start_backup(&format!("lastgood {}", self.id), !self.request.spread_checkpoint).await?;
@@ -200,7 +221,7 @@ impl Snapshot<'_> {
             let manifest = parent.as_ref().map(|parent| &parent.manifest);
             let changes = self.changes(&history, manifest, start_lsn).await;
             let copy = Copy {
-                cluster: self.cluster,
+                cluster: &self.cluster,
                 request: self.request,
                 monitor: self.monitor.clone(),
                 directory: self.directory.clone(),
@@ -211,9 +232,14 @@ impl Snapshot<'_> {
             };
             copy.run(parent.as_ref()).await
         };
-        let watched = async { tokio::join!(copy, self.catalogue()) };
+        // None is broken off: threads of the copy must not go on behind an error.
+        let watched = async { tokio::join!(copy, self.catalogue(), self.sweep()) };
         let (copied, catalogue) = tokio::select! {
-            (copied, catalogue) = watched => (copied?, catalogue?),
+            (copied, catalogue, swept) = watched => {
+                let done = (copied?, catalogue?);
+                swept?;
+                done
+            }
             broken = self.watch() => return Err(broken),
         };
         let stopped = self.session.stop_backup().await?;
@@ -222,7 +248,10 @@ impl Snapshot<'_> {
         let settled = async { self.settle(&copied).await.map_err(SnapshotError::from) };
         let (segments, settled) = tokio::try_join!(self.wait_for_wal(&history, start_lsn, &stopped), settled)?;
         let parent = parent.map(|parent| parent.manifest.id);
-        self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments, settled).await
+        let manifest = self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments, settled);
+        let confirmed = async { lease.confirm().await.map_err(SnapshotError::from) };
+        let (manifest, ()) = tokio::try_join!(manifest, confirmed)?;
+        Ok(manifest)
     }
 
     /// Names for the numbers in the WAL that follows. A snapshot without them is a snapshot all the same.
@@ -236,7 +265,7 @@ impl Snapshot<'_> {
         };
         problems.iter().for_each(|problem| self.monitor.warn(problem));
         let key = self.cluster.layout().catalogue(&self.id);
-        Ok(Some(manifest::put_table(self.cluster, &key, &catalogue.lines()).await?))
+        Ok(Some(manifest::put_table(&self.cluster, &key, &catalogue.lines()).await?))
     }
 
     /// The path to the server's timeline, from its own history file.
@@ -278,14 +307,14 @@ impl Snapshot<'_> {
             catalog_version: self.control.catalog_version,
             before,
         };
-        let Some(parent) = parent::find(self.cluster, &self.ids, &conditions).await? else { return Ok(None) };
-        let missing = presence::missing_packs(self.cluster, &parent.packs).await?;
+        let Some(parent) = parent::find(&self.cluster, &self.ids, &conditions).await? else { return Ok(None) };
+        let missing = presence::missing_packs(&self.cluster, &parent.packs).await?;
         if let Some((key, what)) = missing.first() {
             let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");
             self.monitor.warn(&text);
             return Ok(None);
         }
-        let retire = Retire::plan(self.cluster, &self.ids, &parent, self.request.retire).await?;
+        let retire = Retire::plan(&self.cluster, &self.ids, &parent, self.request.retire).await?;
         Ok(Some((parent, retire)))
     }
 
@@ -323,7 +352,7 @@ impl Snapshot<'_> {
             pg_wal: self.directory.join("pg_wal"),
             kept: self.request.kept.clone(),
         };
-        match gather::changes(self.cluster, stretch).await {
+        match gather::changes(&self.cluster, stretch).await {
             Ok(changes) => Some(Arc::new(changes)),
             Err(why) => {
                 self.monitor.note(&format!("every changed file is read, because WAL does not tell which pages changed: {why}"));
@@ -357,7 +386,7 @@ impl Snapshot<'_> {
 
     /// An old key does not open an entry that was written after a rotation; the snapshot is worth more than remembering it.
     async fn audit_head(&self) -> Result<Option<audit::Head>, RepoError> {
-        match audit::head(self.cluster).await {
+        match audit::head(&self.cluster).await {
             Ok(head) => Ok(Some(head).filter(|head| head.number > 0 && head.sha256 != Sha([0; 32]))),
             Err(error) if error.is_newer_epoch() => Ok(None),
             Err(error) => Err(error),
@@ -369,15 +398,15 @@ impl Snapshot<'_> {
         let numbers = start.segment(bytes)..=stopped.lsn.last_segment_before(bytes).max(start.segment(bytes));
         let names: Vec<SegmentName> = numbers.map(|number| history.segment(number, bytes)).collect();
         let (system, timeout) = (self.facts.system_identifier, self.request.archive_timeout);
-        wait::for_snapshot(self.cluster, system, names.into_iter(), self.session, timeout, &*self.monitor).await
+        wait::for_snapshot(&self.cluster, system, names.into_iter(), self.session, timeout, &*self.monitor).await
     }
 
     /// Whether all packs that the snapshot needs are there, and the table of them.
     async fn settle(&self, copied: &Copied) -> Result<Settled, RepoError> {
         let pack_key = self.cluster.layout().pack_table(&self.id);
         let (missing, pack_table, audit) = tokio::try_join!(
-            presence::missing_anywhere(self.cluster, &copied.packs),
-            manifest::put_table(self.cluster, &pack_key, &copied.packs),
+            presence::missing_anywhere(&self.cluster, &copied.packs),
+            manifest::put_table(&self.cluster, &pack_key, &copied.packs),
             self.audit_head(),
         )?;
         // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
@@ -404,7 +433,7 @@ impl Snapshot<'_> {
     ) -> Result<Manifest, SnapshotError> {
         use std::os::unix::fs::MetadataExt;
         self.monitor.phase("commit", 0);
-        let wal_table = manifest::put_table(self.cluster, &self.cluster.layout().wal_table(&self.id), &segments).await?;
+        let wal_table = manifest::put_table(&self.cluster, &self.cluster.layout().wal_table(&self.id), &segments).await?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();

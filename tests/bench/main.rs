@@ -50,6 +50,7 @@ fn run(arguments: &[String]) -> Result<()> {
             "proxy" => proxy::serve(rest),
             "limit" => limit::run(rest),
             "recover" => sections::recover(rest),
+            "walk" => sections::walk(rest),
             "index" => sections::index(rest),
             "start-stop" => sections::start_stop(rest),
             _ => bail!("unknown word {word:?}; settings come from the environment, see docs/benchmarks/README.md"),

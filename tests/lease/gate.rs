@@ -89,6 +89,7 @@ pub(super) fn request() -> Request {
         compression_level: 1,
         archive_timeout: Duration::from_secs(60),
         retire: lastgood::snapshot::retire::Terms { below_percent: 25, max_bytes: 1 << 30 },
+        newest: None,
         kept: Default::default(),
     }
 }
@@ -96,7 +97,9 @@ pub(super) fn request() -> Request {
 pub(super) async fn backup(world: &World, store: Arc<dyn Storage>, lease_s: u64) -> Result<String, SnapshotError> {
     let session = Session::open(&world.server.connection()).await.unwrap();
     let (cluster, record) = Repository::open(store, &Keys::default()).await?.with_lease_s(lease_s).registered("shop").await?;
-    take::take(&cluster, &record, &session, &request(), Arc::new(Silent)).await.map(|manifest| manifest.id)
+    // As the program does: an id that cannot be had takes another claim.
+    let request = Request { newest: cluster.snapshot_ids().await?.pop(), ..request() };
+    take::take(&cluster, &record, &session, &request, Arc::new(Silent)).await.map(|manifest| manifest.id)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use crate::tools::{self, Ahead, Ground, Tool};
 
 mod files;
 mod index;
-pub use index::run as index;
+pub use index::{run as index, walk};
 mod large;
 mod recovery;
 pub use recovery::{run as recover, start_stop};

@@ -20,6 +20,8 @@ const SEGMENTS: u64 = 10_000;
 const QUERIES: usize = 3;
 /// The load: what changes at once, and small transactions beside it.
 const SCALE: u64 = 30;
+/// Rows that change at once; a divisor of all.
+const MASS_ROWS: u64 = 300_000;
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// Archiving and nothing else of what a production server does: the WAL counts, not how safely it is written here.
 const SETTINGS: &str = "fsync = off\narchive_mode = on\nwal_level = replica\nshared_buffers = '512MB'\nmax_wal_size = '1GB'\n\
@@ -100,16 +102,16 @@ async fn fill(server: &Scratch, session: &Session) -> Result<()> {
         if began.elapsed() > PATIENCE {
             bail!("only {count} segments were archived in time:\n{}", server.log());
         }
-        let first = turn * 50_000 % rows;
-        let these = format!("aid > {first} AND aid <= {first} + 50000");
+        let first = turn * MASS_ROWS % rows;
+        let these = format!("aid > {first} AND aid <= {first} + {MASS_ROWS}");
         session.run(&format!("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE {these}")).await?;
-        database::pgbench(server, &["-n", "-c", "4", "-t", "500"])?;
+        database::pgbench(server, &["-n", "-N", "-c", "4", "-t", "500"])?;
         if turn % 20 == 0 {
             session.run(&format!("CREATE TABLE gone{turn} AS SELECT * FROM pgbench_tellers")).await?;
             session.run(&format!("DROP TABLE gone{turn}")).await?;
         }
         // Dead rows would grow without end.
-        if turn * 50_000 % rows == 0 {
+        if first == 0 {
             session.run("VACUUM pgbench_accounts").await?;
         }
     }
