@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ use super::{Cell, Hours};
 use crate::{clock, durable};
 
 const KEEP_S: i64 = 14 * 24 * 3600;
+/// Longest wait for others that write.
+const PATIENCE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// One place in one hour.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,7 +54,7 @@ pub fn save(spool: &Path, place: &str, hours: Hours) -> io::Result<()> {
     let lock_path = dir.join("lock");
     let lock = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path)?;
     give(&lock_path, &owner)?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    wait_for(&lock)?;
     let mut by_hour: BTreeMap<i64, BTreeMap<String, Cell>> = BTreeMap::new();
     for ((begins, operation), cell) in hours {
         by_hour.entry(begins).or_default().insert(operation, cell);
@@ -71,6 +75,18 @@ pub fn save(spool: &Path, place: &str, hours: Hours) -> io::Result<()> {
         fs::rename(&temporary, &path)?;
     }
     Ok(())
+}
+
+/// Whoever has the lock writes a few small files; one that was stopped in the middle must not stop archiving with it.
+fn wait_for(lock: &fs::File) -> io::Result<()> {
+    let began = clock::monotonic();
+    loop {
+        match rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// What root writes belongs to whose spool it is, or the server's user could not go on with it.
@@ -113,8 +129,6 @@ pub fn load(spool: &Path) -> io::Result<Vec<Hour>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -136,6 +150,10 @@ mod tests {
         let found = load(spool.path()).unwrap();
         let found: Vec<_> = found.iter().map(|h| (h.place.as_str(), h.begins - now, h.operations["read"].calls)).collect();
         assert_eq!(found, [("s3://b/p", 0, 8), ("s3://b/q", 0, 1)]);
+        // Somebody who was stopped with the lock in hand costs evidence, and holds nobody up for ever.
+        let held = fs::File::open(directory(spool.path()).join("lock")).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert_eq!(save(spool.path(), "s3://b/q", hours(now)).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         // Without a spool nothing is kept, and nothing fails.
         save(&spool.path().join("none"), "s3://b/p", hours(now)).unwrap();
         assert!(load(&spool.path().join("none")).unwrap().is_empty());

@@ -23,6 +23,8 @@ const SCALE: u64 = 30;
 /// Rows that change at once; a divisor of all.
 const MASS_ROWS: u64 = 300_000;
 const PATIENCE: Duration = Duration::from_secs(3600);
+/// Segments that wait to be archived before the load pauses.
+const WAITING_MAX: u64 = 300;
 /// Archiving and nothing else of what a production server does: the WAL counts, not how safely it is written here.
 const SETTINGS: &str = "fsync = off\narchive_mode = on\nwal_level = replica\nshared_buffers = '512MB'\nmax_wal_size = '1GB'\n\
     checkpoint_timeout = '1h'\nautovacuum = off\nlog_checkpoints = off";
@@ -93,6 +95,7 @@ async fn ask(bench: &Bench, store: &Store, place: &str, work: &str, round: usize
 async fn fill(server: &Scratch, session: &Session) -> Result<()> {
     let began = clock::monotonic();
     let archived = "SELECT archived_count::text FROM pg_stat_archiver";
+    let waiting = "SELECT count(*)::text FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
     let rows = SCALE * 100_000;
     for turn in 0.. {
         let count: u64 = session.value(archived).await?.parse()?;
@@ -101,6 +104,10 @@ async fn fill(server: &Scratch, session: &Session) -> Result<()> {
         }
         if began.elapsed() > PATIENCE {
             bail!("only {count} segments were archived in time:\n{}", server.log());
+        }
+        // What waits for the archiver takes room.
+        while session.value(waiting).await?.parse::<u64>()? > WAITING_MAX && began.elapsed() < PATIENCE {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let first = turn * MASS_ROWS % rows;
         let these = format!("aid > {first} AND aid <= {first} + {MASS_ROWS}");
