@@ -114,7 +114,8 @@ async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destinatio
 fn move_file(from: &Path, to: &Path) -> io::Result<bool> {
     match fs::rename(from, to) {
         Ok(()) => return Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => return Ok(false),
+        // Not whether it is there: whoever fetches ahead may put it there at this very moment.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && durable::parent(to).is_dir() => return Ok(false),
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
         Err(error) => return Err(error),
     }
@@ -153,4 +154,31 @@ pub async fn prefetch(
         done += 1;
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A segment that comes into the spool while recovery asks for it is there or not, and no error.
+    #[test]
+    fn what_appears_at_that_moment_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to, beside) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("beside"));
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::fs::write(&beside, "a segment").unwrap();
+                    std::fs::rename(&beside, &from).unwrap();
+                }
+            });
+            let found = (0..20_000).filter(|_| move_file(&from, &to).unwrap()).count();
+            over.store(true, Ordering::Relaxed);
+            assert!(found > 0 && std::fs::read(&to).unwrap() == b"a segment");
+        });
+        assert!(move_file(&from, &dir.path().join("no directory/to")).is_err());
+    }
 }
