@@ -4,6 +4,7 @@
 //! memory. The price is that memory, file offset and length are multiples of [`ALIGN_BYTES`].
 
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Alignment and unit of direct I/O: no disk has larger logical blocks, and PostgreSQL's pages are two of them.
@@ -16,21 +17,32 @@ pub struct Pool(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     bytes: usize,
+    made: AtomicUsize,
     idle: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Pool {
     /// `bytes` is the length of each buffer.
     pub fn new(bytes: usize) -> Pool {
-        Pool(Arc::new(Shared { bytes, idle: Mutex::default() }))
+        Pool(Arc::new(Shared { bytes, made: AtomicUsize::new(0), idle: Mutex::default() }))
     }
 
     /// A buffer with whatever bytes it held before.
     pub fn take(&self) -> Buffer {
+        self.take_of(usize::MAX).expect("there is no limit")
+    }
+
+    /// The same, unless `most` buffers are in use already.
+    pub fn take_of(&self, most: usize) -> Option<Buffer> {
         let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = idle.unwrap_or_else(|| vec![0; self.0.bytes + ALIGN_BYTES]);
+        let make = || {
+            let more = |made| (made < most).then_some(made + 1);
+            self.0.made.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+            Some(vec![0; self.0.bytes + ALIGN_BYTES])
+        };
+        let memory = idle.or_else(make)?;
         let begin = memory.as_ptr().align_offset(ALIGN_BYTES);
-        Buffer { memory, begin, pool: self.0.clone() }
+        Some(Buffer { memory, begin, pool: self.0.clone() })
     }
 }
 
@@ -92,6 +104,11 @@ mod tests {
             drop(first);
             let again = pool.take();
             assert_eq!((again.as_ptr(), again[0]), (place, 7));
+            assert!(pool.take_of(2).is_none());
+            let third = pool.take_of(3);
+            assert!(third.is_some() && pool.take_of(3).is_none());
+            drop(third);
+            assert!(pool.take_of(3).is_some());
         }
     }
 }

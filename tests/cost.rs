@@ -2,5 +2,6 @@
 //! counted when they were written; who crosses one has made something dearer.
 
 pub mod allocations;
+mod flight;
 mod instructions;
 mod requests;

@@ -1,9 +1,15 @@
 //! Snapshots: rules 1 to 20, as far as the program shows them.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
+use lastgood::monitor::Silent;
 use lastgood::postgres::scratch::Stop;
 use lastgood::postgres::session::Session;
+use lastgood::repo::repository::Repository;
+use lastgood::repo::seal::keys::Keys;
+use lastgood::snapshot::take::{self, Request};
+use lastgood::storage::fs::DirectoryStorage;
 
 use crate::support::world::{PATIENCE, World};
 
@@ -53,6 +59,26 @@ async fn unchanged_files_are_not_read() {
     assert!(total(&paranoid, "new_bytes") * 10 < total(&first, "new_bytes"));
     let full = world.backup(&["--full"]);
     assert!(full["parent"].is_null() && total(&full, "new_bytes") * 10 > total(&first, "new_bytes") * 9);
+    world.ok(&["verify"]);
+}
+
+/// The parent that a backup reads beforehand is a guess: what others committed meanwhile is built on, and what never was is not missed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_foreseen_is_only_a_guess() {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT i AS x FROM generate_series(1, 20000) i").await;
+    let id = |snapshot: serde_json::Value| snapshot["id"].as_str().unwrap().to_string();
+    let first = id(world.backup(&[]));
+    let mut last = id(world.backup(&[]));
+    let session = Session::open(&world.server.connection()).await.unwrap();
+    for newest in [first.as_str(), "20200101T000000Z-0000"] {
+        let store = Arc::new(DirectoryStorage::new(world.repository()));
+        let (cluster, record) = Repository::open(store, &Keys::default()).await.unwrap().registered("shop").await.unwrap();
+        let request = Request { full: false, newest: Some(newest.into()), ..crate::crash::request() };
+        let taken = take::take(&cluster, &record, &session, &request, Arc::new(Silent)).await.unwrap();
+        assert_eq!(taken.parent, Some(last), "foreseen: {newest}");
+        last = taken.id;
+    }
     world.ok(&["verify"]);
 }
 

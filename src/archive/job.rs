@@ -47,7 +47,8 @@ impl Job {
     pub async fn run(&self, cluster: &Cluster) -> Result<Stored, PushError> {
         let job = self.clone();
         let sealer = cluster.vault().sealer(&cluster.layout().wal(self.system, &self.file));
-        let read = match tokio::task::spawn_blocking(move || job.read(sealer)).await {
+        let scratch = segment::scratch(cluster);
+        let read = match tokio::task::spawn_blocking(move || job.read(sealer, &scratch)).await {
             Ok(read) => read?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
@@ -88,12 +89,11 @@ impl Job {
     }
 
     /// Reads, hashes, compresses and seals in one pass; a segment is understood in the same.
-    fn read(&self, sealer: Option<Sealer>) -> Result<Content, PushError> {
+    fn read(&self, sealer: Option<Sealer>, scratch: &[PathBuf]) -> Result<Content, PushError> {
         let failed = |source| PushError::Read { path: self.path.clone(), source };
         let source = fs::File::open(&self.path).map_err(failed)?;
-        let temporary = std::env::temp_dir().join(format!("lastgood-{}-{}", self.file, clock::random_hex(6)));
         let WalFile::Segment(name) = self.file else {
-            let encoded = segment::encode(source, self.level, sealer, &temporary, &mut |_| {}).map_err(failed)?;
+            let encoded = segment::encode(source, self.level, sealer, scratch, &mut |_| {}).map_err(failed)?;
             return Ok(Content { encoded, summary: None, index: None, problem: None });
         };
         let header = checked_header(&self.path, name)?;
@@ -108,7 +108,7 @@ impl Job {
                 fold = fed.ok();
             }
         };
-        let encoded = segment::encode(source, self.level, sealer, &temporary, &mut observe).map_err(failed)?;
+        let encoded = segment::encode(source, self.level, sealer, scratch, &mut observe).map_err(failed)?;
         let folded = fold.and_then(|fold| catch_unwind(AssertUnwindSafe(|| fold.finish())).ok());
         Ok(match folded {
             None => {

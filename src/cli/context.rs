@@ -13,7 +13,7 @@ use crate::postgres::session::{Connection, Session, Tls};
 use crate::repo::copies;
 use crate::repo::manifest::Manifest;
 use crate::repo::record::ClusterRecord;
-use crate::repo::repository::{Cluster, Opened, Repository};
+use crate::repo::repository::{Cluster, Opened, Readable, Repository};
 use crate::storage::Storage;
 use crate::storage::pace::Pace;
 use crate::storage::several::Several;
@@ -118,6 +118,8 @@ pub struct Place {
     pub several: Option<Arc<Several>>,
     /// Ids of the snapshots, as they were listed when it was opened.
     ids: Vec<String>,
+    /// Their manifests, where they were read at once.
+    read: Option<Vec<Readable>>,
 }
 
 impl Place {
@@ -145,7 +147,7 @@ impl Place {
     pub async fn open_any(global: &Global) -> anyhow::Result<Place> {
         let config = global.configuration()?;
         let (storage, several) = places::any(&config).await?;
-        Place::with(config, storage, Need::Read, several).await
+        Place::with_manifests(config, storage, Need::Read, several, true).await
     }
 
     /// All repositories that are required: for writing.
@@ -157,10 +159,20 @@ impl Place {
     }
 
     async fn with(config: Config, storage: Arc<dyn Storage>, need: Need, several: Option<Arc<Several>>) -> anyhow::Result<Place> {
+        Place::with_manifests(config, storage, need, several, false).await
+    }
+
+    async fn with_manifests(
+        config: Config,
+        storage: Arc<dyn Storage>,
+        need: Need,
+        several: Option<Arc<Several>>,
+        wanted: bool,
+    ) -> anyhow::Result<Place> {
         let (keys, lease_s) = (keys(&config, need)?, config.repository.lease_s);
-        let Opened { repository, cluster, record, ids } =
-            Repository::open_cluster(storage, &keys, lease_s, &config.cluster.name).await?;
-        Ok(Place { config, repository, cluster, record, several, ids })
+        let Opened { repository, cluster, record, ids, manifests } =
+            Repository::open_cluster(storage, &keys, lease_s, &config.cluster.name, wanted).await?;
+        Ok(Place { config, repository, cluster, record, several, ids, read: wanted.then_some(manifests) })
     }
 
     /// The newest snapshot, as it was when the repository was opened.
@@ -170,14 +182,26 @@ impl Place {
 
     /// Manifests that can be read, oldest first; the others are named in a warning.
     pub async fn manifests(&self, json: bool) -> anyhow::Result<Vec<Manifest>> {
-        let mut readable = Vec::new();
-        for (id, manifest) in self.cluster.manifests_of(self.ids.clone()).await? {
-            match manifest {
-                Ok(manifest) => readable.push(manifest),
-                Err(error) => progress::monitor(json).warn(&format!("snapshot {id} is left out: {error}")),
-            }
+        let (readable, unreadable) = self.snapshots().await?;
+        for (id, error) in unreadable {
+            progress::monitor(json).warn(&format!("snapshot {id} is left out: {error}"));
         }
         Ok(readable)
+    }
+
+    /// The same, and why the others cannot be read.
+    pub async fn snapshots(&self) -> anyhow::Result<(Vec<Manifest>, Vec<(String, String)>)> {
+        let now;
+        let all = match &self.read {
+            Some(all) => all,
+            None => {
+                now = self.cluster.manifests_of(self.ids.clone()).await?;
+                &now
+            }
+        };
+        let readable = all.iter().filter_map(|(_, manifest)| manifest.as_ref().ok().cloned()).collect();
+        let why = |(id, manifest): &Readable| Some((id.clone(), manifest.as_ref().err()?.to_string()));
+        Ok((readable, all.iter().filter_map(why).collect()))
     }
 }
 

@@ -51,6 +51,13 @@ impl<'a> Desk<'a> {
         Desk { operation, cluster, who: who(), monitor: progress::monitor(global.json), json: global.json, end: Mutex::default() }
     }
 
+    /// Looks for the end of the audit while other things are asked; without it, the first entry looks.
+    pub async fn learn_end(&self) {
+        if let Ok(head) = audit::head(self.cluster).await {
+            *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+        }
+    }
+
     /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
     pub fn seal(&self, plan: &impl Serialize, place: &Place) -> Seal {
         let repository = place.repository.record().id.clone();

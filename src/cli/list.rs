@@ -45,14 +45,8 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
     let place = Place::open_any(global).await?;
     let mut pins = keep::all(&place.cluster).await?;
     pins.retain(|_, pin| pin.holds(clock::now()));
-    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable: Vec::new(), pins };
-    let mut manifests = Vec::new();
-    for (id, manifest) in place.cluster.manifests().await? {
-        match manifest {
-            Ok(manifest) => manifests.push(manifest),
-            Err(error) => listing.unreadable.push((id, error.to_string())),
-        }
-    }
+    let (manifests, unreadable) = place.snapshots().await?;
+    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable, pins };
     let experience = Experience::load(&place.cluster).await?;
     for history in &place.record.histories {
         let system = history.system_identifier;

@@ -11,11 +11,14 @@ use super::{estimate, measure, output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
+use crate::repo::manifest::Manifest;
+use crate::repo::record::History;
 use crate::repo::report::Span;
 use crate::restore::RestoreError;
 use crate::restore::execute::{self, Options};
 use crate::restore::loss::Loss;
-use crate::restore::plan::{self, Plan, Request};
+use crate::restore::pinned;
+use crate::restore::plan::{self, Packs, Plan, Request};
 use crate::restore::replaced::Replaced;
 use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
@@ -89,14 +92,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let wanted = if let Asked::Target(Target::Snapshot(id)) = &asked { of_snapshot(id) } else { None };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
-    let (archive, experience) = tokio::join!(
-        Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()),
-        Experience::load(&place.cluster),
-    );
-    let mut archive = archive?;
-    // A restore needs no estimate.
-    let experience = experience.unwrap_or_default();
-    archive.abandon(&place.record.abandoned(history.system_identifier));
+    let desk = Desk::new("restore", &place, global);
+    let (archive, experience, packs) = look(&place, history, &manifests, &desk).await?;
     let into = std::path::absolute(&args.into)?;
     let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
     let request = Request {
@@ -109,9 +106,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         tablespaces: args.tablespace,
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
     };
-    let desk = Desk::new("restore", &place, global);
     places::warn_of_missed(&place, global.json);
-    let plan = match plan::plan(&guard::around(&place), archive, &manifests, &request).await {
+    let plan = match plan::plan(&guard::around(&place), archive, &manifests, packs, &request).await {
         Ok(plan) => plan,
         Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
         Err(error) => return Err(error.into()),
@@ -128,7 +124,6 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return Err(desk.refused(RestoreError::Living { path: plan.into, living }, None).await);
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
-    let attempt = desk.attempted(&plan, &approval, &code).await;
     let until = plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
     let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
     let options = Options {
@@ -138,7 +133,12 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let monitor = progress::monitor(global.json);
     let began = clock::monotonic();
-    let mut done = execute::execute(&place.cluster, &plan, &approval, &options, monitor.clone()).await;
+    // Before anything is touched.
+    let (attempt, pinned) = tokio::join!(desk.attempted(&plan, &approval, &code), pinned::pin(&place.cluster, &plan, &*monitor));
+    let mut done = match pinned {
+        Ok(pinned) => execute::execute(&place.cluster, &plan, &approval, pinned, &options, monitor.clone()).await,
+        Err(error) => Err(error),
+    };
     drop(monitor);
     let seconds = began.elapsed().as_secs_f64();
     let expected = measured.estimate.as_ref().map(|estimate| estimate.restore);
@@ -146,7 +146,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     // The server still has to fetch its WAL.
     let left = async {
         if let Some(pin) = pin {
-            pin.leave("recovery after restore", execute::RECOVERY_HOLD).await;
+            pin.leave("recovery after restore", pinned::RECOVERY_HOLD).await;
         }
     };
     let (report, ()) = tokio::join!(measured.report(done.is_ok(), seconds, global.json), left);
@@ -165,6 +165,26 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let restored = desk.ended_with(attempt, done, report, detail).await?;
     tell_result(&plan, &restored, (seconds, expected), global.json);
     Ok(0)
+}
+
+/// At everything that a plan needs, at once: the WAL, what restores took before, the packs, and the end of the audit.
+async fn look(
+    place: &Place,
+    history: &History,
+    manifests: &[Manifest],
+    desk: &Desk<'_>,
+) -> anyhow::Result<(Archive, Experience, Option<Packs>)> {
+    let system = history.system_identifier;
+    let (archive, experience, packs, ()) = tokio::join!(
+        Archive::load(&place.cluster, system, history.wal_segment_bytes.into()),
+        Experience::load(&place.cluster),
+        Packs::of_newest(&place.cluster, manifests),
+        desk.learn_end(),
+    );
+    let mut archive = archive?;
+    archive.abandon(&place.record.abandoned(system));
+    // A restore needs no estimate.
+    Ok((archive, experience.unwrap_or_default(), packs))
 }
 
 /// What came of it, and what it was thought to take.

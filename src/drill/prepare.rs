@@ -214,7 +214,9 @@ impl Drill<'_> {
             Wanted::Random => {
                 for _ in 0..DRAWS {
                     let (lsn, timeline) = draw(windows, manifests).ok_or(RestoreError::Find(FindError::NoSnapshot))?;
-                    match plan::plan(&self.around, archive.clone(), manifests, &wish(Target::Lsn(lsn), Some(timeline))).await {
+                    match plan::plan(&self.around, archive.clone(), manifests, None, &wish(Target::Lsn(lsn), Some(timeline)))
+                        .await
+                    {
                         Err(RestoreError::Find(FindError::Inside { .. })) => {}
                         planned => return Ok(planned?),
                     }
@@ -222,7 +224,7 @@ impl Drill<'_> {
                 Target::Latest
             }
         };
-        Ok(plan::plan(&self.around, archive, manifests, &wish(target, None)).await?)
+        Ok(plan::plan(&self.around, archive, manifests, None, &wish(target, None)).await?)
     }
 
     /// Room, memory, programs, the user to run as.

@@ -18,6 +18,7 @@ use crate::repo::lease::Lease;
 use crate::repo::report::{REPLAY, RESTORE, Report};
 use crate::restore::execute::{self, Options};
 use crate::restore::guard::{self, Brought, Seal};
+use crate::restore::pinned;
 use crate::storage::Fault;
 
 /// A server that was left for people.
@@ -137,7 +138,11 @@ impl Drill<'_> {
         let options = Options { restore_command, threads: self.threads, read_back: self.read_back };
         // A place of our own that holds nothing: the guard has nothing to ask.
         let approval = guard::pass(&plan.into, "replaced", plan.care(), &Seal::of(&"drill", ""), &Brought::default())?;
-        let restored = execute::execute(self.around.cluster, plan, &approval, &options, monitor).await;
+        let cluster = self.around.cluster;
+        let restored = match pinned::pin(cluster, plan, &*monitor).await {
+            Ok(pinned) => execute::execute(cluster, plan, &approval, pinned, &options, monitor).await,
+            Err(error) => Err(error),
+        };
         report.phases.push(phase(RESTORE, began.elapsed(), plan.bytes));
         match restored {
             Ok(mut restored) => {

@@ -2,7 +2,8 @@
 //!
 //! Frames that lie near each other in a pack are read together, several reads at a time; each read's frames are then
 //! decompressed and proven on a thread for CPU work and handed to the caller there. Memory: at most
-//! `(threads + AHEAD) × READ_MAX_BYTES`, whatever the number of frames.
+//! `(threads + AHEAD) × READ_MAX_BYTES`, whatever the number of frames. What is in flight is counted in bytes, not in requests, so
+//! that short reads from a distant store do not wait for each other one round trip after the other.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -58,8 +59,12 @@ pub fn sort(frames: &mut Vec<FrameRef>) {
     frames.dedup();
 }
 
-/// Reads in flight before their frames are opened, on top of those that are being opened.
+/// Longest reads in flight before their frames are opened, on top of those that are being opened.
 pub const AHEAD: usize = 4;
+/// Reads in flight, however short; fewer where `max_requests` of the store says so.
+const IN_FLIGHT: usize = 64;
+/// What [`Semaphore`]s count bytes in.
+const UNIT_BYTES: u64 = 1 << 10;
 
 /// A stretch of a pack that was read, and the frames in it, which are not opened yet.
 #[derive(Debug)]
@@ -108,18 +113,23 @@ impl Fetched {
 }
 
 /// Reads all of `frames` (sorted, see [`sort`]) from their packs and hands each stretch to `visit` on one of `threads` threads for
-/// CPU work, while [`AHEAD`] further reads are on their way. An error of `visit` ends it.
+/// CPU work, while [`AHEAD`] further long reads, or many short ones, are on their way. An error of `visit` ends it.
 pub async fn reads<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, threads: usize, visit: Arc<F>) -> Result<(), E>
 where
     E: From<RepoError> + Send + 'static,
     F: Fn(Fetched) -> Result<(), E> + Send + Sync + 'static,
 {
     let working = Arc::new(Semaphore::new(threads.max(1)));
+    let most_units = (threads.max(1) + AHEAD) * (READ_MAX_BYTES / UNIT_BYTES) as usize;
+    let room = Arc::new(Semaphore::new(most_units));
     let (copies, runtime) = (Arc::new(cluster.vault().copies()), tokio::runtime::Handle::current());
     let run = |read: PackRead| {
         let (frames, visit, working) = (frames.clone(), visit.clone(), working.clone());
-        let (copies, runtime) = (copies.clone(), runtime.clone());
+        let (copies, runtime, room) = (copies.clone(), runtime.clone(), room.clone());
         async move {
+            // Given out in the order of the reads, and kept until the frames are opened.
+            let units = read.bytes.div_ceil(UNIT_BYTES).min(most_units as u64) as u32;
+            let _room = room.acquire_many_owned(units).await;
             let key = cluster.layout().pack(&frames[read.frames.start].pack);
             let bytes = match fetch(cluster, &key, Part::Range { start: read.start, bytes: read.bytes }).await {
                 Ok(bytes) => Ok(bytes),
@@ -140,7 +150,7 @@ where
         }
     };
     let reads = plan(&frames);
-    let mut running = futures::stream::iter(reads).map(run).buffer_unordered(threads.max(1) + AHEAD);
+    let mut running = futures::stream::iter(reads).map(run).buffer_unordered(IN_FLIGHT);
     while let Some(done) = running.next().await {
         done?;
     }

@@ -26,6 +26,7 @@
 
 pub mod alert;
 pub mod audit;
+mod compress;
 pub mod copies;
 pub mod expired;
 pub mod fetch;

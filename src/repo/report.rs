@@ -148,7 +148,7 @@ impl Report {
     pub fn begin(kind: Kind, cluster: &Cluster, system_identifier: SystemId, who: &Who, target: String) -> Report {
         let began = clock::now();
         Report {
-            id: format!("{}-{}", began.strftime("%Y%m%dT%H%M%SZ"), clock::random_hex(2)),
+            id: format!("{}-{}", began.strftime("%Y%m%dT%H%M%SZ"), clock::random_hex(8)),
             kind,
             cluster: cluster.name().into(),
             system_identifier,
@@ -202,7 +202,8 @@ impl Report {
     /// Writes it. From here on it is what it is.
     pub async fn put(&self, cluster: &Cluster) -> Result<Reference, RepoError> {
         let raw = object::to_json(self);
-        object::put_document(cluster.vault(), &cluster.layout().report(&self.id), &raw).await?;
+        // The id is our own: nobody else writes there.
+        object::put_own_document(cluster.vault(), &cluster.layout().report(&self.id), &raw).await?;
         Ok(Reference { cluster: self.cluster.clone(), id: self.id.clone(), sha256: Sha::of(&raw) })
     }
 

@@ -136,7 +136,14 @@ impl Repository {
     }
 
     /// Opens the repository, and a cluster in it with the ids of its snapshots; what does not depend on each other is asked at once.
-    pub async fn open_cluster(storage: Arc<dyn Storage>, keys: &Keys, lease_s: u64, name: &str) -> Result<Opened, RepoError> {
+    /// Manifests are read beside the record, `wanted` or not at all.
+    pub async fn open_cluster(
+        storage: Arc<dyn Storage>,
+        keys: &Keys,
+        lease_s: u64,
+        name: &str,
+        wanted: bool,
+    ) -> Result<Opened, RepoError> {
         let layout = Layout::new(name);
         let (records, manifests) = (layout.records(), layout.manifests());
         let (repository, records, manifests) = tokio::join!(
@@ -146,9 +153,11 @@ impl Repository {
         );
         let repository = repository?.with_lease_s(lease_s);
         let cluster = repository.cluster(name);
-        let Some(record) = cluster.record_of(&records?).await? else { return Err(repository.no_cluster(name).await?) };
-        let ids = names(&manifests?);
-        Ok(Opened { repository, cluster, record, ids })
+        let (records, ids) = (records?, names(&manifests?));
+        let wanted = if wanted { ids.clone() } else { Vec::new() };
+        let (record, manifests) = tokio::join!(cluster.record_of(&records), cluster.manifests_of(wanted));
+        let Some(record) = record? else { return Err(repository.no_cluster(name).await?) };
+        Ok(Opened { repository, cluster, record, ids, manifests: manifests? })
     }
 }
 
@@ -160,7 +169,12 @@ pub struct Opened {
     pub record: ClusterRecord,
     /// Of all committed snapshots, oldest first.
     pub ids: Vec<String>,
+    /// Of all of them, where they are wanted.
+    pub manifests: Vec<Readable>,
 }
+
+/// A snapshot's id, and its manifest or why that cannot be read.
+pub type Readable = (String, Result<Manifest, RepoError>);
 
 fn names(page: &Page) -> Vec<String> {
     page.objects.iter().map(|o| o.key.name().to_string()).collect()
@@ -276,12 +290,12 @@ impl Cluster {
     }
 
     /// Manifests of all snapshots, oldest first; one that cannot be read stands as its error.
-    pub async fn manifests(&self) -> Result<Vec<(String, Result<Manifest, RepoError>)>, RepoError> {
+    pub async fn manifests(&self) -> Result<Vec<Readable>, RepoError> {
         self.manifests_of(self.snapshot_ids().await?).await
     }
 
     /// The same of snapshots that were listed already.
-    pub async fn manifests_of(&self, ids: Vec<String>) -> Result<Vec<(String, Result<Manifest, RepoError>)>, RepoError> {
+    pub async fn manifests_of(&self, ids: Vec<String>) -> Result<Vec<Readable>, RepoError> {
         use futures::StreamExt;
         let read = |id: String| async move {
             let manifest = Manifest::read(self, &id).await;

@@ -4,13 +4,14 @@
 //! with name, system identifier, length, SHA-256, and for a segment the summary that `postgres::wal::transaction` made of it.
 
 use std::io::{self, Read, Write};
-use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::RepoError;
+use super::compress;
 use super::copies;
 use super::object::{self, ObjectKind, Sha};
 use super::repository::Cluster;
@@ -63,77 +64,44 @@ struct Sealed {
 /// what it looks back on.
 const FRAME_BYTES: usize = 512 << 10;
 
-/// Compresses, hashes and seals a file in one pass; `observe` sees the raw bytes go by. `temporary` is used for long files.
-///
-/// Reading, hashing and observing go on while a second thread compresses: a push takes about as long as the slower of the two.
+/// Where a file on its way into the repository may gather: best where it only needs to get its name.
+pub fn scratch(cluster: &Cluster) -> Vec<PathBuf> {
+    cluster.storage().scratch().into_iter().chain([std::env::temp_dir()]).collect()
+}
+
+/// Compresses, hashes and seals a file in one pass, on two threads; `observe` sees the raw bytes go by. What is long gathers in a
+/// file in one of the directories `scratch` (see [`scratch`]).
 pub fn encode(
     mut source: impl Read,
     level: i32,
     sealer: Option<Sealer>,
-    temporary: &Path,
+    scratch: &[PathBuf],
     observe: &mut dyn FnMut(&[u8]),
 ) -> io::Result<Encoded> {
-    let hasher = sealer.is_some().then(Sha256::new);
-    let sink = Sink::new(temporary, hasher);
+    let hasher_of_stored = sealer.is_some().then(Sha256::new);
     let (content, trailer) = sealer.map(|s| (s.content, s.trailer)).unzip();
-    let compressing = Compressing::new(level, SealingWriter::new(content, sink))?;
+    let mut sink = SealingWriter::new(content, Sink::new(scratch, hasher_of_stored));
     let mut hasher = Sha256::new();
-    let mut raw_bytes = 0;
-    let compressing = std::thread::scope(|scope| {
-        // From hand to hand: a push shall stay small.
-        let (full, frames) = std::sync::mpsc::sync_channel::<Vec<u8>>(0);
-        let (used, empty) = std::sync::mpsc::channel::<Vec<u8>>();
-        let thread = scope.spawn(move || compressing.run(&frames, &used));
-        loop {
-            let mut buffer = empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(FRAME_BYTES));
-            buffer.clear();
-            (&mut source).take(FRAME_BYTES as u64).read_to_end(&mut buffer)?;
-            hasher.update(&buffer);
-            observe(&buffer);
-            raw_bytes += buffer.len() as u64;
-            let is_last = buffer.len() < FRAME_BYTES;
-            // A file of whole frames ends with one; an empty file is an empty frame.
-            let is_needless = buffer.is_empty() && raw_bytes > 0;
-            if (!is_needless && full.send(buffer).is_err()) || is_last {
-                break;
-            }
+    let (mut raw_bytes, mut ended) = (0, false);
+    compress::frames(level, &mut sink, |buffer| {
+        if ended {
+            return Ok(false);
         }
-        drop(full);
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        buffer.reserve(FRAME_BYTES);
+        (&mut source).take(FRAME_BYTES as u64).read_to_end(buffer)?;
+        hasher.update(&buffer);
+        observe(buffer);
+        raw_bytes += buffer.len() as u64;
+        ended = buffer.len() < FRAME_BYTES;
+        // A file of whole frames ends with one; an empty file is an empty frame.
+        Ok(!buffer.is_empty() || raw_bytes == 0)
     })?;
-    let sink = compressing.sink.finish()?;
+    let sink = sink.finish()?;
     let stored_bytes = sink.bytes();
     let (content, hasher_of_stored) = sink.finish();
     let sealed = trailer.zip(hasher_of_stored);
     let sealed = sealed.map(|(trailer, hasher)| Sealed { trailer, stored_sha256: Sha(hasher.finalize().into()) });
     Ok(Encoded { content, raw_bytes, sha256: Sha(hasher.finalize().into()), stored_bytes, sealed })
-}
-
-/// The compressing half of [`encode`].
-struct Compressing {
-    compressor: zstd::bulk::Compressor<'static>,
-    stored: Vec<u8>,
-    sink: SealingWriter<Sink>,
-}
-
-impl Compressing {
-    fn new(level: i32, sink: SealingWriter<Sink>) -> io::Result<Compressing> {
-        let mut compressor = zstd::bulk::Compressor::new(level)?;
-        compressor.include_checksum(true)?;
-        Ok(Compressing { compressor, stored: Vec::new(), sink })
-    }
-
-    fn run(mut self, frames: &Receiver<Vec<u8>>, used: &Sender<Vec<u8>>) -> io::Result<Compressing> {
-        for raw in frames {
-            self.stored.clear();
-            self.stored.reserve(zstd::zstd_safe::compress_bound(raw.len()));
-            self.compressor.compress_to_buffer(&raw, &mut self.stored)?;
-            self.sink.write_all(&self.stored)?;
-            // The reader may have come to its end.
-            let _ = used.send(raw);
-        }
-        Ok(self)
-    }
 }
 
 /// What storing a file found.
@@ -162,21 +130,16 @@ pub async fn store(
     let body = WalFileTrailer { name: file.to_string(), system_identifier: system, raw_bytes, sha256, stored_sha256, summary };
     let sealer = encoded.sealed.as_ref().map(|sealed| &sealed.trailer);
     let trailer = object::trailer(ObjectKind::WalFile, &object::to_json(&body), encoded.stored_bytes, sealer);
-    // Kept until the object is written.
-    let mut _temporary = None;
     let body = match encoded.content {
         Content::Memory(mut pieces) => {
             pieces.push(trailer.into());
             Body::Bytes(pieces)
         }
-        Content::File(path) => {
-            let failed = |source| RepoError::File { path: path.path().to_path_buf(), source };
-            let mut whole = std::fs::OpenOptions::new().append(true).open(path.path()).map_err(failed)?;
-            whole.write_all(&trailer).map_err(failed)?;
-            let bytes = whole.metadata().map_err(failed)?.len();
-            let body = Body::File { path: path.path().to_path_buf(), bytes };
-            _temporary = Some(path);
-            body
+        Content::File(mut file) => {
+            let failed = |source| RepoError::File { path: key.name().into(), source };
+            file.write_all(&trailer).map_err(failed)?;
+            let bytes = file.metadata().map_err(failed)?.len();
+            Body::Unnamed { file: Arc::new(file), bytes }
         }
     };
     if cluster.storage().create(&key, body).await? == Created::New {
@@ -266,7 +229,7 @@ async fn prove_in_memory(cluster: &Cluster, system: SystemId, file: &WalFile) ->
     let proven = if tail.bytes.len() as u64 == tail.object_bytes {
         let memory = MemoryStorage::new();
         memory.create(&key, Body::Bytes(vec![tail.bytes])).await?;
-        cluster.through(std::sync::Arc::new(memory))
+        cluster.through(Arc::new(memory))
     } else {
         cluster.clone()
     };

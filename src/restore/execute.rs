@@ -4,12 +4,12 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::RestoreError;
 use super::guard::Approval;
+use super::pinned::Pinned;
 use super::place::{self, Standing};
 use super::plan::Plan;
 use super::replaced::Replaced;
@@ -33,7 +33,6 @@ use crate::repo::manifest::{FileLine, Manifest, MapPlace, What, decode_path};
 use crate::repo::map::FileMap;
 use crate::repo::repository::Cluster;
 use crate::snapshot::take::CONTROL_PATH;
-use crate::storage::Fault;
 
 /// Frames and files of one batch: what is open and remembered at a time.
 const BATCH_FRAMES: usize = 16_384;
@@ -60,15 +59,29 @@ pub struct Restored {
     pub has_settings: bool,
 }
 
-/// How long a restored server is given to fetch its WAL, from a Friday evening to the look at it on Monday: until then nothing that
-/// it needs is expired.
-pub const RECOVERY_HOLD: Duration = Duration::from_secs(72 * 3600);
-
 /// Restores as planned. The server can be started when this returns.
 pub async fn execute(
     cluster: &Cluster,
     plan: &Plan,
     _approval: &Approval,
+    pinned: Pinned,
+    options: &Options,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Restored, RestoreError> {
+    let Pinned { lease, first } = pinned;
+    match begin(cluster, plan, first, options, monitor).await {
+        Ok(restored) => Ok(Restored { pin: lease, ..restored }),
+        Err(error) => {
+            Pinned { lease, first: Vec::new() }.release().await;
+            Err(error)
+        }
+    }
+}
+
+async fn begin(
+    cluster: &Cluster,
+    plan: &Plan,
+    first: Vec<FileLine>,
     options: &Options,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Restored, RestoreError> {
@@ -78,23 +91,7 @@ pub async fn execute(
         place::look_tablespace(&tablespace.into, plan.standing.occupant())?;
     }
     let places: Vec<PathBuf> = [plan.root()].into_iter().chain(plan.tablespaces.iter().map(|t| t.root())).collect();
-    // Pins what is needed, where the repository may be written; a restore must not fail for that.
-    let pin = match Lease::take(cluster, &format!("restore-{}", crate::clock::random_hex(4)), &plan.snapshot).await {
-        Ok(lease) => Some(lease),
-        Err(RepoError::Storage(error)) if matches!(error.fault, Fault::Denied | Fault::ReadOnly | Fault::Full) => {
-            monitor.warn(&format!("{error}; the restore goes on without a lease: let nothing expire meanwhile"));
-            None
-        }
-        Err(error) => return Err(error.into()),
-    };
     let manifest = plan.manifest();
-    // Whoever expires deletes the manifest and then looks for leases; we look for the manifest after taking ours.
-    let manifest_key = cluster.layout().manifest(&plan.snapshot);
-    let (there, first) = tokio::join!(cluster.storage().stat(&manifest_key), manifest.files(cluster, 0));
-    if there.map_err(RepoError::from)?.is_none() {
-        return Err(RestoreError::Expired { snapshot: plan.snapshot.clone() });
-    }
-    let first = first?;
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let saved = match &plan.replaced {
         Some(Replaced { archive: Some(archive), unarchived, .. }) if !unarchived.is_empty() => {
@@ -108,13 +105,8 @@ pub async fn execute(
     let terms = Terms { owner, threads: options.threads, read_back: options.read_back, monitor: monitor.clone() };
     let work = Work { cluster, plan, terms, owner, root: plan.root() };
     match work.run(first, options, &*monitor).await {
-        Ok(restored) => Ok(Restored { saved, pin, ..restored }),
-        Err(error) => {
-            if let Some(pin) = pin {
-                pin.release().await;
-            }
-            Err(work.explain(error).await)
-        }
+        Ok(restored) => Ok(Restored { saved, ..restored }),
+        Err(error) => Err(work.explain(error).await),
     }
 }
 
@@ -324,15 +316,17 @@ impl Work<'_> {
         }
         let mut places = vec![into.clone()];
         places.extend(self.plan.tablespaces.iter().map(|t| t.root()));
-        let synced = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
-        match synced.await {
-            Ok(synced) => synced.map_err(io("sync"))?,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        let sync = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
         let temporary = into.join(switch::WITHHELD_CONTROL);
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
         let target = Target { path: temporary, bytes, mode: control.mode, map };
-        write::batch(self.cluster, vec![target], &self.terms).await?;
+        // Flushed by itself when it gets its name.
+        let (synced, written) = tokio::join!(sync, write::batch(self.cluster, vec![target], &self.terms));
+        match synced {
+            Ok(synced) => synced.map_err(io("sync"))?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+        written?;
         let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });
         fs::set_permissions(into, mode).map_err(io("set the mode of"))?;
         durable::sync_directory(into).map_err(io("sync"))

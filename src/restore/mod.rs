@@ -2,8 +2,8 @@
 //!
 //! # The way
 //! [`plan`] decides everything: from which snapshot, to which moment, into which places, whether all that is needed exists. It
-//! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places. [`execute`] fetches,
-//! verifies and writes. [`write`] writes one batch of files, on its [`lanes`]. [`standing`], [`replaced`] and [`loss`] say what stands there and what
+//! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places. [`pinned`] keeps what is read from
+//! expiring. [`execute`] fetches, verifies and writes. [`write`] writes one batch of files, on its [`lanes`]. [`standing`], [`replaced`] and [`loss`] say what stands there and what
 //! would be lost, [`salvage`] saves its WAL, [`switch`] exchanges old and new, [`undo`] puts the old one back, and [`release`]
 //! declares a restored cluster the successor of its original.
 //!
@@ -20,6 +20,7 @@ pub mod execute;
 pub mod guard;
 pub mod lanes;
 pub mod loss;
+pub mod pinned;
 pub mod place;
 pub mod plan;
 pub mod release;

@@ -130,11 +130,27 @@ impl TablespacePlan {
     }
 }
 
+/// What a look at a snapshot's packs gave, before it is certain that it is the one.
+#[derive(Debug)]
+pub struct Packs {
+    snapshot: String,
+    found: Result<(), RestoreError>,
+}
+
+impl Packs {
+    /// Of the newest snapshot, from which most restores begin: the look takes as long as that at the WAL, and needs nothing of it.
+    pub async fn of_newest(cluster: &Cluster, manifests: &[Manifest]) -> Option<Packs> {
+        let newest = manifests.last()?;
+        Some(Packs { snapshot: newest.id.clone(), found: check_packs(cluster, newest).await })
+    }
+}
+
 /// Decides everything and checks that it can be done; writes nothing (rule 35).
 pub async fn plan(
     around: &Around<'_>,
     mut archive: Archive,
     manifests: &[Manifest],
+    packs: Option<Packs>,
     request: &Request,
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
@@ -162,13 +178,15 @@ pub async fn plan(
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
     let target = request.target.to_string();
+    let packs = async {
+        match packs.filter(|packs| packs.snapshot == manifest.id) {
+            Some(packs) => packs.found,
+            None => check_packs(cluster, manifest).await,
+        }
+    };
     let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
-    let (_, _, _, sizes) = tokio::try_join!(
-        is_possible,
-        check_created(&archive, &found, &tablespaces),
-        check_packs(cluster, manifest),
-        sizes(cluster, manifest),
-    )?;
+    let (_, _, _, sizes) =
+        tokio::try_join!(is_possible, check_created(&archive, &found, &tablespaces), packs, sizes(cluster, manifest),)?;
     let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
     let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
     let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::RestoreError;
-use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::repository::Cluster;
@@ -103,9 +102,9 @@ async fn store(cluster: &Cluster, archive: &Archive, file: WalFile, path: PathBu
         WalFile::Segment(name) | WalFile::Torn(name, _) => tail::summary(path.clone(), name, archive.segment_bytes).await,
         _ => None,
     };
-    let temporary = std::env::temp_dir().join(format!("lastgood-{file}-{}", clock::random_hex(6)));
+    let scratch = segment::scratch(cluster);
     let sealer = cluster.vault().sealer(&cluster.layout().wal(archive.system, &file));
-    let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, sealer, &temporary, &mut |_| {});
+    let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, sealer, &scratch, &mut |_| {});
     let encoded = tokio::task::spawn_blocking(encode).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let summary = summary.and_then(|summary| serde_json::to_value(summary).ok());
     match segment::store(cluster, archive.system, &file, encoded, summary).await {

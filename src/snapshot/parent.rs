@@ -53,8 +53,26 @@ pub struct Parent {
     pub packs: Vec<PackLine>,
 }
 
+/// What will probably be the parent, read while the lease is taken: nothing of it ever changes. Whether it may be the parent, and is
+/// still all there, is asked under the lease.
+pub async fn foresee(cluster: &Cluster, newest: &str) -> Option<Parent> {
+    let manifest = Manifest::read(cluster, newest).await.ok()?;
+    let packs = manifest.packs(cluster).await.ok()?;
+    Some(Parent { manifest, packs })
+}
+
 /// The newest snapshot of `ids` that can be built on.
-pub async fn find(cluster: &Cluster, ids: &[String], conditions: &Conditions<'_>) -> Result<Option<Parent>, RepoError> {
+pub async fn find(
+    cluster: &Cluster,
+    ids: &[String],
+    conditions: &Conditions<'_>,
+    foreseen: Option<Parent>,
+) -> Result<Option<Parent>, RepoError> {
+    let is_right = |parent: &Parent| ids.last() == Some(&parent.manifest.id) && conditions.objection(&parent.manifest).is_none();
+    if let Some(parent) = foreseen.filter(is_right) {
+        cluster.vault().remember(cluster, &parent.packs);
+        return Ok(Some(parent));
+    }
     for id in ids.iter().rev() {
         match Manifest::read(cluster, id).await {
             Ok(manifest) if conditions.objection(&manifest).is_none() => {

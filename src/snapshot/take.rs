@@ -78,12 +78,18 @@ pub async fn take(
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let proven = begin::prove_archiving(cluster, session, &facts, request.archive_timeout, &*monitor);
     let prepared = async {
-        let Begun { id, lease, ids } = begin::begin(cluster, session, facts.now, request.newest.clone()).await?;
+        let foreseen = async {
+            let newest = request.newest.as_ref().filter(|_| !request.full)?;
+            parent::foresee(cluster, newest).await
+        };
+        let begun = begin::begin(cluster, session, facts.now, request.newest.clone());
+        let (begun, foreseen) = tokio::join!(begun, foreseen);
+        let Begun { id, lease, ids } = begun?;
         // From here on, everything is written through the lease's fence.
         let (cluster, facts, monitor) = (lease.cluster(), facts.clone(), monitor.clone());
         let parent_start = OnceLock::new();
         let snapshot = Snapshot { cluster, session, request, monitor, facts, directory, control, id, ids, parent_start };
-        let base = snapshot.base().await;
+        let base = snapshot.base(foreseen).await;
         Ok::<_, SnapshotError>((lease, snapshot, base))
     };
     let ((lease, snapshot, base), proven) = tokio::try_join!(prepared, async { Ok(proven.await) })?;
@@ -186,9 +192,9 @@ impl Snapshot<'_> {
     }
 
     /// What the snapshot is built on.
-    async fn base(&self) -> Result<Base, SnapshotError> {
+    async fn base(&self, foreseen: Option<Parent>) -> Result<Base, SnapshotError> {
         let history = self.history()?;
-        let parent = self.parent(&history, Lsn(u64::MAX)).await?;
+        let parent = self.parent(&history, Lsn(u64::MAX), foreseen).await?;
         Ok(Base { history, parent })
     }
 
@@ -209,7 +215,7 @@ impl Snapshot<'_> {
         self.check_disk(start_lsn)?;
         let parent = match parent {
             // A standby may begin before the newest snapshot ended.
-            Some((parent, _)) if parent.manifest.stop_lsn > start_lsn => self.parent(&history, start_lsn).await?,
+            Some((parent, _)) if parent.manifest.stop_lsn > start_lsn => self.parent(&history, start_lsn, None).await?,
             parent => parent,
         };
         let (parent, retire) = parent.unzip();
@@ -294,7 +300,12 @@ impl Snapshot<'_> {
     }
 
     /// The snapshot to build on, whose packs are all there, and the packs of older ones that this one does without.
-    async fn parent(&self, history: &History, before: Lsn) -> Result<Option<(Parent, Retire)>, SnapshotError> {
+    async fn parent(
+        &self,
+        history: &History,
+        before: Lsn,
+        foreseen: Option<Parent>,
+    ) -> Result<Option<(Parent, Retire)>, SnapshotError> {
         if self.request.full {
             return Ok(None);
         }
@@ -307,7 +318,7 @@ impl Snapshot<'_> {
             catalog_version: self.control.catalog_version,
             before,
         };
-        let Some(parent) = parent::find(&self.cluster, &self.ids, &conditions).await? else { return Ok(None) };
+        let Some(parent) = parent::find(&self.cluster, &self.ids, &conditions, foreseen).await? else { return Ok(None) };
         let missing = presence::missing_packs(&self.cluster, &parent.packs).await?;
         if let Some((key, what)) = missing.first() {
             let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");

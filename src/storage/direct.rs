@@ -17,6 +17,8 @@ use crate::aligned::{self, ALIGN_BYTES, Pool};
 const DIRECT_MIN_BYTES: u64 = 512 << 10;
 /// Reads up to this length go past the page cache: those of `repo::fetch`.
 const READ_MAX_BYTES: usize = 8 << 20;
+/// Reads past the page cache at once: each has a buffer for the longest, and short ones come in crowds. The others go through it.
+const READERS: usize = 8;
 
 /// Writes the pieces of an object's body.
 pub fn write(mut file: &File, body: &Body, pieces: &[Bytes]) -> io::Result<()> {
@@ -47,14 +49,14 @@ pub fn pool() -> Pool {
 /// Reads a stretch of a file; `None` when it has to be read through the page cache. The end of the file may come before the stretch's.
 pub fn read(file: &File, start: u64, bytes: u64, pool: &Pool) -> io::Result<Option<Bytes>> {
     let is_worth_it = (DIRECT_MIN_BYTES..=READ_MAX_BYTES as u64).contains(&bytes);
-    if !is_worth_it || fcntl_setfl(file, OFlags::DIRECT).is_err() {
+    let Some(mut buffer) = is_worth_it.then(|| pool.take_of(READERS)).flatten() else { return Ok(None) };
+    if fcntl_setfl(file, OFlags::DIRECT).is_err() {
         return Ok(None);
     }
     let unit = ALIGN_BYTES as u64;
     let begin = start / unit * unit;
     let before = (start - begin) as usize;
     let wanted = (start + bytes - begin).next_multiple_of(unit) as usize;
-    let mut buffer = pool.take();
     let mut got = 0;
     while got < wanted {
         match file.read_at(&mut buffer[got..wanted], begin + got as u64) {

@@ -1,8 +1,8 @@
 //! A directory as a store.
 //!
 //! # Durability
-//! An object is written to an unnamed file (`O_TMPFILE`), fsynced, and given its name by `linkat`, which fails when the name
-//! is taken: so creation is exclusive, and a crash leaves nothing behind. File systems without `O_TMPFILE` (NFS, some
+//! An object is written to an unnamed file (`O_TMPFILE`), or is one already ([`Body::Unnamed`]), fsynced, and given its name by
+//! `linkat`, which fails when the name is taken: so creation is exclusive, and a crash leaves nothing behind. File systems without `O_TMPFILE` (NFS, some
 //! overlays) get a temporary name and `link` + `unlink`. Then the directory is fsynced, and every directory made on the way.
 //!
 //! # Who owns what
@@ -21,11 +21,13 @@ use rustix::fs::{AtFlags, CWD, OFlags};
 
 use super::direct;
 use super::memory::paginate;
-use super::{
-    Body, Created, Depth, Fault, LIST_PAGE_KEYS, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError,
-};
+use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
 use crate::aligned::Pool;
 use crate::durable;
+
+mod walk;
+
+use walk::Walk;
 
 /// How often a create begins again because its folder vanished.
 const FOLDER_TRIES: usize = 100;
@@ -132,7 +134,10 @@ impl DirectoryStorage {
             return Ok(Created::AlreadyThere);
         }
         self.make_directories(dir)?;
-        let unnamed = OpenOptions::new().write(true).mode(0o600).custom_flags(OFlags::TMPFILE.bits() as i32).open(dir);
+        let unnamed = match ready_made(dir, body)? {
+            Some(file) => Ok(file),
+            None => OpenOptions::new().write(true).mode(0o600).custom_flags(OFlags::TMPFILE.bits() as i32).open(dir),
+        };
         let created = match unnamed {
             Ok(file) => {
                 fill(&file, body)?;
@@ -141,7 +146,7 @@ impl DirectoryStorage {
                 match rustix::fs::linkat(CWD, proc_name.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW) {
                     Ok(()) => Created::New,
                     Err(rustix::io::Errno::EXIST) => Created::AlreadyThere,
-                    Err(rustix::io::Errno::NOENT) => self.create_with_temporary(path, body)?,
+                    Err(rustix::io::Errno::NOENT | rustix::io::Errno::XDEV) => self.create_with_temporary(path, body)?,
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -220,73 +225,6 @@ impl DirectoryStorage {
     }
 }
 
-/// A walk through the directory tree in the byte order of keys.
-struct Walk<'a> {
-    root: &'a Path,
-    prefix: &'a str,
-    after: &'a str,
-    depth: Depth,
-}
-
-impl Walk<'_> {
-    /// Adds what is below `folder` (empty or ending in `/`) until one more than a page is found.
-    fn folder(&self, folder: &str, found: &mut Vec<ObjectInfo>) -> io::Result<()> {
-        let entries = match fs::read_dir(self.root.join(folder)) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let mut keys = Vec::new();
-        for entry in entries {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            // A directory sorts with its slash, as its keys do.
-            let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
-            let key = format!("{folder}{name}{slash}");
-            if ObjectKey::is_valid(key.trim_end_matches('/')) {
-                keys.push(key);
-            }
-        }
-        keys.sort_unstable();
-        for key in keys {
-            if found.len() > LIST_PAGE_KEYS {
-                return Ok(());
-            }
-            let is_folder = key.ends_with('/');
-            // A folder may be on the way to the prefix or to `after`; a file is only itself.
-            let in_prefix = key.starts_with(self.prefix) || (is_folder && self.prefix.starts_with(key.as_str()));
-            let on_the_way = is_folder && self.after.starts_with(key.as_str());
-            let passed = key.as_str() <= self.after && !on_the_way;
-            if !in_prefix || passed {
-                continue;
-            }
-            if is_folder {
-                self.enter(&key, found)?;
-                continue;
-            }
-            match fs::metadata(self.root.join(&key)) {
-                Ok(metadata) => found.push(info(ObjectKey::new(key), &metadata)),
-                // Deleted since the folder was read.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn enter(&self, folder: &str, found: &mut Vec<ObjectInfo>) -> io::Result<()> {
-        let is_below_prefix = folder.len() > self.prefix.len();
-        if self.depth == Depth::All || !is_below_prefix {
-            return self.folder(folder, found);
-        }
-        // By folder, one key below is enough to show it.
-        let mut below = Vec::new();
-        Walk { depth: Depth::All, ..*self }.folder(folder, &mut below)?;
-        found.extend(below.into_iter().next());
-        Ok(())
-    }
-}
-
 fn stat_now(path: &Path, key: ObjectKey) -> io::Result<ObjectInfo> {
     let metadata = fs::metadata(path)?;
     // A folder is no object.
@@ -306,9 +244,23 @@ fn fill(file: &File, body: &Body) -> io::Result<()> {
         Body::Bytes(pieces) => {
             direct::write(file, body, pieces)?;
         }
-        Body::File { path, bytes } => copy(path, *bytes, file)?,
+        Body::Unnamed { file: filled, .. } if is_same(filled, file)? => {}
+        Body::File { bytes, .. } | Body::Unnamed { bytes, .. } => copy(&body.path().unwrap_or_default(), *bytes, file)?,
     }
     file.sync_all()
+}
+
+/// The body's own file, when all that it lacks is the name: it lies in the folder's file system, and no other store named it.
+fn ready_made(dir: &Path, body: &Body) -> io::Result<Option<File>> {
+    let Body::Unnamed { file, bytes } = body else { return Ok(None) };
+    let metadata = file.metadata()?;
+    let is_ready = metadata.nlink() == 0 && metadata.len() == *bytes && metadata.dev() == fs::metadata(dir)?.dev();
+    if is_ready { Ok(Some(file.try_clone()?)) } else { Ok(None) }
+}
+
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Problems with the source are not problems of the object: they get no kind that would be taken for "not found".
@@ -384,6 +336,10 @@ impl Storage for DirectoryStorage {
             Ok(failed)
         })
         .await
+    }
+
+    fn scratch(&self) -> Option<PathBuf> {
+        Some(self.root.clone())
     }
 
     async fn free_bytes(&self) -> Result<Option<u64>> {

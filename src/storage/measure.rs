@@ -4,6 +4,7 @@
 //! Memory and files are bounded: a cell for each hour and operation, with counts and a histogram, whatever the number of calls.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -222,6 +223,10 @@ impl<S: Storage> Storage for Measured<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes().await
+    }
+
+    fn scratch(&self) -> Option<PathBuf> {
+        self.inner.scratch()
     }
 
     fn bucket(&self) -> Option<&dyn Bucket> {

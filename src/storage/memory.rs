@@ -87,15 +87,16 @@ impl Storage for MemoryStorage {
     }
 
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created> {
-        let bytes = match body {
-            Body::Bytes(mut pieces) if pieces.len() == 1 => pieces.swap_remove(0),
+        let bytes = match &body {
+            Body::Bytes(pieces) if pieces.len() == 1 => pieces[0].clone(),
             Body::Bytes(pieces) => pieces.concat().into(),
-            Body::File { path, bytes } => {
+            Body::File { bytes, .. } | Body::Unnamed { bytes, .. } => {
+                let path = body.path().unwrap_or_default();
                 let mut read = std::fs::read(path).map_err(|_| self.error("create", key.as_str(), Fault::Other))?;
-                if (read.len() as u64) < bytes {
+                if (read.len() as u64) < *bytes {
                     return Err(self.error("create", key.as_str(), Fault::Other));
                 }
-                read.truncate(bytes as usize);
+                read.truncate(*bytes as usize);
                 read.into()
             }
         };

@@ -17,6 +17,8 @@
 //! versions and locks, is apart in [`bucket`]; wrappers but [`retry`] pass it on as it is.
 
 use std::fmt;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -94,13 +96,24 @@ pub enum Body {
     Bytes(Vec<Bytes>),
     /// A finished file that nobody changes, of the given length in bytes.
     File { path: PathBuf, bytes: u64 },
+    /// The same without a name; a store that said where to make it ([`Storage::scratch`]) may give it one instead of copying it.
+    Unnamed { file: Arc<File>, bytes: u64 },
 }
 
 impl Body {
     pub fn len(&self) -> u64 {
         match self {
             Body::Bytes(pieces) => pieces.iter().map(|p| p.len() as u64).sum(),
-            Body::File { bytes, .. } => *bytes,
+            Body::File { bytes, .. } | Body::Unnamed { bytes, .. } => *bytes,
+        }
+    }
+
+    /// By which path its file can be opened, where it is one.
+    pub fn path(&self) -> Option<PathBuf> {
+        match self {
+            Body::Bytes(_) => None,
+            Body::File { path, .. } => Some(path.clone()),
+            Body::Unnamed { file, .. } => Some(format!("/proc/self/fd/{}", file.as_raw_fd()).into()),
         }
     }
 
@@ -199,6 +212,10 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// The places that hold the same objects, each alone, for who found what it read damaged; none where there is but one place.
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         Vec::new()
+    }
+    /// A directory in which a file for [`Body::Unnamed`] is best made; it is no object and has no name, so it is never seen.
+    fn scratch(&self) -> Option<PathBuf> {
+        None
     }
     /// What only buckets can do; `None` for other places.
     fn bucket(&self) -> Option<&dyn Bucket> {
@@ -334,6 +351,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn copies(&self) -> Vec<Arc<dyn Storage>> {
         (**self).copies()
+    }
+
+    fn scratch(&self) -> Option<PathBuf> {
+        (**self).scratch()
     }
 
     fn bucket(&self) -> Option<&dyn Bucket> {

@@ -1,6 +1,7 @@
 //! Which WAL there is.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 
@@ -16,6 +17,9 @@ use crate::repo::repository::Cluster;
 use crate::repo::rollup::{self, Group};
 use crate::repo::segment;
 use crate::storage::{Depth, list_all};
+
+/// Summaries that are remembered.
+const SEEN: usize = 64;
 
 /// Segments of one history of a cluster, as runs of numbers without gaps: small whatever the number of segments.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub struct Archive {
     tails: BTreeMap<SegmentName, Tail>,
     /// Timelines that nobody continues: an operator said so when an older one was taken up again.
     abandoned: Vec<Timeline>,
+    /// Summaries that were read a moment ago: a plan looks at the last segments from several sides. Archived segments do not change.
+    seen: Arc<Mutex<BTreeMap<SegmentName, SegmentSummary>>>,
     /// History files that are damaged; their timelines cannot be restored to.
     pub unreadable: Vec<(String, String)>,
 }
@@ -62,6 +68,7 @@ impl Archive {
             histories,
             tails: BTreeMap::new(),
             abandoned: Vec::new(),
+            seen: Arc::default(),
             unreadable,
         };
         let tails = tails.into_iter().filter(|(name, _)| !archive.is_archived(*name)).collect();
@@ -242,8 +249,17 @@ impl Archive {
                 Some(Tail::Stored(file)) => *file,
                 None => WalFile::Segment(name),
             };
+            if let Some(summary) = self.seen().get(&name) {
+                return Ok((number, Some(summary.clone())));
+            }
             match segment::read_trailer(&self.cluster, self.system, &file).await {
-                Ok(trailer) => Ok((number, trailer.summary.and_then(|value| serde_json::from_value(value).ok()))),
+                Ok(trailer) => {
+                    let summary: Option<SegmentSummary> = trailer.summary.and_then(|value| serde_json::from_value(value).ok());
+                    if let Some(summary) = summary.clone() {
+                        self.remember(name, summary);
+                    }
+                    Ok((number, summary))
+                }
                 // Who needs the segment itself will be told; a listing must not fail for it.
                 Err(error) if error.is_damage() || error.is_newer_epoch() => Ok((number, None)),
                 Err(error) => Err(error),
@@ -251,6 +267,18 @@ impl Archive {
         };
         let reads: Vec<_> = names.collect();
         futures::stream::iter(reads).map(read).buffered(16).collect::<Vec<_>>().await.into_iter().collect()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<SegmentName, SegmentSummary>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, name: SegmentName, summary: SegmentSummary) {
+        let mut seen = self.seen();
+        if seen.len() == SEEN {
+            seen.clear();
+        }
+        seen.insert(name, summary);
     }
 
     /// Reads a segment, from wherever it is.

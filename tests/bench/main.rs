@@ -1,7 +1,7 @@
 //! `make bench`: lastgood beside pgBackRest, wal-rus, `pg_basebackup`, and what the machine could do at best.
 //!
 //! `docs/benchmarks/README.md` says how to run it and how to read it. The program is also its own helper: as a process apart it
-//! measures ([`worker`]), stands in front of an S3 store ([`proxy`]), shows the limit ([`limit`]), and recovers a server.
+//! measures ([`worker`]), stands in front of an S3 store ([`proxy`]), shows the limit ([`limit`]), recovers a server, and compares two runs.
 //!
 //! Everything runs on the main thread, one thing at a time. What was started is ended by the values that stand for it, also when
 //! the run is interrupted.
@@ -46,6 +46,7 @@ fn run(arguments: &[String]) -> Result<()> {
     match arguments.split_first() {
         None => bench(),
         Some((word, rest)) => match word.as_str() {
+            "compare" => compare(rest),
             "run-task" => worker::run_task(),
             "proxy" => proxy::serve(rest),
             "limit" => limit::run(rest),
@@ -56,6 +57,13 @@ fn run(arguments: &[String]) -> Result<()> {
             _ => bail!("unknown word {word:?}; settings come from the environment, see docs/benchmarks/README.md"),
         },
     }
+}
+
+/// `compare ONE/results.json OTHER/results.json`
+fn compare(arguments: &[String]) -> Result<()> {
+    let [one, other] = arguments else { bail!("compare wants the results.json of two runs") };
+    print!("{}", report::compare(one.as_ref(), other.as_ref())?);
+    Ok(())
 }
 
 fn bench() -> Result<()> {

@@ -154,10 +154,8 @@ async fn no_byte_of_a_wal_file_can_be_changed() {
     for name in ["000000010000000000000001", "00000002.history", "000000010000000000000001.00000028.backup"] {
         let file = name.parse().unwrap();
         let key = cluster.layout().wal(system, &file);
-        let encoded = || {
-            let temporary = std::path::Path::new("/nonexistent");
-            segment::encode(&b"the content of a file"[..], 1, writer.vault().sealer(&key), temporary, &mut |_| {}).unwrap()
-        };
+        let encoded =
+            || segment::encode(&b"the content of a file"[..], 1, writer.vault().sealer(&key), &[], &mut |_| {}).unwrap();
         let stored = segment::store(&writer, system, &file, encoded(), None).await.unwrap();
         assert_eq!(stored, segment::Stored::New);
         assert_eq!(segment::store(&writer, system, &file, encoded(), None).await.unwrap(), segment::Stored::Same);

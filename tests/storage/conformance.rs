@@ -1,6 +1,7 @@
 //! The contract of `storage/mod.rs`, sentence by sentence, for any store.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -102,11 +103,18 @@ async fn bodies_of_every_kind(store: &dyn Storage, below: &str) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, "from a file").unwrap();
+    let unnamed = |bytes| {
+        let mut file = tempfile::tempfile_in(store.scratch().as_deref().unwrap_or(dir.path())).unwrap();
+        file.write_all(b"from a file").unwrap();
+        Body::Unnamed { file: Arc::new(file), bytes }
+    };
     let pieces = |texts: &[&'static str]| Body::Bytes(texts.iter().map(|text| Bytes::from_static(text.as_bytes())).collect());
     let cases = [
         ("file", Body::File { path: path.clone(), bytes: 11 }, "from a file"),
         // WAL files are written while they are archived elsewhere: the length given is what counts.
         ("file-start", Body::File { path, bytes: 4 }, "from"),
+        ("unnamed", unnamed(11), "from a file"),
+        ("unnamed-start", unnamed(4), "from"),
         ("pieces", pieces(&["one, ", "", "two, ", "three"]), "one, two, three"),
         ("no-pieces", pieces(&[]), ""),
         ("empty-pieces", pieces(&["", ""]), ""),

@@ -1,7 +1,9 @@
 //! What is special about a directory.
 
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use lastgood::storage::fs::DirectoryStorage;
 use lastgood::storage::{Body, Created, Depth, Fault, Part, Storage};
@@ -55,6 +57,27 @@ async fn failures_leave_nothing_behind() {
         assert!(error.to_string().contains(path), "{error}");
         assert_eq!(everything_below(dir.path()), [""; 0]);
     }
+}
+
+/// What is long is written once: it gets its name where it was made. Another store, or another object, never shares the file.
+#[tokio::test]
+async fn a_file_without_a_name_becomes_one_object() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let stores = [DirectoryStorage::new(dirs[0].path()), DirectoryStorage::new(dirs[1].path())];
+    let mut file = tempfile::tempfile_in(stores[0].scratch().unwrap()).unwrap();
+    file.write_all(b"content").unwrap();
+    let made = file.metadata().unwrap().ino();
+    let body = Body::Unnamed { file: Arc::new(file), bytes: 7 };
+    let mut inodes = Vec::new();
+    for (store, name) in [(0, "a/first"), (0, "a/second"), (1, "a/first")] {
+        assert_eq!(stores[store].create(&key(name), body.clone()).await.unwrap(), Created::New);
+        let path = dirs[store].path().join(name);
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        inodes.push(std::fs::metadata(&path).unwrap().ino());
+    }
+    assert_eq!(inodes[0], made);
+    assert!(inodes[1] != made && inodes[2] != made, "{inodes:?}");
+    assert_eq!(stores[0].create(&key("a/first"), body).await.unwrap(), Created::AlreadyThere);
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ fn of_place(m: &Measurements<'_>) -> Vec<Goal> {
 }
 
 impl Goal {
-    fn cells(&self) -> [String; 5] {
+    pub fn cells(&self) -> [String; 5] {
         let met = match self.met {
             Some(true) => "met",
             Some(false) => "not met",

@@ -8,9 +8,12 @@ use crate::results::{Sample, Summary, summaries};
 use crate::settings::Settings;
 
 mod charts;
+mod compare;
 mod goals;
 mod machine;
 mod table;
+
+pub use compare::compare;
 
 /// Writes everything that was measured until now.
 pub fn write(settings: &Settings, tools: &[(String, String, String)], samples: &[Sample]) -> Result<()> {

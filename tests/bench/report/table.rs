@@ -114,7 +114,7 @@ fn each(seconds: f64, times: usize) -> String {
     if times > 1 { format!("{:.1} ms each", seconds / times as f64 * 1000.0) } else { format!("{seconds:.2} s") }
 }
 
-fn time(spread: &Spread, times: usize) -> String {
+pub fn time(spread: &Spread, times: usize) -> String {
     let bare = |seconds: f64| {
         let text = each(seconds, times);
         text.split(' ').next().unwrap_or_default().to_string()

@@ -140,7 +140,7 @@ async fn segments(cluster: &Cluster, pattern: &Manifest) -> Result<()> {
     for number in 0..SEGMENTS {
         let file = WalFile::Segment(SegmentName::new(pattern.timeline, first + number, SEGMENT_BYTES));
         let at = pattern.stop_time + jiff::SignedDuration::from_secs(number as i64 * STEP_S);
-        let encoded = segment::encode(&[0u8; 64][..], 1, None, Path::new("/nonexistent"), &mut |_| {})?;
+        let encoded = segment::encode(&[0u8; 64][..], 1, None, &[], &mut |_| {})?;
         let summary = serde_json::json!({ "commits": 1, "aborts": 0, "earliest": at, "latest": at });
         segment::store(cluster, pattern.system_identifier, &file, encoded, Some(summary)).await?;
     }
