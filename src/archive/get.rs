@@ -94,20 +94,25 @@ async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destinatio
     let temporary = durable::temporary_beside(destination);
     let failed = |source| write_error(destination, source);
     let created = durable::create_private(&temporary).map_err(failed)?;
-    let fetched = async {
-        let mut writer = BufWriter::with_capacity(256 << 10, created);
-        segment::fetch(cluster, system, &file, &mut writer).await?;
-        writer.flush().map_err(failed)?;
-        if durable {
-            writer.get_ref().sync_all().map_err(failed)?;
-        }
-        fs::rename(&temporary, destination).map_err(failed)
+    let unfinished = Unfinished(&temporary);
+    let mut writer = BufWriter::with_capacity(256 << 10, created);
+    segment::fetch(cluster, system, &file, &mut writer).await?;
+    writer.flush().map_err(failed)?;
+    if durable {
+        writer.get_ref().sync_all().map_err(failed)?;
     }
-    .await;
-    if fetched.is_err() {
-        let _ = fs::remove_file(&temporary);
+    fs::rename(&temporary, destination).map_err(failed)?;
+    std::mem::forget(unfinished);
+    Ok(())
+}
+
+/// A temporary file that goes when its work fails or is broken off.
+struct Unfinished<'a>(&'a Path);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
     }
-    fetched
 }
 
 /// Moves a file, across file systems when needed; `false` when it is not there.

@@ -13,8 +13,8 @@ use crate::repo::object;
 use crate::repo::repository::Cluster;
 use crate::repo::segment;
 
-/// Pauses between two looks: short at first, because archiving usually takes less than a second.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Pauses between two looks: an eighth of what was waited already, so that what arrives is seen little later than it arrived.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Waits until a segment is in the repository; answers its checksum.
@@ -26,7 +26,6 @@ pub async fn for_segment(
     timeout: Duration,
 ) -> Result<SegmentLine, SnapshotError> {
     let began = clock::monotonic();
-    let mut pause = FIRST_PAUSE;
     let failed_before = session.archiver().await?.failed;
     loop {
         let found = segment::read_trailer(cluster, system, &WalFile::Segment(name)).await;
@@ -37,8 +36,7 @@ pub async fn for_segment(
             let reason = reason(session, failed_before).await;
             return Err(SnapshotError::WalMissing { segment: name.to_string(), waited_s: timeout.as_secs(), reason });
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep((began.elapsed() / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
     }
 }
 

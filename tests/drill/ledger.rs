@@ -45,7 +45,10 @@ async fn look(world: &World) -> (Vec<String>, Lsn) {
     while lastgood::postgres::postmaster::living(&data).unwrap().is_some() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    std::fs::remove_dir_all(kept["directory"].as_str().unwrap()).unwrap();
+    // Who fetched ahead for it may still be writing.
+    while let Err(error) = std::fs::remove_dir_all(kept["directory"].as_str().unwrap()) {
+        assert_eq!(error.kind(), std::io::ErrorKind::DirectoryNotEmpty, "{error}");
+    }
     (rows, report["replayed_to"].as_str().unwrap().parse().unwrap())
 }
 

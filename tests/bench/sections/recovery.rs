@@ -121,6 +121,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
 async fn until_recovered(server: &mut Scratch, wants_row: bool) -> Result<Recovered> {
     let began = clock::monotonic();
     server.spawn()?;
+    // Looking must cost the server next to nothing: each connection is a process.
+    let mut session = None;
     loop {
         if server.has_exited() {
             bail!("the server ended");
@@ -128,7 +130,10 @@ async fn until_recovered(server: &mut Scratch, wants_row: bool) -> Result<Recove
         if began.elapsed() > LIMIT {
             bail!("not recovered after {} s", LIMIT.as_secs());
         }
-        if let Ok(session) = Session::open(&server.connection()).await
+        if session.is_none() && takes_connections(server.data()) {
+            session = Session::open(&server.connection()).await.ok();
+        }
+        if let Some(session) = &session
             && session.value("SELECT pg_is_in_recovery()::text").await? == "false"
         {
             let seconds = began.elapsed().as_secs_f64();
@@ -137,6 +142,12 @@ async fn until_recovered(server: &mut Scratch, wants_row: bool) -> Result<Recove
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// What the postmaster writes into the eighth line of its pid file.
+fn takes_connections(data: &Path) -> bool {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    text.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
 }
 
 fn last_lines(log: &str) -> String {
