@@ -163,9 +163,29 @@ pub async fn prefetch(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::repo::vault::Vault;
+    use crate::storage::fault::{FaultInjection, Script, Trouble, When};
+    use crate::storage::memory::MemoryStorage;
+
+    /// Whoever fetches ahead breaks off what is under way when the archive ends.
+    #[tokio::test]
+    async fn what_is_broken_off_leaves_nothing() {
+        use futures::FutureExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let script = Script::new();
+        script.add(When::From(1), Trouble::Freeze);
+        let store = Arc::new(FaultInjection::new(MemoryStorage::new(), &script));
+        let cluster = Cluster::unchecked(Vault::new(store, None), "shop");
+        let file = "000000010000000000000001".parse().unwrap();
+        let fetched = fetch_to(&cluster, SystemId(7), file, &dir.path().join("segment"), true).now_or_never();
+        assert!(fetched.is_none() && script.calls() == 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 
     /// A segment that comes into the spool while recovery asks for it is there or not, and no error.
     #[test]

@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -28,6 +29,9 @@ use crate::durable;
 mod walk;
 
 use walk::Walk;
+
+/// Held while an unnamed file gets its name.
+static NAMING: Mutex<()> = Mutex::new(());
 
 /// How often a create begins again because its folder vanished.
 const FOLDER_TRIES: usize = 100;
@@ -141,13 +145,9 @@ impl DirectoryStorage {
         let created = match unnamed {
             Ok(file) => {
                 fill(&file, body)?;
-                let proc_name = format!("/proc/self/fd/{}", file.as_raw_fd());
-                self.give_to_owner_of_file(&file)?;
-                match rustix::fs::linkat(CWD, proc_name.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW) {
-                    Ok(()) => Created::New,
-                    Err(rustix::io::Errno::EXIST) => Created::AlreadyThere,
-                    Err(rustix::io::Errno::NOENT | rustix::io::Errno::XDEV) => self.create_with_temporary(path, body)?,
-                    Err(error) => return Err(error.into()),
+                match self.name(&file, path)? {
+                    Some(created) => created,
+                    None => self.create_with_temporary(path, body)?,
                 }
             }
             Err(error) if is_unsupported(&error) => self.create_with_temporary(path, body)?,
@@ -155,6 +155,23 @@ impl DirectoryStorage {
         };
         durable::sync_directory(dir)?;
         Ok(created)
+    }
+
+    /// Names an unnamed file; `None` when it cannot be named, or has a name already: of two stores that got the same file at once, the
+    /// second makes one of its own.
+    fn name(&self, file: &File, path: &Path) -> io::Result<Option<Created>> {
+        let _naming = NAMING.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.metadata()?.nlink() > 0 {
+            return Ok(None);
+        }
+        self.give_to_owner_of_file(file)?;
+        let proc_name = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match rustix::fs::linkat(CWD, proc_name.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => Ok(Some(Created::New)),
+            Err(rustix::io::Errno::EXIST) => Ok(Some(Created::AlreadyThere)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::XDEV) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn give_to_owner_of_file(&self, file: &File) -> io::Result<()> {

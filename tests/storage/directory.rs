@@ -80,6 +80,23 @@ async fn a_file_without_a_name_becomes_one_object() {
     assert_eq!(stores[0].create(&key("a/first"), body).await.unwrap(), Created::AlreadyThere);
 }
 
+/// Required mirrors are written together, and may lie on one disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_stores_that_get_one_file_at_once_do_not_share_it() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let stores = dirs.each_ref().map(|dir| DirectoryStorage::new(dir.path()));
+    for round in 0..100 {
+        let mut file = tempfile::tempfile_in(dirs[0].path()).unwrap();
+        file.write_all(b"content").unwrap();
+        let body = Body::Unnamed { file: Arc::new(file), bytes: 7 };
+        let key = key(&format!("a/{round}"));
+        let (one, two) = tokio::join!(stores[0].create(&key, body.clone()), stores[1].create(&key, body.clone()));
+        assert_eq!((one.unwrap(), two.unwrap()), (Created::New, Created::New));
+        let made = dirs.each_ref().map(|dir| std::fs::metadata(dir.path().join(key.as_str())).unwrap());
+        assert!(made[0].ino() != made[1].ino() && made.iter().all(|made| made.nlink() == 1 && made.len() == 7), "{round}");
+    }
+}
+
 #[tokio::test]
 async fn files_are_private_to_the_owner_of_the_repository() {
     let dir = tempfile::tempdir().unwrap();
