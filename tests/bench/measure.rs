@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 
 /// How long descendants may outlive the last program.
 pub const GRACE: Duration = Duration::from_secs(30);
+/// So much free memory is used before a measurement: more than anything measured takes, with the page cache.
+const READY_BYTES: usize = 3 << 30;
+/// Of memory, on x86-64.
+const PAGE_BYTES: usize = 4096;
 
 /// One program to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -197,6 +201,18 @@ impl Meter {
 /// Writes out what the file system holds back, so that nobody pays for another's writing.
 fn settle(path: &Path) -> Result<()> {
     Ok(rustix::fs::syncfs(fs::File::open(path)?)?)
+}
+
+/// Uses free memory once. The host of a virtual machine takes back what lies unused, and whoever uses it next waits for it, many
+/// times as long as for copying: with that, who comes first would be slower than who comes second.
+pub fn have_memory() -> Result<()> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let free = text.lines().find_map(|line| line.strip_prefix("MemFree:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+    let bytes = (free.context("/proc/meminfo has no MemFree")? << 10) / 2;
+    let mut memory = vec![0u8; bytes.min(READY_BYTES)];
+    memory.iter_mut().step_by(PAGE_BYTES).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
+    Ok(())
 }
 
 /// A command that prepares something and is not measured.

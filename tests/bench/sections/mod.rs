@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::measure::{Measured, Meter, Step};
+use crate::measure::{Measured, Meter, Step, have_memory};
 use crate::place::Store;
 use crate::results::Sample;
 use crate::settings::Settings;
@@ -215,6 +215,7 @@ impl Scene<'_> {
         beside: Option<Step>,
     ) -> Result<(Measured, u64, crate::proxy::Counts)> {
         let stored = self.store.stored(&player.part).await?;
+        have_memory()?;
         let counts = self.store.counts().await?;
         let mut measured = self.bench.meter.run_beside(beside, steps).await?;
         let counts = self.store.counts().await?.since(&counts);

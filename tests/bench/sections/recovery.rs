@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Player, Scene};
 use crate::database::PROGRAMS;
-use crate::measure::{Measured, Step};
+use crate::measure::{Measured, Step, have_memory};
 use crate::tools::{self, Ahead};
 
 /// What tells that recovery came to the end; found by an index, so that asking costs nothing.
@@ -22,18 +22,25 @@ const LIMIT: Duration = Duration::from_secs(1200);
 pub async fn play(scene: &mut Scene<'_>, players: &mut [Player]) -> Result<()> {
     let expected = scene.stage.session.value(LAST_ROW).await?;
     let scene = &*scene;
-    for player in scene.order(players) {
-        if !tools::RIVALS.contains(&player.tool.name()) {
-            continue;
-        }
+    // `cp` takes its turn like the others: it would never be the first.
+    let mut turns: Vec<(usize, bool)> = Vec::new();
+    for (index, player) in players.iter().enumerate() {
+        let name = player.tool.name();
+        turns.extend(tools::RIVALS.contains(&name).then_some((index, false)));
+        turns.extend((name == tools::RIVALS[0]).then_some((index, true)));
+    }
+    let count = turns.len().max(1);
+    turns.rotate_left(scene.round % count);
+    for (index, copies) in turns {
         if !scene.bench.settings.wants("snapshot") {
             bail!("recovery needs snapshots: add snapshot to ONLY");
         }
+        let player = &mut players[index];
         scene.turn_to(player).await?;
         let fetch = |into: &Path| player.tool.fetch(into, "%f", "%p", Ahead::Yes).map(|step| step.shell()).unwrap_or_default();
-        one(scene, player, player.tool.name(), &fetch, &expected).await?;
-        if player.tool.name() == tools::RIVALS[0] {
-            one(scene, player, "cp", &|_: &Path| copy_command(scene), &expected).await?;
+        match copies {
+            false => one(scene, player, player.tool.name(), &fetch, &expected).await?,
+            true => one(scene, player, "cp", &|_: &Path| copy_command(scene), &expected).await?,
         }
     }
     scene.stage.archive_with(None)
@@ -50,6 +57,7 @@ async fn one(scene: &Scene<'_>, player: &Player, name: &str, command: &dyn Fn(&P
     let recovered = async {
         scene.bench.meter.run(vec![restore]).await?;
         scene.store.warm()?;
+        have_memory()?;
         // The restore has a row of its own: its requests do not count here.
         let counts = scene.store.counts().await?;
         let (measured, recovered) = recover(scene, &into, &command(&into), "measure").await?;
