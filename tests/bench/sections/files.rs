@@ -12,7 +12,7 @@ use super::{Bench, Scene, snapshots};
 use crate::database::{self, PROGRAMS};
 use crate::measure::quietly;
 use crate::place::Store;
-use crate::stage::Stage;
+use crate::stage::{Stage, empty};
 
 const FILES: u32 = 200_000;
 /// No relation of a new cluster has such a number.
@@ -32,7 +32,7 @@ pub async fn play(bench: &Bench, round: usize) -> Result<()> {
     snapshots::restores(&scene, &mut players, "files-restore").await?;
     scene.stage.stop();
     drop(scene);
-    Ok(std::fs::remove_dir_all(&home)?)
+    empty(&home)
 }
 
 /// A stopped cluster with many relation files of one page, which no catalogue knows: tools copy them all the same.

@@ -8,7 +8,7 @@ use lastgood::postgres::scratch::{self, Scratch, Stop};
 use super::{Bench, Scene, snapshots};
 use crate::database::{self, PROGRAMS};
 use crate::place::Store;
-use crate::stage::Stage;
+use crate::stage::{Stage, empty};
 use crate::tools;
 
 /// What is changed, and whose pages are most of the database.
@@ -31,7 +31,7 @@ pub async fn play(bench: &Bench, round: usize) -> Result<()> {
     snapshots::backups(&scene, &mut players, "large-second-1%", false).await?;
     scene.stage.stop();
     drop(scene);
-    Ok(std::fs::remove_dir_all(&home)?)
+    empty(&home)
 }
 
 /// The data directory of a stopped server, built when it is not there yet.

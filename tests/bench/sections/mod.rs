@@ -10,7 +10,7 @@ use crate::measure::{Measured, Meter, Step, have_memory};
 use crate::place::Store;
 use crate::results::Sample;
 use crate::settings::Settings;
-use crate::stage::Stage;
+use crate::stage::{Stage, empty};
 use crate::tools::{self, Ahead, Ground, Tool};
 
 mod files;
@@ -94,7 +94,7 @@ impl Bench {
         }
         scene.stage.stop();
         drop(scene);
-        Ok(std::fs::remove_dir_all(&home)?)
+        empty(&home)
     }
 
     /// Keeps a sample and shows it.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Player, Scene};
 use crate::database::PROGRAMS;
 use crate::measure::{Measured, Step, have_memory};
+use crate::stage::empty;
 use crate::tools::{self, Ahead};
 
 /// What tells that recovery came to the end; found by an index, so that asking costs nothing.
@@ -74,7 +75,7 @@ async fn one(scene: &Scene<'_>, player: &Player, name: &str, command: &dyn Fn(&P
         Err(error) => (Err(error), Default::default()),
     };
     scene.keep("recovery", name, 1, measured, 0, counts);
-    Ok(std::fs::remove_dir_all(&into)?)
+    empty(&into)
 }
 
 /// Proves that what was restored is a whole database: it recovers, and every page's checksum holds.

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::{Player, Scene};
 use crate::measure::Step;
 use crate::sections::recovery;
-use crate::stage::warm;
+use crate::stage::{empty, warm};
 use crate::{database, tools};
 
 /// Everything, in the order that the state of the database asks for: each phase sees the same state with every tool.
@@ -66,7 +66,7 @@ pub async fn restores(scene: &Scene<'_>, players: &mut [Player], work: &str) -> 
         if is_good && scene.round == 0 && scene.kind == "directory" && player.tool.restores_whole() {
             recovery::check(scene, player, &into).await;
         }
-        std::fs::remove_dir_all(&into)?;
+        empty(&into)?;
     }
     Ok(())
 }
