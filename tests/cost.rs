@@ -4,4 +4,5 @@
 pub mod allocations;
 mod flight;
 mod instructions;
+mod push;
 mod requests;

@@ -41,7 +41,8 @@ pub struct Archive {
     pub spool: PathBuf,
     /// Further `.ready` segments that one push takes along; 0 turns it off.
     pub push_ahead: usize,
-    /// Segments fetched before recovery asks for them; 0 turns it off.
+    /// Segments fetched before recovery asks for them; 0 turns it off. Eight are replayed before the next eight are there when the store is
+    /// 50 ms away.
     pub fetch_ahead: usize,
     /// Archive although `archive_mode = always` (a standby that archives too).
     pub allow_archive_mode_always: bool,
@@ -53,7 +54,7 @@ impl Default for Archive {
             compression_level: 1,
             spool: PathBuf::from("/var/spool/lastgood"),
             push_ahead: 8,
-            fetch_ahead: 8,
+            fetch_ahead: 16,
             allow_archive_mode_always: false,
         }
     }
