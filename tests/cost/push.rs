@@ -14,13 +14,13 @@ use lastgood::storage::s3::S3Storage;
 use crate::support::s3::{self, S3Server};
 use crate::support::world::World;
 
-/// A server whose segments wait, one of them hard to compress.
+/// A server with two segments that wait to be archived.
 async fn waiting(s3: Option<(&str, lastgood::config::S3)>) -> (World, Vec<String>) {
     let mut world = World::bare(15, &[], "archive_command = ''", s3).await;
     world.start().await;
     world.ok(&["init"]);
     let mut names = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..2 {
         world.sql("CREATE TEMP TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 1000) g; DROP TABLE t").await;
         world
             .sql("SELECT pg_logical_emit_message(true, 'cost', string_agg(md5(g::text), '')) FROM generate_series(1, 100000) g")
@@ -75,7 +75,7 @@ async fn to_a_bucket() {
 async fn to_a_directory() {
     let (world, names) = waiting(None).await;
     let store: Arc<dyn Storage> = Arc::new(DirectoryStorage::new(world.repository()));
-    for name in &names[..2] {
+    for name in &names {
         let (pushed, counts, _) = pushed(&world, store.clone(), name).await;
         assert_eq!(pushed, Pushed::Stored { ahead: 0 });
         assert!(counts.create == 1 && counts.read <= 2 && counts.list <= 2 && counts.stat == 0, "{counts:?}");

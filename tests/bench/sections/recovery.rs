@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(1200);
 pub async fn play(scene: &mut Scene<'_>, players: &mut [Player]) -> Result<()> {
     let expected = scene.stage.session.value(LAST_ROW).await?;
     let scene = &*scene;
-    // `cp` takes its turn like the others: it would never be the first.
+    // `cp` takes its turn like the tools; beside our own it would always find what ours had left in memory.
     let mut turns: Vec<(usize, bool)> = Vec::new();
     for (index, player) in players.iter().enumerate() {
         let name = player.tool.name();
@@ -39,9 +39,10 @@ pub async fn play(scene: &mut Scene<'_>, players: &mut [Player]) -> Result<()> {
         let player = &mut players[index];
         scene.turn_to(player).await?;
         let fetch = |into: &Path| player.tool.fetch(into, "%f", "%p", Ahead::Yes).map(|step| step.shell()).unwrap_or_default();
-        match copies {
-            false => one(scene, player, player.tool.name(), &fetch, &expected).await?,
-            true => one(scene, player, "cp", &|_: &Path| copy_command(scene), &expected).await?,
+        if copies {
+            one(scene, player, "cp", &|_: &Path| copy_command(scene), &expected).await?;
+        } else {
+            one(scene, player, player.tool.name(), &fetch, &expected).await?;
         }
     }
     scene.stage.archive_with(None)
