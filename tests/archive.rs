@@ -1,5 +1,8 @@
 //! `archive-push` and `archive-get`: rules 21 to 34, with the program as PostgreSQL calls it.
 
+#[path = "archive/ahead.rs"]
+mod ahead;
+
 use std::path::{Path, PathBuf};
 
 use crate::support::garage::{self, Garage};
@@ -250,10 +253,13 @@ async fn the_next_segments_are_fetched_ahead() {
         world.archive().await;
     }
     let names = segments(&world);
+    // What asks is a server in recovery.
+    std::fs::write(world.server.data().join("recovery.signal"), "").unwrap();
     std::fs::set_permissions(world.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let get = |name: &str| in_data(&world, &["archive-get", name, world.path("got").to_str().unwrap()]);
     assert_eq!(get(&names[0]).code, 0);
-    let fetched = || walk(&world.path("spool")).into_iter().filter(|p| p.contains("/fetched/") && !p.contains(".tmp-")).count();
+    let fetched =
+        || walk(&world.path("spool")).into_iter().filter(|p| p.contains("/fetched/") && !p.ends_with(".coming")).count();
     let began = lastgood::clock::monotonic();
     while fetched() < names.len() - 1 {
         assert!(began.elapsed() < crate::support::world::PATIENCE, "{:?}", walk(&world.path("spool")));

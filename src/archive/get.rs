@@ -7,18 +7,26 @@
 //! - Names are exact (rule 34).
 
 use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::spool::Spool;
+use crate::clock;
 use crate::durable;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::copies;
 use crate::repo::gone::Gone;
+use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::segment;
+
+/// Between two looks for a segment that is on its way into the spool.
+const LOOK: Duration = Duration::from_millis(2);
+/// One that has not grown for so long is fetched once more: whoever was fetching it may be stopped.
+const STALLED: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
@@ -35,10 +43,15 @@ pub enum GetError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Got {
     Fetched,
-    /// It lay in the spool already.
-    Prefetched,
     /// Proven: the repository does not have it.
     Absent,
+}
+
+/// Takes a segment out of the spool, and tells whoever fetches ahead where recovery is. `false` when [`get`] must fetch it.
+pub async fn from_spool(spool: &Spool, segment: SegmentName, destination: &Path) -> Result<bool, GetError> {
+    spool.ask(segment);
+    spool.forget_fetched(|name| name < segment);
+    take(spool, segment, destination).await.map_err(|source| write_error(destination, source))
 }
 
 /// Puts `file` at `destination`. Recovery needs nothing behind `until`, although it reads ahead.
@@ -50,32 +63,27 @@ pub async fn get(
     until: Option<SegmentName>,
     spool: Option<&Spool>,
 ) -> Result<Got, GetError> {
-    if let (WalFile::Segment(segment), Some(spool)) = (file, spool) {
-        spool.forget_fetched(|name| name < segment);
-        if move_file(&spool.fetched(segment), destination).map_err(|source| write_error(destination, source))? {
-            return Ok(Got::Prefetched);
-        }
-    }
     let is_needed = match file {
         WalFile::Segment(segment) => until.is_none_or(|until| segment.position() <= until.position()),
         _ => true,
     };
-    match fetch_to(cluster, system, file, destination, false).await {
+    // What proves an absence takes as many round trips as the question, so it goes out beside it where the answer is foreseen.
+    let is_foreseen = match file {
+        WalFile::Segment(segment) => spool.is_some_and(|spool| spool.end() == Some(segment)),
+        WalFile::History(_) => true,
+        _ => false,
+    };
+    let foreseen = async { if is_foreseen { Known::read(cluster, system).await.ok() } else { None } };
+    let fetching = fetch_to(cluster, system, file, destination, durable::temporary_beside(destination));
+    let (fetched, foreseen) = tokio::join!(fetching, foreseen);
+    match fetched {
         Ok(()) => Ok(Got::Fetched),
         // Nor may what recovery does not need stop it, whatever keeps us from having it.
         Err(GetError::Repo(_)) if !is_needed => Ok(Got::Absent),
         Err(GetError::Repo(error)) if error.is_not_found() => {
-            // An empty or wrong place says "not found" to everything; the right one has its record, and each of several places must.
-            copies::prove_places(cluster.storage()).await?;
-            let (_, record) = Repository::again(cluster.vault().clone()).await?.registered(cluster.name()).await?;
-            if record.history(system).is_none() {
-                return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });
-            }
-            // A hole is no end: recovery would promote in the middle.
-            if let WalFile::Segment(segment) = file
-                && Gone::read(cluster, system).await?.has(segment)
-            {
-                return Err(GetError::Expired { segment });
+            prove_absence(cluster, system, file, foreseen).await?;
+            if let (WalFile::Segment(segment), Some(spool)) = (file, spool) {
+                spool.set_end(Some(segment));
             }
             Ok(Got::Absent)
         }
@@ -83,24 +91,66 @@ pub async fn get(
     }
 }
 
+/// Proves that what was not found is nowhere: this is the right place, and it knows the system.
+async fn prove_absence(cluster: &Cluster, system: SystemId, file: WalFile, foreseen: Option<Known>) -> Result<(), GetError> {
+    // An empty or wrong place says "not found" to everything; the right one has its record, and each of several places must. Asked
+    // after what it proves: a disk may go at any moment.
+    let places = copies::prove_places(cluster.storage());
+    let again = async { Repository::again(cluster.vault().clone()).await };
+    let known = async {
+        match foreseen {
+            Some(known) => Ok(known),
+            None => Known::read(cluster, system).await,
+        }
+    };
+    let ((), repository, known) = tokio::try_join!(places, again, known)?;
+    let record = match known.record {
+        Some(record) => record,
+        None => repository.registered(cluster.name()).await?.1,
+    };
+    if record.history(system).is_none() {
+        return Err(GetError::UnknownSystem { system, cluster: cluster.name().into() });
+    }
+    // A hole is no end: recovery would promote in the middle.
+    if let WalFile::Segment(segment) = file
+        && known.gone.has(segment)
+    {
+        return Err(GetError::Expired { segment });
+    }
+    Ok(())
+}
+
+/// What a cluster knows of itself, for telling why something is not there.
+struct Known {
+    record: Option<ClusterRecord>,
+    gone: Gone,
+}
+
+impl Known {
+    async fn read(cluster: &Cluster, system: SystemId) -> Result<Known, RepoError> {
+        let (record, gone) = tokio::try_join!(cluster.record(), Gone::read(cluster, system))?;
+        Ok(Known { record, gone })
+    }
+}
+
 fn write_error(path: &Path, source: io::Error) -> GetError {
     GetError::Write { path: path.into(), source }
 }
 
-/// Fetches into a temporary file beside `destination`, which appears only when everything holds.
-///
-/// `durable` for the spool, whose files are believed by their name after a crash too; recovery syncs its own.
-async fn fetch_to(cluster: &Cluster, system: SystemId, file: WalFile, destination: &Path, durable: bool) -> Result<(), GetError> {
-    let temporary = durable::temporary_beside(destination);
+/// Fetches into `temporary`, which becomes `destination` only when everything holds. Nothing is flushed: recovery syncs its own, and
+/// the spool is not believed after a crash.
+pub(super) async fn fetch_to(
+    cluster: &Cluster,
+    system: SystemId,
+    file: WalFile,
+    destination: &Path,
+    temporary: PathBuf,
+) -> Result<(), GetError> {
     let failed = |source| write_error(destination, source);
-    let created = durable::create_private(&temporary).map_err(failed)?;
+    let mut created = durable::create_private(&temporary).map_err(failed)?;
     let unfinished = Unfinished(&temporary);
-    let mut writer = BufWriter::with_capacity(256 << 10, created);
-    segment::fetch(cluster, system, &file, &mut writer).await?;
-    writer.flush().map_err(failed)?;
-    if durable {
-        writer.get_ref().sync_all().map_err(failed)?;
-    }
+    // Written in zstd's blocks of 128 KiB as they come.
+    segment::fetch(cluster, system, &file, &mut created).await?;
     fs::rename(&temporary, destination).map_err(failed)?;
     std::mem::forget(unfinished);
     Ok(())
@@ -112,6 +162,28 @@ struct Unfinished<'a>(&'a Path);
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         let _ = fs::remove_file(self.0);
+    }
+}
+
+/// Takes a segment out of the spool, and waits for one that is on its way there, for as long as it comes nearer; `false` when it must
+/// be fetched.
+async fn take(spool: &Spool, segment: SegmentName, destination: &Path) -> io::Result<bool> {
+    let (mut bytes, mut grew) = (None, clock::monotonic());
+    loop {
+        if move_file(&spool.fetched(segment), destination)? {
+            return Ok(true);
+        }
+        let now = spool.coming_bytes(segment);
+        if now.is_none() {
+            // It may have got its name between the two looks.
+            return move_file(&spool.fetched(segment), destination);
+        }
+        if now != bytes {
+            (bytes, grew) = (now, clock::monotonic());
+        } else if grew.elapsed() > STALLED {
+            return Ok(false);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -132,33 +204,6 @@ fn move_file(from: &Path, to: &Path) -> io::Result<bool> {
     copied?;
     let _ = fs::remove_file(from);
     Ok(true)
-}
-
-/// Fetches up to `count` segments after `segment` into the spool, several at a time; ends quietly at the first that is absent or
-/// fails, because recovery asks for that one itself and then hears why.
-pub async fn prefetch(
-    cluster: &Cluster,
-    system: SystemId,
-    segment: SegmentName,
-    segment_bytes: u64,
-    count: usize,
-    spool: &Spool,
-) -> usize {
-    use futures::StreamExt;
-    let Some(_lock) = spool.lock_fetching() else { return 0 };
-    let Some(number) = segment.number(segment_bytes) else { return 0 };
-    let names = (1..=count as u64).map(|step| SegmentName::new(segment.timeline, number + step, segment_bytes));
-    let wanted: Vec<SegmentName> = names.filter(|name| !spool.fetched(*name).exists()).collect();
-    let fetch = |name: SegmentName| {
-        let destination = spool.fetched(name);
-        async move { fetch_to(cluster, system, WalFile::Segment(name), &destination, true).await.is_ok() }
-    };
-    let mut running = futures::stream::iter(wanted).map(fetch).buffered(4);
-    let mut done = 0;
-    while let Some(true) = running.next().await {
-        done += 1;
-    }
-    done
 }
 
 #[cfg(test)]
@@ -182,7 +227,8 @@ mod tests {
         let store = Arc::new(FaultInjection::new(MemoryStorage::new(), &script));
         let cluster = Cluster::unchecked(Vault::new(store, None), "shop");
         let file = "000000010000000000000001".parse().unwrap();
-        let fetched = fetch_to(&cluster, SystemId(7), file, &dir.path().join("segment"), true).now_or_never();
+        let (segment, temporary) = (dir.path().join("segment"), dir.path().join("temporary"));
+        let fetched = fetch_to(&cluster, SystemId(7), file, &segment, temporary).now_or_never();
         assert!(fetched.is_none() && script.calls() == 1);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -2,7 +2,7 @@
 //!
 //! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
 //! - [`job`]: one file, read once. [`index`]: what it says, on its way into roll-ups.
-//! - [`get`]: one file out, verified; then the next ones fetched before recovery asks.
+//! - [`get`]: one file out, verified. [`ahead`]: the next ones, before recovery asks.
 //! - [`rival`]: two servers that write into one archive.
 //! - [`behind`]: notes about mirrors that are filled later.
 //! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
@@ -10,6 +10,7 @@
 //! Each call is a new process, so it does only what it must: a push to a directory touches no network stack, and what an
 //! earlier call proved (that the repository knows this system) is kept in the spool.
 
+pub mod ahead;
 pub mod behind;
 pub mod get;
 pub mod index;

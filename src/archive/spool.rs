@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,16 @@ use crate::postgres::wal::name::SegmentName;
 const KNOWN_S: i64 = 60;
 /// zstd level of the indexes that wait to be rolled up.
 const INDEX_LEVEL: i32 = 3;
+
+/// What a segment on its way is called behind its name.
+const COMING: &str = ".coming";
+
+/// Which start of the host this is (`/proc/sys/kernel/random/boot_id`). Prefetched segments are not flushed: what lay there before a
+/// crash is not believed. Where it cannot be told, nothing is.
+static BOOT: LazyLock<String> = LazyLock::new(|| {
+    let read = fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_string());
+    read.ok().filter(|id| !id.is_empty()).unwrap_or_else(|| clock::random_hex(16))
+});
 
 #[derive(Debug, Clone)]
 pub struct Spool {
@@ -70,10 +81,11 @@ impl Spool {
     /// Opens, and makes where needed, the spool of one data directory.
     pub fn open(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
         let dir = Spool::place(root, cluster, system, data_directory)?;
-        for sub in ["pushed", "fetched", "index"] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir.join(sub))?;
+        let spool = Spool { dir };
+        for dir in [spool.dir.join("pushed"), spool.fetched_dir(), spool.dir.join("index")] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        Ok(Spool { dir })
+        Ok(spool)
     }
 
     /// Opens what others left there, and makes nothing: whoever only reads may be another user, and archiving could not write into a
@@ -103,9 +115,25 @@ impl Spool {
         self.dir.join("pushed").join(segment.to_string())
     }
 
+    fn fetched_dir(&self) -> PathBuf {
+        self.dir.join("fetched").join(&*BOOT)
+    }
+
     /// Where a prefetched segment lies, complete and verified, if it is there.
     pub fn fetched(&self, segment: SegmentName) -> PathBuf {
-        self.dir.join("fetched").join(segment.to_string())
+        self.fetched_dir().join(segment.to_string())
+    }
+
+    /// Where it grows until then.
+    pub fn coming(&self, segment: SegmentName) -> PathBuf {
+        self.fetched_dir().join(format!("{segment}{COMING}"))
+    }
+
+    /// Bytes that are there of a segment on its way; `None` when nobody fetches it.
+    pub fn coming_bytes(&self, segment: SegmentName) -> Option<u64> {
+        let bytes = fs::metadata(self.coming(segment)).ok()?.len();
+        // Whoever gets the lock sees what a process left that is no more.
+        self.lock_fetching().is_none().then_some(bytes)
     }
 
     pub fn acknowledge(&self, segment: SegmentName, acknowledgement: &Acknowledgement) -> io::Result<()> {
@@ -129,12 +157,54 @@ impl Spool {
 
     /// Removes acknowledgements of segments that PostgreSQL does not ask for any more (rule 25).
     pub fn forget_acknowledgements(&self, is_ready: impl Fn(&str) -> bool) {
-        self.remove("pushed", |name| !is_ready(name));
+        remove(&self.dir.join("pushed"), |name| !is_ready(name));
     }
 
     /// Removes prefetched segments that recovery has passed.
     pub fn forget_fetched(&self, passed: impl Fn(SegmentName) -> bool) {
-        self.remove("fetched", |name| name.parse().is_ok_and(&passed));
+        remove(&self.fetched_dir(), |name| name.parse().is_ok_and(&passed));
+    }
+
+    /// Removes what nobody believes any more: what is unfinished, and what was fetched before the host started. For the holder of
+    /// [`Spool::lock_fetching`].
+    pub fn sweep_fetched(&self) {
+        remove(&self.fetched_dir(), |name| name.ends_with(COMING));
+        for entry in fs::read_dir(self.dir.join("fetched")).into_iter().flatten().flatten() {
+            if entry.file_name() != BOOT.as_str() {
+                let path = entry.path();
+                let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            }
+        }
+    }
+
+    /// Leaves word of what recovery asks for.
+    pub fn ask(&self, segment: SegmentName) {
+        // Look-ahead stays behind without it, and recovery fetches for itself.
+        let _ = write_private(&self.dir.join("asked"), segment.to_string().as_bytes());
+    }
+
+    /// What recovery asked for last.
+    pub fn asked(&self) -> Option<SegmentName> {
+        fs::read_to_string(self.dir.join("asked")).ok()?.parse().ok()
+    }
+
+    /// Leaves word of the first segment that was not there, or that nothing is known of the archive's end.
+    pub fn set_end(&self, segment: Option<SegmentName>) {
+        let path = self.dir.join("end");
+        let _ = match segment {
+            Some(segment) => write_private(&path, segment.to_string().as_bytes()),
+            None => fs::remove_file(&path),
+        };
+    }
+
+    /// Where the archive ended when look-ahead came there. It may have gone on since.
+    pub fn end(&self) -> Option<SegmentName> {
+        fs::read_to_string(self.dir.join("end")).ok()?.parse().ok()
+    }
+
+    /// What its file system has left for us; nothing when that cannot be told.
+    pub fn free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.dir).map_or(0, |found| found.f_bavail.saturating_mul(found.f_frsize))
     }
 
     fn indexed(&self, segment: SegmentName) -> PathBuf {
@@ -167,15 +237,7 @@ impl Spool {
     }
 
     pub fn forget_indexes(&self, unwanted: impl Fn(SegmentName) -> bool) {
-        self.remove("index", |name| name.parse().is_ok_and(&unwanted));
-    }
-
-    fn remove(&self, sub: &str, unwanted: impl Fn(&str) -> bool) {
-        for entry in fs::read_dir(self.dir.join(sub)).into_iter().flatten().flatten() {
-            if entry.file_name().to_str().is_some_and(&unwanted) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
+        remove(&self.dir.join("index"), |name| name.parse().is_ok_and(&unwanted));
     }
 
     /// What a recent call proved: that the repository at `place` knows this system, and up to which segment this timeline may write
@@ -232,6 +294,14 @@ impl Spool {
         let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(name)).ok()?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
         Some(file)
+    }
+}
+
+fn remove(dir: &Path, unwanted: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(&unwanted) {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -135,8 +135,9 @@ fn start_log() {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     // A push is a new process for each segment: it starts no threads that it does not need.
-    let mut builder = match args.command {
-        Command::ArchivePush(_) | Command::ArchiveGet(_) => tokio::runtime::Builder::new_current_thread(),
+    let mut builder = match &args.command {
+        Command::ArchivePush(_) => tokio::runtime::Builder::new_current_thread(),
+        Command::ArchiveGet(args) if !args.goes_ahead() => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder.enable_all().build()?;

@@ -1,0 +1,223 @@
+//! Look-ahead of recovery: one process that keeps the next segments ready in the spool for as long as recovery moves.
+//!
+//! Each `archive-get` leaves a note of what recovery asked for, and starts this process when none is at work. Its connections stay
+//! open, so that a distant store costs a round trip for a segment, not a new connection for each.
+//!
+//! # Invariants
+//! - One process at a time: it holds the lock of [`Spool::lock_fetching`] for as long as it lives.
+//! - What lies under a segment's name in the spool is whole and verified, and only what this start of the host put there is believed:
+//!   nothing is flushed, so after a crash of the host it may be torn.
+//! - It takes a bounded part of the disk, and leaves as much free.
+//! - It says nothing: what fails here fails again, with its reason, when recovery asks for it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::get::{self, GetError};
+use super::spool::Spool;
+use crate::clock;
+use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::repository::Cluster;
+
+/// Bytes that look-ahead takes of the spool at most, whatever the size of a segment; one segment is always fetched ahead.
+const ROOM_BYTES: u64 = 1 << 30;
+/// Segments on their way at once. At 50 ms a segment of 16 MiB comes in about 0.1 s, and PostgreSQL replays one in 0.07.
+const AT_ONCE: usize = 4;
+/// Between two looks at what recovery asks for.
+const LOOK: Duration = Duration::from_millis(10);
+/// With everything ready and recovery silent for so long, nobody waits for this process; the next `archive-get` starts another.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// What to keep ready.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    /// What recovery has.
+    pub segment: SegmentName,
+    pub segment_bytes: u64,
+    /// `[archive] fetch_ahead`: segments.
+    pub count: usize,
+    /// The last segment that recovery needs.
+    pub until: Option<SegmentName>,
+}
+
+impl Ahead {
+    /// Segments that are kept ready.
+    pub fn window(&self) -> u64 {
+        (self.count as u64).min(ROOM_BYTES / self.segment_bytes).max(1)
+    }
+
+    /// Whether there is something to fetch, as far as the last look at the archive's end tells.
+    pub fn is_worth_it(&self, spool: &Spool) -> bool {
+        let end = spool.end().filter(|end| end.timeline == self.segment.timeline);
+        let distance = end.and_then(|end| end.number(self.segment_bytes)?.checked_sub(self.segment.number(self.segment_bytes)?));
+        distance.is_none_or(|distance| distance == 0 || distance > self.window())
+    }
+
+    /// What to have ready when recovery has `at`, in order.
+    fn wanted(&self, at: SegmentName) -> impl Iterator<Item = SegmentName> {
+        let Ahead { segment_bytes, until, .. } = *self;
+        let number = at.number(segment_bytes);
+        let numbers = number.into_iter().flat_map(move |number| number + 1..=number + self.window());
+        let names = numbers.map(move |number| SegmentName::new(at.timeline, number, segment_bytes));
+        names.take_while(move |name| until.is_none_or(|until| name.position() <= until.position()))
+    }
+}
+
+/// Why nothing more is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The archive ends, something failed, or others need the disk more.
+    Absent,
+    /// Recovery is over, and what was ready is removed.
+    Over,
+    /// Recovery has not moved for a while.
+    Idle,
+    /// Nothing is left that recovery needs.
+    Until,
+    /// Told to.
+    BrokenOff,
+}
+
+/// Keeps the spool filled behind what recovery asks for, until there is nothing more to do or `broken_off` comes. `data_directory`
+/// tells when recovery is over.
+pub async fn follow(
+    cluster: &Cluster,
+    system: SystemId,
+    ahead: Ahead,
+    spool: &Spool,
+    data_directory: &Path,
+    broken_off: impl Future<Output = ()>,
+) -> End {
+    spool.sweep_fetched();
+    spool.set_end(None);
+    let mut running = JoinSet::new();
+    let end = tokio::select! {
+        end = keep_filled(cluster, system, ahead, spool, data_directory, &mut running) => end,
+        () = broken_off => End::BrokenOff,
+    };
+    running.shutdown().await;
+    if end == End::Over {
+        spool.forget_fetched(|_| true);
+    }
+    end
+}
+
+async fn keep_filled(
+    cluster: &Cluster,
+    system: SystemId,
+    ahead: Ahead,
+    spool: &Spool,
+    data_directory: &Path,
+    running: &mut JoinSet<(SegmentName, Came)>,
+) -> End {
+    let mut progress = Progress::new(ahead.segment);
+    loop {
+        if is_over(data_directory) {
+            return End::Over;
+        }
+        if let Some(asked) = spool.asked() {
+            progress.follow(asked);
+        }
+        while !progress.has_ended && running.len() < AT_ONCE {
+            let is_needed = |name: &SegmentName| progress.is_new(*name) && !spool.fetched(*name).exists();
+            let Some(name) = ahead.wanted(progress.at).find(is_needed) else { break };
+            if spool.free_bytes() < ahead.window() * ahead.segment_bytes {
+                progress.has_ended = true;
+                break;
+            }
+            progress.coming.insert(name);
+            running.spawn(fetch(cluster.clone(), system, name, spool.clone()));
+        }
+        if running.is_empty()
+            && let Some(end) = progress.end(ahead)
+        {
+            return end;
+        }
+        tokio::select! {
+            Some(Ok((name, came))) = running.join_next() => {
+                if came == Came::Absent {
+                    spool.set_end(Some(name));
+                }
+                progress.came(name, came);
+            }
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Where recovery is, and what was fetched for it.
+struct Progress {
+    at: SegmentName,
+    moved: Instant,
+    coming: BTreeSet<SegmentName>,
+    /// Fetched by this process. Recovery may have taken it before it is seen that it asked for it.
+    had: BTreeSet<SegmentName>,
+    /// Something is absent or failed.
+    has_ended: bool,
+}
+
+impl Progress {
+    fn new(at: SegmentName) -> Progress {
+        Progress { at, moved: clock::monotonic(), coming: BTreeSet::new(), had: BTreeSet::new(), has_ended: false }
+    }
+
+    fn follow(&mut self, asked: SegmentName) {
+        if asked == self.at {
+            return;
+        }
+        // Recovery that begins anew takes again what it took before.
+        let goes_on = asked > self.at;
+        self.had.retain(|name| goes_on && *name > asked);
+        (self.at, self.moved) = (asked, clock::monotonic());
+    }
+
+    fn is_new(&self, name: SegmentName) -> bool {
+        !self.coming.contains(&name) && !self.had.contains(&name)
+    }
+
+    fn came(&mut self, name: SegmentName, came: Came) {
+        self.coming.remove(&name);
+        self.had.insert(name);
+        self.has_ended |= came != Came::Whole;
+    }
+
+    /// Whether there is nothing more to do, when nothing is on its way.
+    fn end(&self, ahead: Ahead) -> Option<End> {
+        if self.has_ended {
+            return Some(End::Absent);
+        }
+        if ahead.until.is_some_and(|until| self.at.position() >= until.position()) {
+            return Some(End::Until);
+        }
+        (self.moved.elapsed() > IDLE).then_some(End::Idle)
+    }
+}
+
+/// How a fetch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    Whole,
+    Absent,
+    Failed,
+}
+
+async fn fetch(cluster: Cluster, system: SystemId, name: SegmentName, spool: Spool) -> (SegmentName, Came) {
+    let fetched = get::fetch_to(&cluster, system, WalFile::Segment(name), &spool.fetched(name), spool.coming(name)).await;
+    let came = match fetched {
+        Ok(()) => Came::Whole,
+        Err(GetError::Repo(error)) if error.is_not_found() => Came::Absent,
+        Err(_) => Came::Failed,
+    };
+    (name, came)
+}
+
+/// A server asks for WAL as long as one of its signal files is there. Whoever else asks (`pg_rewind`, a person) does so elsewhere.
+fn is_over(data_directory: &Path) -> bool {
+    let has = |name: &str| data_directory.join(name).exists();
+    has("PG_VERSION") && !has("recovery.signal") && !has("standby.signal")
+}
