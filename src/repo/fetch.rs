@@ -13,11 +13,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
-use super::frame::{Decompressor, FRAME_MAX_BYTES, FrameRef};
+use super::frame::{Decompressor, FRAME_BYTES, FRAME_MAX_BYTES, FrameRef};
 use super::repository::Cluster;
 use super::seal::crypto::GcmKey;
 use super::vault::Vault;
-use super::{RepoError, object};
+use super::{RepoError, hash, object};
 use crate::storage::{ObjectKey, Part};
 
 /// One read takes at most this much.
@@ -79,6 +79,17 @@ pub struct Fetched {
     runtime: tokio::runtime::Handle,
 }
 
+/// Number of a frame that was unpacked and not proven.
+#[derive(Debug, Clone, Copy)]
+#[must_use = "what is not proven must not be used"]
+pub struct Unproven(usize);
+
+impl Unproven {
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 impl Fetched {
     /// Numbers of its frames in the sorted list.
     pub fn frames(&self) -> Range<usize> {
@@ -93,14 +104,41 @@ impl Fetched {
         }
     }
 
+    /// Opens frame `index` into `out`, which is as long as the frame's raw bytes. It is to be believed when [`Fetched::holds`] says so;
+    /// else [`Fetched::open`] may still find it elsewhere. Not for async code.
+    pub fn unpack(&self, index: usize, decompressor: &mut Decompressor, out: &mut [u8]) -> Result<Unproven, RepoError> {
+        if let Ok((bytes, pack)) = &self.bytes
+            && decompressor.unpack(&self.frames[index], self.stored(index, bytes), pack.as_ref(), out).is_ok()
+        {
+            return Ok(Unproven(index));
+        }
+        self.open(index, decompressor, out)?;
+        Ok(Unproven(index))
+    }
+
+    /// Which of at most [`hash::AT_ONCE`] unpacked frames are what they should be, in their order.
+    pub fn holds(&self, unproven: &[(Unproven, &[u8])]) -> [bool; hash::AT_ONCE] {
+        let mut parts: [&[u8]; hash::AT_ONCE] = [&[]; hash::AT_ONCE];
+        unproven.iter().zip(&mut parts).for_each(|((_, bytes), part)| *part = bytes);
+        let found = hash::many(&parts[..unproven.len()]);
+        let mut holds = [false; hash::AT_ONCE];
+        let expected = unproven.iter().map(|(Unproven(index), _)| self.frames[*index].sha256);
+        expected.zip(found).zip(&mut holds).for_each(|((expected, found), holds)| *holds = expected == found);
+        holds
+    }
+
+    fn stored<'a>(&self, index: usize, bytes: &'a Bytes) -> &'a [u8] {
+        let frame = &self.frames[index];
+        let begin = (frame.offset - self.read.start) as usize;
+        &bytes[begin..begin + frame.stored_bytes as usize]
+    }
+
     /// Opens frame `index` into `out`, which is as long as the frame's raw bytes, and proves it. What is damaged in one place is read
     /// from another. Not for async code.
     pub fn open(&self, index: usize, decompressor: &mut Decompressor, out: &mut [u8]) -> Result<(), RepoError> {
         let frame = &self.frames[index];
         let (bytes, pack) = self.bytes.as_ref().map_err(|what| RepoError::damaged(&self.key, what.clone()))?;
-        let begin = (frame.offset - self.read.start) as usize;
-        let stored = &bytes[begin..begin + frame.stored_bytes as usize];
-        let Err(what) = decompressor.open(frame, stored, pack.as_ref(), out) else { return Ok(()) };
+        let Err(what) = decompressor.open(frame, self.stored(index, bytes), pack.as_ref(), out) else { return Ok(()) };
         let part = Part::Range { start: frame.offset, bytes: frame.stored_bytes.into() };
         for copy in self.copies.iter() {
             let Ok(read) = self.runtime.block_on(copy.storage().read(&self.key, part)) else { continue };
@@ -170,16 +208,59 @@ where
 {
     let open_all = move |fetched: Fetched| {
         OPENING.with_borrow_mut(|(decompressor, raw)| {
-            fetched.frames().try_for_each(|index| {
-                let opened = fetched.raw_bytes(index).and_then(|bytes| {
-                    raw.resize(bytes, 0);
-                    fetched.open(index, decompressor, raw)
-                });
-                visit(index, opened.map(|()| raw.as_slice()))
-            })
+            let mut frames = fetched.frames();
+            while !frames.is_empty() {
+                let together = fetched.together(frames.clone());
+                fetched.open_together(together.clone(), decompressor, raw, &*visit)?;
+                frames.start = together.end;
+            }
+            Ok(())
         })
     };
     reads(cluster, frames, threads, Arc::new(open_all)).await
+}
+
+impl Fetched {
+    /// The first of `frames`, as many as are opened and proven together.
+    fn together(&self, frames: Range<usize>) -> Range<usize> {
+        let most = hash::AT_ONCE * FRAME_BYTES;
+        let mut bytes = 0;
+        let fits = |index: &usize| {
+            bytes += self.frames[*index].raw_bytes.min(FRAME_MAX_BYTES) as usize;
+            bytes <= most
+        };
+        let count = frames.clone().take(hash::AT_ONCE).take_while(fits).count();
+        frames.start..frames.start + count.max(1)
+    }
+
+    fn open_together<E>(
+        &self,
+        indexes: Range<usize>,
+        decompressor: &mut Decompressor,
+        raw: &mut Vec<u8>,
+        visit: &impl Fn(usize, Result<&[u8], RepoError>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (mut opened, mut end) = (Vec::with_capacity(indexes.len()), 0);
+        for index in indexes.clone() {
+            let begin = end;
+            let unpacked = self.raw_bytes(index).and_then(|bytes| {
+                end = begin + bytes;
+                raw.resize(raw.len().max(end), 0);
+                self.unpack(index, decompressor, &mut raw[begin..end])
+            });
+            opened.push((begin..end, unpacked));
+        }
+        let unproven: Vec<_> = opened.iter().filter_map(|(at, found)| Some((*found.as_ref().ok()?, &raw[at.clone()]))).collect();
+        let mut holds = self.holds(&unproven).into_iter();
+        for (index, (at, unpacked)) in indexes.zip(opened) {
+            let proven = unpacked.and_then(|_| match holds.next() {
+                Some(true) => Ok(()),
+                _ => self.open(index, decompressor, &mut raw[at.clone()]),
+            });
+            visit(index, proven.map(|()| &raw[at]))?;
+        }
+        Ok(())
+    }
 }
 
 /// The bytes, and the key that opens them where they are sealed.

@@ -72,9 +72,15 @@ impl Default for Decompressor {
 }
 
 impl Decompressor {
-    /// Puts the raw bytes of `stored` into `out`, which is as long as the frame says; or says what is wrong with them. `key` is the
-    /// pack's, where it is sealed.
+    /// Puts the raw bytes of `stored` into `out`, which is as long as the frame says, and proves them; or says what is wrong with them.
+    /// `key` is the pack's, where it is sealed.
     pub fn open(&mut self, frame: &FrameRef, stored: &[u8], key: Option<&GcmKey>, out: &mut [u8]) -> Result<(), &'static str> {
+        self.unpack(frame, stored, key, out)?;
+        if Sha::of(out) == frame.sha256 { Ok(()) } else { Err("the SHA-256 of a frame does not hold") }
+    }
+
+    /// Like [`Decompressor::open`], but whether it is what the frame should be is not known yet.
+    pub fn unpack(&mut self, frame: &FrameRef, stored: &[u8], key: Option<&GcmKey>, out: &mut [u8]) -> Result<(), &'static str> {
         let mut stored = stored;
         if let Some(key) = key {
             if !key.open(frame.offset, 0, b"", stored, &mut self.opened) {
@@ -85,9 +91,6 @@ impl Decompressor {
         let length = self.inner.decompress_to_buffer(stored, out).map_err(|_| "a frame cannot be decompressed")?;
         if length != out.len() || length != frame.raw_bytes as usize {
             return Err("a frame has another length than its map says");
-        }
-        if Sha::of(out) != frame.sha256 {
-            return Err("the SHA-256 of a frame does not hold");
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! - [`layout`]: the key of every object.
 //! - [`object`]: the envelope that all objects share: zstd frames, then a trailer in a skippable frame.
-//! - [`frame`]: up to 128 KiB of raw bytes, compressed, known by their SHA-256.
+//! - [`frame`]: up to 128 KiB of raw bytes, compressed, known by their SHA-256. [`hash`]: that of many at once.
 //! - [`pack`]: many frames in one object.
 //! - [`map`]: how a file is put together from frames.
 //! - [`manifest`]: a snapshot: its manifest (the commit point), its file lists, its WAL.
@@ -32,6 +32,7 @@ pub mod expired;
 pub mod fetch;
 pub mod frame;
 pub mod gone;
+pub mod hash;
 pub mod keep;
 pub mod layout;
 pub mod lease;

@@ -3,7 +3,7 @@
 //! # The way
 //! [`plan`] decides everything: from which snapshot, to which moment, into which places, whether all that is needed exists. It
 //! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places. [`pinned`] keeps what is read from
-//! expiring. [`execute`] fetches, verifies and writes. [`write`] writes one batch of files, on its [`lanes`]. [`standing`], [`replaced`] and [`loss`] say what stands there and what
+//! expiring. [`execute`] fetches, verifies and writes. [`write`] writes one batch of files: [`assembly`] puts writes together from frames, and [`lanes`] take them to the disk. [`standing`], [`replaced`] and [`loss`] say what stands there and what
 //! would be lost, [`salvage`] saves its WAL, [`switch`] exchanges old and new, [`undo`] puts the old one back, and [`release`]
 //! declares a restored cluster the successor of its original.
 //!
@@ -16,6 +16,7 @@
 //! - What is written was proven in the very memory that it is written from; a sample of it, or all, is read back and compared (rule 38).
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
+mod assembly;
 pub mod execute;
 pub mod guard;
 pub mod lanes;

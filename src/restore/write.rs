@@ -14,7 +14,8 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, OFlags};
 
 use super::RestoreError;
-use super::lanes::{LaneFailed, Lanes, OpenFile, WRITE_BYTES, Write};
+use super::assembly::Assembly;
+use super::lanes::{Lanes, OpenFile};
 use crate::aligned::ALIGN_BYTES;
 use crate::config::ReadBack;
 use crate::monitor::Monitor;
@@ -41,11 +42,12 @@ pub struct Target {
 
 /// Some bytes of a frame that belong into a file.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    file: u32,
-    offset: u64,
-    position: u32,
-    bytes: u32,
+pub struct Piece {
+    pub file: u32,
+    pub offset: u64,
+    /// In the frame.
+    pub position: u32,
+    pub bytes: u32,
 }
 
 /// How to write.
@@ -75,7 +77,7 @@ pub async fn batch(cluster: &Cluster, targets: Vec<Target>, terms: &Terms) -> Re
 }
 
 /// Why a stretch of frames was not handed on.
-enum Stopped {
+pub enum Stopped {
     Lane,
     Repo(RepoError),
 }
@@ -83,12 +85,6 @@ enum Stopped {
 impl From<RepoError> for Stopped {
     fn from(error: RepoError) -> Self {
         Stopped::Repo(error)
-    }
-}
-
-impl From<LaneFailed> for Stopped {
-    fn from(_: LaneFailed) -> Self {
-        Stopped::Lane
     }
 }
 
@@ -168,49 +164,18 @@ thread_local! {
 impl Scattering {
     fn visit(&self, fetched: &Fetched) -> Result<(), Stopped> {
         OPENING.with_borrow_mut(|(decompressor, raw)| {
-            let mut open = None;
+            let mut assembly = Assembly::new(fetched, decompressor, &self.lanes);
             for index in fetched.frames() {
                 let bytes = fetched.raw_bytes(index)?;
-                // A frame that goes to one place as a whole is decompressed right where it is written from.
-                if let [piece] = self.pieces[index][..]
-                    && piece.bytes as usize == bytes
-                    && bytes <= FRAME_BYTES
-                {
-                    fetched.open(index, decompressor, self.room(&mut open, piece)?)?;
-                    continue;
-                }
-                raw.resize(bytes, 0);
-                fetched.open(index, decompressor, raw)?;
-                for piece in &self.pieces[index] {
-                    self.copy(&mut open, *piece, &raw[piece.position as usize..][..piece.bytes as usize])?;
+                match self.pieces[index][..] {
+                    [piece] if piece.bytes as usize == bytes && bytes <= FRAME_BYTES => assembly.whole(index, piece)?,
+                    ref pieces => {
+                        raw.resize(bytes, 0);
+                        assembly.scattered(index, raw, pieces)?;
+                    }
                 }
             }
-            open.map_or(Ok(()), |write| Ok(self.lanes.send(write)?))
+            assembly.finish()
         })
-    }
-
-    fn copy(&self, open: &mut Option<Write>, mut piece: Piece, bytes: &[u8]) -> Result<(), Stopped> {
-        for part in bytes.chunks(WRITE_BYTES) {
-            piece.bytes = part.len() as u32;
-            self.room(open, piece)?.copy_from_slice(part);
-            piece.offset += part.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Room for a piece in the open write when the piece continues it, or else in a new one. At most [`WRITE_BYTES`].
-    fn room<'a>(&self, open: &'a mut Option<Write>, piece: Piece) -> Result<&'a mut [u8], LaneFailed> {
-        let bytes = piece.bytes as usize;
-        let continues = |write: &Write| {
-            write.file == piece.file && write.offset + write.bytes as u64 == piece.offset && write.bytes + bytes <= WRITE_BYTES
-        };
-        if let Some(done) = open.take_if(|write| !continues(write)) {
-            self.lanes.send(done)?;
-        }
-        let write =
-            open.get_or_insert_with(|| Write { file: piece.file, offset: piece.offset, bytes: 0, buffer: self.lanes.buffer() });
-        let begin = write.bytes;
-        write.bytes += bytes;
-        Ok(&mut write.buffer[begin..write.bytes])
     }
 }

@@ -4,7 +4,7 @@
 //! [`take`] holds the session and the order of things, which [`begin`] opens; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
 //! [`gather`] reads from the WAL index what [`changes`] there were since, and [`survey`] looks at a sample of them.
 //! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files, checks pages and
-//! cuts frames, on threads of its own. [`retire`] names older packs that are not built on. [`pack`] collects frames into packs and stores them. Results come back in the order
+//! cuts frames, on threads of its own. [`retire`] names older packs that are not built on. [`stash`] keeps compressed frames together, [`pack`] collects them into packs and stores those. Results come back in the order
 //! of the walk and go to the file lists.
 //!
 //! # What is unchanged
@@ -31,6 +31,7 @@ pub mod pack;
 pub mod parent;
 pub mod read;
 pub mod retire;
+mod stash;
 pub mod stretch;
 pub mod survey;
 pub mod take;

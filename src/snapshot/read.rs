@@ -15,22 +15,22 @@ use super::SnapshotError;
 use super::changes::Known;
 use super::pack::{Cancelled, Packer};
 use super::retire::Retire;
+use super::stash::Stash;
 use super::stretch::{self, FileFacts, Line, ParentMap, Stretch};
 use super::unread::{self, Piece};
 use crate::postgres::data_directory::Class;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::page::{self, PAGE_BYTES};
-use crate::repo::frame::{COMPRESSED_MAX_BYTES, Compressor, FRAME_BYTES, FrameRef};
+use crate::repo::frame::{Compressor, FRAME_BYTES, FrameRef};
+use crate::repo::hash;
 use crate::repo::manifest::{DamagedPage, FileLine, encode_path};
 use crate::repo::map::{Cursor, FileMap, MapBuilder};
 use crate::repo::object::Sha;
 
-/// Bytes asked of the file system at once.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes asked of the file system at once, in a multiple of frames: as many as are hashed together.
+const READ_BYTES: usize = hash::AT_ONCE * FRAME_BYTES;
 /// Pages of one file that are waited for when they look damaged; beyond, the file is damaged enough to be quick.
 const PATIENT_PAGES: usize = 16;
-/// Compressed bytes that a thread hands over at once: so much of a file lies side by side in a pack, and is restored with few writes.
-const STASH_BYTES: usize = 1 << 20;
 
 /// A file to be read, with what the parent knows of it.
 #[derive(Debug, Clone)]
@@ -240,12 +240,10 @@ impl Reader {
             let got = got.map_err(|source| ReadError::Failed(SnapshotError::Read { path: open.path.clone(), source }))?;
             self.outcome.read_bytes += got as u64;
             let base = draft.end;
-            let mut at = 0;
-            while at < got {
-                let end = (at + FRAME_BYTES).min(got);
-                let chunk = &mut buffer[at..end];
-                self.chunk(open, chunk, base + at as u64, draft)?;
-                at = end;
+            let digests = hashed(&buffer[..got], draft.task);
+            for (index, bytes) in buffer[..got].chunks_mut(FRAME_BYTES).enumerate() {
+                let chunk = Chunk { bytes, offset: base + (index * FRAME_BYTES) as u64, digest: digests[index] };
+                self.chunk(open, chunk, draft)?;
             }
             self.buffer = buffer;
             if (got as u64) < wanted {
@@ -255,19 +253,20 @@ impl Reader {
     }
 
     /// One frame's worth of a file: pages of a main fork one by one, everything else as a whole.
-    fn chunk(&mut self, open: &mut OpenFile, chunk: &mut [u8], offset: u64, draft: &mut DraftFile) -> Result<(), ReadError> {
-        let task = draft.task;
-        draft.end = offset + chunk.len() as u64;
+    fn chunk(&mut self, open: &mut OpenFile, mut chunk: Chunk, draft: &mut DraftFile) -> Result<(), ReadError> {
+        let (task, offset) = (draft.task, chunk.offset);
+        draft.end = offset + chunk.bytes.len() as u64;
         let file_number = match task.class {
-            Class::Plain => return self.whole(open, chunk, offset, draft),
+            Class::Plain => return self.whole(open, &chunk, draft),
             Class::Main { file } | Class::Fork { file } => file,
         };
-        let pages = chunk.len() / PAGE_BYTES;
         let mut damaged = [false; FRAME_BYTES / PAGE_BYTES];
-        for (index, page) in chunk.chunks_exact_mut(PAGE_BYTES).enumerate() {
+        for (index, page) in chunk.bytes.chunks_exact_mut(PAGE_BYTES).enumerate() {
             let in_file = offset / PAGE_BYTES as u64 + index as u64;
             let block = u64::from(file_number) * u64::from(self.terms.blocks_per_file) + in_file;
             if !self.is_good(page, block) {
+                // It may be another page when it was read again.
+                chunk.digest = None;
                 let patient = self.outcome.damaged.len() - open.damaged_before < PATIENT_PAGES;
                 damaged[index] = self.stays_bad(&open.file, page, in_file * PAGE_BYTES as u64, block, patient)?;
             }
@@ -276,20 +275,21 @@ impl Reader {
             }
         }
         if matches!(task.class, Class::Fork { .. }) {
-            return self.whole(open, chunk, offset, draft);
+            return self.whole(open, &chunk, draft);
         }
         // Neighbours that are new are taken together.
-        let mut new_from = 0;
-        for (index, page) in chunk[..pages * PAGE_BYTES].chunks_exact(PAGE_BYTES).enumerate() {
+        let (bytes, mut new_from) = (&*chunk.bytes, 0);
+        for (index, page) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
             let at = index * PAGE_BYTES;
             if let Some(known) = self.known(open, page, damaged[index], offset + at as u64) {
-                self.new_bytes(&chunk[new_from..at], draft)?;
+                self.new_bytes(&bytes[new_from..at], None, draft)?;
                 draft.runs.push(known);
                 new_from = at + PAGE_BYTES;
             }
         }
         // A partial last page is not a page (rule 12): stored as it is.
-        self.new_bytes(&chunk[new_from..], draft)
+        let digest = chunk.digest.filter(|_| new_from == 0);
+        self.new_bytes(&bytes[new_from..], digest, draft)
     }
 
     fn is_good(&self, page: &[u8], block: u64) -> bool {
@@ -343,9 +343,9 @@ impl Reader {
 
     /// A chunk compared by content with the parent's bytes at the same place: with a frame that it fills, or, when the chunk is
     /// the whole small file, with the file's own checksum.
-    fn whole(&mut self, open: &mut OpenFile, chunk: &[u8], offset: u64, draft: &mut DraftFile) -> Result<(), ReadError> {
-        let bytes = chunk.len() as u64;
-        let sha256 = Sha::of(chunk);
+    fn whole(&mut self, open: &mut OpenFile, chunk: &Chunk, draft: &mut DraftFile) -> Result<(), ReadError> {
+        let (bytes, offset) = (chunk.bytes.len() as u64, chunk.offset);
+        let sha256 = chunk.digest.unwrap_or_else(|| Sha::of(chunk.bytes));
         let is_whole_file = offset == 0 && bytes == draft.task.facts.bytes && bytes < FRAME_BYTES as u64;
         draft.content = is_whole_file.then_some(sha256);
         if let Some(location) = open.cursor.find(offset, bytes)
@@ -360,13 +360,14 @@ impl Reader {
             }
         }
         // A frame of its own when it fills one, so that the next snapshot can compare it.
-        if chunk.len() == FRAME_BYTES && !self.pending.is_empty() {
+        if chunk.bytes.len() == FRAME_BYTES && !self.pending.is_empty() {
             self.flush()?;
         }
-        self.new_bytes(chunk, draft)
+        self.new_bytes(chunk.bytes, Some(sha256), draft)
     }
 
-    fn new_bytes(&mut self, mut bytes: &[u8], draft: &mut DraftFile) -> Result<(), ReadError> {
+    /// Stores what is new; `digest` is that of all the bytes, where it is known.
+    fn new_bytes(&mut self, mut bytes: &[u8], digest: Option<Sha>, draft: &mut DraftFile) -> Result<(), ReadError> {
         while !bytes.is_empty() {
             let room = FRAME_BYTES - self.pending.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
@@ -374,7 +375,7 @@ impl Reader {
             draft.runs.push(Draft::New { frame: self.next_frame(), position, bytes: now.len() as u64 });
             // What is a frame as it lies there need not be copied first.
             if now.len() == FRAME_BYTES {
-                self.frame(now)?;
+                self.frame(now, digest)?;
             } else {
                 self.pending.extend_from_slice(now);
             }
@@ -388,7 +389,7 @@ impl Reader {
 
     /// Number of the frame that is stored next.
     fn next_frame(&self) -> usize {
-        self.frames.len() + self.stash.frames.len()
+        self.frames.len() + self.stash.count()
     }
 
     /// Makes a frame of what is pending.
@@ -397,14 +398,14 @@ impl Reader {
             return Ok(());
         }
         let mut pending = std::mem::take(&mut self.pending);
-        self.frame(&pending)?;
+        self.frame(&pending, None)?;
         pending.clear();
         self.pending = pending;
         Ok(())
     }
 
-    fn frame(&mut self, raw: &[u8]) -> Result<(), ReadError> {
-        let sha256 = Sha::of(raw);
+    fn frame(&mut self, raw: &[u8], digest: Option<Sha>) -> Result<(), ReadError> {
+        let sha256 = digest.unwrap_or_else(|| Sha::of(raw));
         self.stash.add(raw, sha256, &mut self.compressor);
         self.outcome.new_bytes += raw.len() as u64;
         if self.stash.is_full() { self.unstash() } else { Ok(()) }
@@ -437,45 +438,25 @@ impl Reader {
     }
 }
 
-/// Compressed frames that wait to be handed over together.
-struct Stash {
-    /// The frames one behind the other, in a buffer with room for one more.
-    stored: Vec<u8>,
-    bytes: usize,
-    /// Stored and raw length.
-    frames: Vec<(usize, u32, Sha)>,
+/// A frame's worth of what was read.
+struct Chunk<'a> {
+    bytes: &'a mut [u8],
+    /// In the file.
+    offset: u64,
+    /// SHA-256 of the bytes, where it is known already.
+    digest: Option<Sha>,
 }
 
-impl Default for Stash {
-    fn default() -> Self {
-        Stash { stored: vec![0; STASH_BYTES + COMPRESSED_MAX_BYTES], bytes: 0, frames: Vec::new() }
+/// SHA-256 of each frame's worth of a read that will most likely be a frame: all of a file that the parent does not have.
+fn hashed(read: &[u8], task: &Task) -> [Option<Sha>; hash::AT_ONCE] {
+    let mut digests = [None; hash::AT_ONCE];
+    if task.parent.is_none() {
+        let mut chunks: [&[u8]; hash::AT_ONCE] = [&[]; hash::AT_ONCE];
+        // What is shorter shares a frame with others.
+        let full = read.chunks_exact(FRAME_BYTES).zip(&mut chunks).map(|(chunk, slot)| *slot = chunk).count();
+        hash::many(&chunks[..full]).into_iter().zip(&mut digests).take(full).for_each(|(sha, digest)| *digest = Some(sha));
     }
-}
-
-impl Stash {
-    fn add(&mut self, raw: &[u8], sha256: Sha, compressor: &mut Compressor) {
-        let stored = compressor.compress_to(raw, &mut self.stored[self.bytes..]);
-        self.bytes += stored;
-        self.frames.push((stored, raw.len() as u32, sha256));
-    }
-
-    fn is_full(&self) -> bool {
-        self.bytes >= STASH_BYTES
-    }
-
-    fn frames(&self) -> impl Iterator<Item = (&[u8], u32, Sha)> {
-        let mut rest = self.stored.as_slice();
-        self.frames.iter().map(move |(stored, raw, sha256)| {
-            let (frame, behind) = rest.split_at(*stored);
-            rest = behind;
-            (frame, *raw, *sha256)
-        })
-    }
-
-    fn clear(&mut self) {
-        self.bytes = 0;
-        self.frames.clear();
-    }
+    digests
 }
 
 fn as_path(bytes: &[u8]) -> &Path {
