@@ -10,8 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
+use lastgood::repo::hash;
+use lastgood::repo::object::Sha;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::stage::files;
 
@@ -27,7 +28,7 @@ struct Frame {
     bytes: usize,
     offset: u64,
     stored: usize,
-    sha256: [u8; 32],
+    sha256: Sha,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -61,7 +62,7 @@ fn frames_of(data: &Path) -> Result<Contents> {
         contents.files.push(path.strip_prefix(data)?.to_path_buf());
         for at in (0..bytes).step_by(FRAME_BYTES) {
             let length = (bytes - at).min(FRAME_BYTES as u64) as usize;
-            contents.frames.push(Frame { file, at, bytes: length, offset: 0, stored: 0, sha256: [0; 32] });
+            contents.frames.push(Frame { file, at, bytes: length, offset: 0, stored: 0, sha256: Sha([0; 32]) });
         }
     }
     Ok(contents)
@@ -102,12 +103,12 @@ struct Workshop {
 impl Workshop {
     fn new() -> Result<Workshop> {
         let packed = Vec::with_capacity(zstd::zstd_safe::compress_bound(FRAME_BYTES));
-        Ok(Workshop { compressor: zstd::bulk::Compressor::new(1)?, raw: vec![0; FRAME_BYTES], packed })
+        Ok(Workshop { compressor: zstd::bulk::Compressor::new(1)?, raw: vec![0; hash::AT_ONCE * FRAME_BYTES], packed })
     }
 
-    /// Reads, hashes and compresses; the frame lies in `packed` then.
-    fn frame(&mut self, file: &File, frame: &Frame) -> Result<[u8; 32]> {
-        let raw = &mut self.raw[..frame.bytes];
+    /// Reads frame `place` of those that are hashed together.
+    fn read(&mut self, file: &File, frame: &Frame, place: usize) -> Result<()> {
+        let raw = &mut self.raw[place * FRAME_BYTES..][..frame.bytes];
         // Files may have become shorter since they were listed; the rest counts as it was.
         let mut filled = 0;
         while filled < raw.len() {
@@ -116,29 +117,39 @@ impl Workshop {
                 count => filled += count,
             }
         }
-        let sha256 = Sha256::digest(&*raw).into();
-        self.packed.clear();
-        self.compressor.compress_to_buffer(&*raw, &mut self.packed)?;
-        Ok(sha256)
+        Ok(())
+    }
+
+    /// Hashes and compresses what was read; `each` gets each frame's place among them.
+    fn frames(&mut self, frames: &[Frame], mut each: impl FnMut(usize, Sha, &[u8]) -> Result<()>) -> Result<()> {
+        let raw: Vec<&[u8]> = self.raw.chunks(FRAME_BYTES).zip(frames).map(|(raw, frame)| &raw[..frame.bytes]).collect();
+        let digests = hash::many(&raw);
+        for (place, raw) in raw.iter().enumerate() {
+            self.packed.clear();
+            self.compressor.compress_to_buffer(raw, &mut self.packed)?;
+            each(place, digests[place], &self.packed)?;
+        }
+        Ok(())
     }
 }
 
-type Sink<'a> = &'a (dyn Fn(usize, [u8; 32], &[u8]) -> Result<()> + Sync);
+type Sink<'a> = &'a (dyn Fn(usize, Sha, &[u8]) -> Result<()> + Sync);
 
 fn compress(data: &Path, sink: Option<Sink<'_>>) -> Result<Contents> {
     let contents = frames_of(data)?;
     on_all_cores(&contents.frames, Workshop::new, |workshop, job, first| {
         let mut open: Option<(usize, File)> = None;
-        for (number, frame) in job.iter().enumerate() {
-            if open.as_ref().is_none_or(|(file, _)| *file != frame.file) {
-                let path = data.join(&contents.files[frame.file]);
-                open = Some((frame.file, File::open(&path).with_context(|| format!("open {}", path.display()))?));
+        for (group, frames) in job.chunks(hash::AT_ONCE).enumerate() {
+            for (place, frame) in frames.iter().enumerate() {
+                if open.as_ref().is_none_or(|(file, _)| *file != frame.file) {
+                    let path = data.join(&contents.files[frame.file]);
+                    open = Some((frame.file, File::open(&path).with_context(|| format!("open {}", path.display()))?));
+                }
+                let Some((_, file)) = &open else { continue };
+                workshop.read(file, frame, place)?;
             }
-            let Some((_, file)) = &open else { continue };
-            let sha256 = workshop.frame(file, frame)?;
-            if let Some(sink) = sink {
-                sink(first + number, sha256, &workshop.packed)?;
-            }
+            let number = first + group * hash::AT_ONCE;
+            workshop.frames(frames, |place, sha256, packed| sink.map_or(Ok(()), |sink| sink(number + place, sha256, packed)))?;
         }
         Ok(())
     })?;
@@ -185,23 +196,28 @@ fn restore(pack: &Path, into: &Path) -> Result<()> {
         std::fs::create_dir_all(path.parent().unwrap_or(into))?;
         File::create(path)?;
     }
-    let start = || Ok((zstd::bulk::Decompressor::new()?, Vec::new(), Vec::with_capacity(FRAME_BYTES)));
+    let start = || Ok((zstd::bulk::Decompressor::new()?, Vec::new(), vec![0; hash::AT_ONCE * FRAME_BYTES]));
     on_all_cores(&contents.frames, start, |(decompressor, packed, raw), job, _| {
         let mut open: Option<(usize, File)> = None;
-        for frame in job {
-            if open.as_ref().is_none_or(|(number, _)| *number != frame.file) {
-                let path = into.join(&contents.files[frame.file]);
-                open = Some((frame.file, File::options().write(true).open(path)?));
+        for frames in job.chunks(hash::AT_ONCE) {
+            for (raw, frame) in raw.chunks_mut(FRAME_BYTES).zip(frames) {
+                packed.resize(frame.stored, 0);
+                file.read_exact_at(packed, frame.offset)?;
+                decompressor.decompress_to_buffer(packed, raw)?;
             }
-            packed.resize(frame.stored, 0);
-            file.read_exact_at(packed, frame.offset)?;
-            raw.clear();
-            decompressor.decompress_to_buffer(packed, raw)?;
-            if <[u8; 32]>::from(Sha256::digest(&*raw)) != frame.sha256 {
-                bail!("a frame is damaged");
-            }
-            if let Some((_, target)) = &open {
-                target.write_all_at(raw, frame.at)?;
+            let raw: Vec<&[u8]> = raw.chunks(FRAME_BYTES).zip(frames).map(|(raw, frame)| &raw[..frame.bytes]).collect();
+            let digests = hash::many(&raw);
+            for ((raw, frame), digest) in raw.into_iter().zip(frames).zip(digests) {
+                if digest != frame.sha256 {
+                    bail!("a frame is damaged");
+                }
+                if open.as_ref().is_none_or(|(number, _)| *number != frame.file) {
+                    let path = into.join(&contents.files[frame.file]);
+                    open = Some((frame.file, File::options().write(true).open(path)?));
+                }
+                if let Some((_, target)) = &open {
+                    target.write_all_at(raw, frame.at)?;
+                }
             }
         }
         Ok(())
