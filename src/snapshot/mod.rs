@@ -15,7 +15,7 @@
 //! files are read.
 //!
 //! # Crash consistency
-//! Until the manifest is written there is no snapshot. Whatever ends the work early (a lost session, a promotion, a failing
+//! Until the manifest is written ([`commit`]) there is no snapshot. Whatever ends the work early (a lost session, a promotion, a failing
 //! store, a full disk, kill -9) leaves packs and lists that nothing refers to; `upkeep::sweep` collects them before the next one.
 //!
 //! # Memory
@@ -25,6 +25,7 @@
 pub mod begin;
 pub mod changes;
 pub mod choose;
+mod commit;
 pub mod copy;
 pub mod gather;
 pub mod pack;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::begin::{self, Begun};
 use super::changes::Changes;
 use super::choose::TRUST_AFTER_NS;
+use super::commit;
 use super::copy::{Copied, Copy};
 use super::parent::{self, Conditions, Parent};
 use super::retire::{self, Retire};
@@ -30,7 +31,6 @@ use crate::repo::presence;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::{FORMAT_VERSION, RepoError, rollup};
-use crate::storage::Fault;
 use crate::timeline::archive::Archive;
 use crate::timeline::indexes::Kept;
 use crate::upkeep::locks;
@@ -97,7 +97,7 @@ pub async fn take(
         lease.release().await;
         return Err(error);
     }
-    let taken = snapshot.take_and_commit(&lease, base).await;
+    let taken = snapshot.take_and_commit(cluster, &lease, base).await;
     if let Ok(manifest) = &taken {
         snapshot.roll_up(manifest).await;
     }
@@ -140,8 +140,13 @@ struct Snapshot<'a> {
 
 impl Snapshot<'_> {
     /// The lease is asked for once more just before the manifest (see [`Snapshot::take`]), which nobody may write whose packs another
-    /// backup may have swept; the fence looks at how long ago that was.
-    async fn take_and_commit(&self, lease: &Exclusive, base: Result<Base, SnapshotError>) -> Result<Manifest, SnapshotError> {
+    /// backup may have swept; the fence looks at how long ago that was, and [`commit`] afterwards.
+    async fn take_and_commit(
+        &self,
+        cluster: &Cluster,
+        lease: &Exclusive,
+        base: Result<Base, SnapshotError>,
+    ) -> Result<Manifest, SnapshotError> {
         let taken = tokio::select! {
             taken = self.take(lease, base) => taken,
             lost = lease.lost() => Err(lost.into()),
@@ -152,13 +157,8 @@ impl Snapshot<'_> {
             Err(error) => return Err(lease.explain().await.map_or(error, SnapshotError::from)),
         };
         self.lock_what_is_carried(&manifest).await?;
-        match manifest.commit(&self.cluster).await {
-            Ok(_) => Ok(manifest),
-            Err(RepoError::Storage(error)) if error.fault == Fault::Fenced => {
-                Err(lease.loss().unwrap_or(RepoError::Storage(error)).into())
-            }
-            Err(error) => Err(error.into()),
-        }
+        commit::commit(&manifest, &self.cluster, cluster, lease).await?;
+        Ok(manifest)
     }
 
     /// In a bucket with locks. A snapshot whose packs are locked for less than it should be is still one that can be restored.

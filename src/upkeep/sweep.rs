@@ -87,6 +87,10 @@ pub async fn sweep(cluster: &Cluster, own: &str) -> Result<Swept, RepoError> {
             swept.hidden.push(id);
             continue;
         }
+        // Who was paused in the middle of committing may have gone on since the listing.
+        if cluster.storage().stat(&cluster.layout().manifest(&id)).await?.is_some() {
+            continue;
+        }
         swept.snapshots += 1;
         for prefix in [format!("{}{id}/", cluster.layout().all_files()), format!("{}{id}/", cluster.layout().all_packs())] {
             let mut objects = list_all(cluster.storage(), &prefix, Depth::All).await?.objects;

@@ -1,4 +1,4 @@
-//! A holder that is paused after any of its writes, in process: all its requests wait, its beats too, until another backup has
+//! A holder that is paused before or after any of its writes, in process: all its requests wait, its beats too, until another backup has
 //! taken the lease over and is done.
 
 use std::sync::Arc;
@@ -18,11 +18,12 @@ use tokio::sync::watch;
 
 use crate::support::world::{PATIENCE, World};
 
-/// Closes itself behind the n-th create, the lease's first one included; while it is closed nothing comes through.
+/// Closes itself in front of the n-th create or behind it, the lease's first one included; while it is closed nothing comes through.
 #[derive(Debug)]
 struct Gate {
     inner: DirectoryStorage,
     creates_left: std::sync::atomic::AtomicI64,
+    is_in_front: bool,
     closed: watch::Sender<bool>,
 }
 
@@ -44,10 +45,15 @@ impl Storage for Gate {
 
     async fn create(&self, key: &ObjectKey, body: Body) -> Result<Created> {
         self.pass().await;
-        let created = self.inner.create(key, body).await;
         // How many beats there are depends on the weather.
         let counts = !key.as_str().contains("/leases/") || key.name() == "00000001";
-        if counts && self.creates_left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+        let is_it = counts && self.creates_left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1;
+        if is_it && self.is_in_front {
+            self.closed.send_replace(true);
+        }
+        self.pass().await;
+        let created = self.inner.create(key, body).await;
+        if is_it && !self.is_in_front {
             self.closed.send_replace(true);
         }
         self.pass().await;
@@ -104,6 +110,16 @@ pub(super) async fn backup(world: &World, store: Arc<dyn Storage>, lease_s: u64)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_holder_paused_after_any_write_commits_nothing() {
+    paused_at_any_write(false).await;
+}
+
+/// The fence let the write begin, and it arrives when the other backup has swept: a manifest too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_paused_in_any_write_commits_nothing() {
+    paused_at_any_write(true).await;
+}
+
+async fn paused_at_any_write(is_in_front: bool) {
     let world = World::new(15).await;
     world.sql("CREATE TABLE t AS SELECT i AS x, md5(i::text) AS y FROM generate_series(1, 2000) i").await;
     let (mut paused, mut ended) = (0, 0);
@@ -112,6 +128,7 @@ async fn a_holder_paused_after_any_write_commits_nothing() {
         let gate = Arc::new(Gate {
             inner: DirectoryStorage::new(world.repository()),
             creates_left: number.into(),
+            is_in_front,
             closed: closed.clone(),
         });
         let first = backup(&world, gate, 1);

@@ -112,6 +112,11 @@ impl Exclusive {
         self.held.renew().await
     }
 
+    /// Whether nobody can have taken the lease until now: it was certain when it was asked for last, and is not stale.
+    pub fn is_unbroken(&self) -> bool {
+        self.loss().is_none() && self.held.age() < self.held.stale_after
+    }
+
     /// Comes back when the lease is lost.
     pub async fn lost(&self) -> RepoError {
         let often = (self.held.stale_after / (2 * BEATS_PER_LEASE)).min(Duration::from_secs(1));
@@ -480,17 +485,13 @@ mod tests {
         for epoch in 2..6 {
             let lease = Exclusive::take(&cluster, "backup", "backup", "next").await.unwrap();
             assert_eq!(lease.held.beat.lock().await.epoch, epoch);
-            let standing = standing_of(&cluster).await;
+            let standing = look::standing(&cluster).await.unwrap();
             cluster.storage().delete(&standing.garbage).await.unwrap();
             // The epoch before stays until this one ends.
             assert_eq!((standing.living.len(), standing.claims.len()), (1, 2));
             lease.release().await;
-            let left = standing_of(&cluster).await;
+            let left = look::standing(&cluster).await.unwrap();
             assert!(left.living.is_empty() && left.garbage.is_empty() && left.claims.len() == 1, "{left:?}");
         }
-    }
-
-    async fn standing_of(cluster: &Cluster) -> look::Standing {
-        look::standing(cluster).await.unwrap()
     }
 }

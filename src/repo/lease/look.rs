@@ -109,6 +109,12 @@ pub async fn standing(cluster: &Cluster) -> Result<Standing, RepoError> {
     look(cluster, &cluster.layout().leases(), Now::Newest, None).await
 }
 
+/// Whether anybody living holds an exclusive lease.
+pub async fn is_held(cluster: &Cluster, resource: &str) -> Result<bool, RepoError> {
+    let standing = look(cluster, &cluster.layout().lease(resource), Now::Asked, None).await?;
+    Ok(!standing.living.is_empty())
+}
+
 /// `own` is a beat that this process has just written, which need not be read.
 pub(super) async fn look(
     cluster: &Cluster,

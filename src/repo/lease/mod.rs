@@ -20,9 +20,10 @@
 //! # Fencing
 //! Everything that a holder writes goes through [`fence`]: after a pause it asks before it writes.
 //!
-//! What remains: a store cannot refuse a write because of a lease. A process that is paused between the question and the write,
-//! inside one call, for longer than two thirds of the lease, writes that one object late. Before a manifest is written the question
-//! is always asked, and a late pack is garbage that nothing refers to.
+//! A store cannot refuse a write because of a lease: a process that is paused between the question and the write, inside one call, for
+//! longer than two thirds of the lease, writes that one object late. A late pack is garbage that nothing refers to. Before a manifest is
+//! written the question is always asked, and asked again behind it when the lease may have been taken meanwhile: a manifest whose
+//! snapshot was swept is taken back (`snapshot/commit`).
 
 mod beat;
 pub mod exclusive;
@@ -32,7 +33,7 @@ mod pin;
 
 pub use beat::Beat;
 pub use exclusive::Exclusive;
-pub use look::{AtWork, at_work, standing};
+pub use look::{AtWork, at_work, is_held, standing};
 pub use pin::Lease;
 
 /// The resource that whoever writes a snapshot, or deletes from the repository, must hold.
