@@ -253,8 +253,6 @@ async fn the_next_segments_are_fetched_ahead() {
         world.archive().await;
     }
     let names = segments(&world);
-    // What asks is a server in recovery.
-    std::fs::write(world.server.data().join("recovery.signal"), "").unwrap();
     std::fs::set_permissions(world.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let get = |name: &str| in_data(&world, &["archive-get", name, world.path("got").to_str().unwrap()]);
     assert_eq!(get(&names[0]).code, 0);

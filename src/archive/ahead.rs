@@ -116,8 +116,9 @@ async fn keep_filled(
     running: &mut JoinSet<(SegmentName, Came)>,
 ) -> End {
     let mut progress = Progress::new(ahead.segment);
+    let was_recovering = is_recovering(data_directory);
     loop {
-        if is_over(data_directory) {
+        if was_recovering && !is_recovering(data_directory) {
             return End::Over;
         }
         if let Some(asked) = spool.asked() {
@@ -216,8 +217,8 @@ async fn fetch(cluster: Cluster, system: SystemId, name: SegmentName, spool: Spo
     (name, came)
 }
 
-/// A server asks for WAL as long as one of its signal files is there. Whoever else asks (`pg_rewind`, a person) does so elsewhere.
-fn is_over(data_directory: &Path) -> bool {
-    let has = |name: &str| data_directory.join(name).exists();
-    has("PG_VERSION") && !has("recovery.signal") && !has("standby.signal")
+/// A server asks for WAL as long as one of its signal files is there. Of whoever else asks (`pg_rewind`, a person), nobody knows when it
+/// is over.
+fn is_recovering(data_directory: &Path) -> bool {
+    ["recovery.signal", "standby.signal"].iter().any(|name| data_directory.join(name).exists())
 }

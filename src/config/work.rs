@@ -41,8 +41,7 @@ pub struct Archive {
     pub spool: PathBuf,
     /// Further `.ready` segments that one push takes along; 0 turns it off.
     pub push_ahead: usize,
-    /// Segments fetched before recovery asks for them; 0 turns it off. Eight are replayed before the next eight are there when the store is
-    /// 50 ms away.
+    /// Segments kept ready for recovery, as far as there is room (see `archive/ahead`); 0 turns it off.
     pub fetch_ahead: usize,
     /// Archive although `archive_mode = always` (a standby that archives too).
     pub allow_archive_mode_always: bool,

@@ -46,7 +46,6 @@ impl Archive {
         }
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
-        std::fs::write(data.join("PG_VERSION"), "15").unwrap();
         std::fs::write(data.join("recovery.signal"), "").unwrap();
         let spool = Spool::open(&dir.path().join("spool"), "shop", SYSTEM, &data).unwrap();
         Archive { dir, cluster, script, spool }
