@@ -269,6 +269,11 @@ async fn the_next_segments_are_fetched_ahead() {
     }
     assert_eq!(get(&names[1]).code, 0);
     assert_eq!(get(&names[1]).code, 1, "used once; then the truth is asked again");
+    // A length that no segment has: nothing is fetched, and nothing breaks.
+    for bytes in ["0", "12345", "8589934592"] {
+        let said = in_data(&world, &["archive-get", &names[0], "--prefetch", bytes]);
+        assert!(said.code == 0 && said.err.is_empty(), "{}", said.all());
+    }
 }
 
 /// Segment sizes from 1 MB to 1 GB; history, `.partial` and `.backup` files.

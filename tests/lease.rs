@@ -4,6 +4,8 @@
 mod gate;
 #[path = "lease/hosts.rs"]
 mod hosts;
+#[path = "lease/late.rs"]
+mod late;
 #[path = "lease/race.rs"]
 mod race;
 #[path = "lease/store.rs"]

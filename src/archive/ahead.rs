@@ -141,7 +141,8 @@ async fn keep_filled(
         }
         tokio::select! {
             Some(Ok((name, came))) = running.join_next() => {
-                if came == Came::Absent {
+                // Several are asked for at once, and what lies behind the end may answer first.
+                if came == Came::Absent && spool.end().is_none_or(|end| name < end) {
                     spool.set_end(Some(name));
                 }
                 progress.came(name, came);

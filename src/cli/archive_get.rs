@@ -13,6 +13,7 @@ use crate::archive::spool::Spool;
 use crate::config::Config;
 use crate::postgres::control::ControlFile;
 use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::header;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::Role;
@@ -55,8 +56,10 @@ impl Args {
         self.prefetch.is_some()
     }
 
-    fn ahead(&self, config: &Config, segment: SegmentName, segment_bytes: u64) -> Ahead {
-        Ahead { segment, segment_bytes, count: config.archive.fetch_ahead, until: self.until }
+    /// `None` for a length that no segment has.
+    fn ahead(&self, config: &Config, segment: SegmentName, segment_bytes: u64) -> Option<Ahead> {
+        let ahead = Ahead { segment, segment_bytes, count: config.archive.fetch_ahead, until: self.until };
+        header::is_segment_length(segment_bytes).then_some(ahead)
     }
 }
 
@@ -79,9 +82,10 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let root = args.spool.as_ref().unwrap_or(&config.archive.spool);
     let spool = ahead.then(|| Spool::open(root, &config.cluster.name, system, Path::new(".")).ok()).flatten();
     if let Some(segment_bytes) = args.prefetch {
-        if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
+        if let (WalFile::Segment(segment), Some(spool)) = (file, &spool)
+            && let Some(ahead) = args.ahead(&config, segment, segment_bytes)
+        {
             let source = Source::of(&config, &args).await?;
-            let ahead = args.ahead(&config, segment, segment_bytes);
             ahead::follow(&source.cluster, system, ahead, spool, Path::new("."), terminated()).await;
         }
         return Ok(0);
@@ -176,8 +180,8 @@ impl Starter<'_> {
     /// Fetches on in the background what follows `segment`, unless somebody does already, or it is known that nothing does. What fails
     /// here fails again, with its reason, when recovery asks.
     fn start(&self, segment: SegmentName, segment_bytes: u64) {
-        let (Some(spool), true) = (self.spool, segment_bytes > 0) else { return };
         let ahead = self.args.ahead(self.config, segment, segment_bytes);
+        let (Some(spool), Some(ahead)) = (self.spool, ahead) else { return };
         if !ahead.is_worth_it(spool) {
             return;
         }

@@ -105,8 +105,17 @@ fn parse_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError 
     let before = &text[..offset];
     let line = before.matches('\n').count() + 1;
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    let message = error.message().to_string();
+    let message = in_words(error.message());
     ConfigError::Parse { path: path.into(), line, column, hint: nearest_name(&message), message }
+}
+
+/// The names of Rust's types, as people say them.
+fn in_words(message: &str) -> String {
+    let of_type = |name: &&str| message.ends_with(&format!("expected {name}"));
+    match ["usize", "u64", "u32", "u16", "u8"].into_iter().find(of_type) {
+        Some(name) => message.trim_end_matches(name).to_string() + "a whole number, 0 or more",
+        None => message.into(),
+    }
 }
 
 /// For "unknown field `x`, expected one of `a`, `b`": the name that `x` most resembles.
@@ -134,7 +143,12 @@ mod tests {
     #[test]
     fn wrong_types_name_the_line() {
         let said = error("[postgres]\nport = \"many\"\n");
-        assert!(said.contains("line 2") && said.contains("invalid type"), "{said}");
+        assert!(
+            said.contains("line 2") && said.contains("invalid type") && said.contains("expected a whole number, 0 or more"),
+            "{said}"
+        );
+        let said = error("[archive]\nfetch_ahead = -1\n");
+        assert!(said.contains("`-1`, expected a whole number, 0 or more"), "{said}");
     }
 
     #[test]

@@ -58,6 +58,11 @@ pub struct SegmentHeader {
     pub segment_bytes: u64,
 }
 
+/// Whether segments can have this length: a power of two from 1 MiB to 1 GiB (`IsValidWalSegSize`).
+pub fn is_segment_length(bytes: u64) -> bool {
+    bytes.is_power_of_two() && (1 << 20..=1 << 30).contains(&bytes)
+}
+
 impl SegmentHeader {
     /// Reads the header at the beginning of a segment.
     pub fn parse(bytes: &[u8]) -> Result<SegmentHeader, HeaderError> {
@@ -73,7 +78,7 @@ impl SegmentHeader {
             return Err(HeaderError::NotFirstPage);
         }
         let segment_bytes = u32_at(32);
-        if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
+        if !is_segment_length(segment_bytes.into()) {
             return Err(HeaderError::SegmentSize { bytes: segment_bytes });
         }
         Ok(SegmentHeader {
