@@ -2,6 +2,7 @@
 //! counted when they were written; who crosses one has made something dearer.
 
 pub mod allocations;
+mod copied;
 mod flight;
 mod instructions;
 mod push;
