@@ -41,7 +41,12 @@ pub fn compare(one: &Path, other: &Path) -> Result<String> {
         text,
         "\n{agree} of {rows} times agree.\n\n## Goals\n\n| repository | goal | wanted | first run | second run |\n|---|---|---|---|---|"
     )?;
-    for (first, second) in goals::judge(&one).iter().zip(goals::judge(&other)) {
+    let others = goals::judge(&other);
+    for first in goals::judge(&one) {
+        // One of the runs may have left out a repository.
+        let Some(second) = others.iter().find(|other| (&other.place, &other.what) == (&first.place, &first.what)) else {
+            continue;
+        };
         let [place, what, wanted, value, met] = first.cells();
         let [.., value_again, met_again] = second.cells();
         writeln!(text, "| {place} | {what} | {wanted} | {value} {met} | {value_again} {met_again} |")?;
