@@ -16,14 +16,19 @@ fn copied(world: &World, args: &[&str]) -> (Said, [f64; 2]) {
     let said = said(world.command(args).current_dir(world.server.data()));
     assert_eq!(said.code, 0, "{}", said.all());
     let after = passed();
-    let mib = |index: usize| (after[index] - before[index]) as f64 / 1048576.0;
-    println!("{args:?}: read {:.2} MiB, written {:.2} MiB", mib(0), mib(1));
-    (said, [mib(0), mib(1)])
+    let [read, written] = [0, 1].map(|index| mib(after[index] - before[index]));
+    println!("{args:?}: read {read:.2} MiB, written {written:.2} MiB");
+    (said, [read, written])
 }
 
-fn mib(world: &World, prefix: &str) -> f64 {
+/// MiB that the repository takes.
+fn kept(world: &World) -> f64 {
     let bytes = |key: String| std::fs::metadata(world.repository().join(key)).unwrap().len();
-    world.objects(prefix).into_iter().map(bytes).sum::<u64>() as f64 / 1048576.0
+    mib(world.objects("").into_iter().map(bytes).sum())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1048576.0
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,7 +37,7 @@ async fn by_a_snapshot_and_its_restore() {
     world.sql("CREATE TABLE t AS SELECT g, md5(g::text), md5((-g)::text) AS y FROM generate_series(1, 500000) g").await;
     let (said, [read, written]) = copied(&world, &["--json", "backup"]);
     let totals = &said.json()["snapshot"]["totals"];
-    let [raw, stored] = ["raw_bytes", "stored_bytes"].map(|name| totals[name].as_u64().unwrap() as f64 / 1048576.0);
+    let [raw, stored] = ["raw_bytes", "stored_bytes"].map(|name| mib(totals[name].as_u64().unwrap()));
     println!("{raw:.2} MiB, stored {stored:.2} MiB");
     assert!(read < raw * 1.1 && written < stored * 1.1, "of {raw} MiB {read} were read, and {written} written for {stored}");
     // What is read back is another matter: of many short files that is nearly all.
@@ -51,9 +56,9 @@ async fn by_a_push_and_a_fetch() {
     world.session().switch_segment("cost").await.unwrap();
     world.sql("SELECT pg_logical_emit_message(true, 'c', string_agg(md5(g::text), '')) FROM generate_series(1, 400000) g").await;
     let name = world.session().switch_segment("cost").await.unwrap();
-    let before = mib(&world, "");
+    let before = kept(&world);
     let (_, [read, written]) = copied(&world, &["archive-push", &format!("pg_wal/{name}")]);
-    let stored = mib(&world, "") - before;
+    let stored = kept(&world) - before;
     assert!(read < 17.0 && written < stored * 1.1, "{read} MiB were read, and {written} written for {stored}");
     let (_, [read, written]) = copied(&world, &["archive-get", &name, "pg_wal/RECOVERYXLOG"]);
     assert!(read < stored * 1.1 && written < 17.0, "of {stored} MiB {read} were read, and {written} written");

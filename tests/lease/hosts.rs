@@ -185,6 +185,7 @@ async fn beats(world: &World, host: &Host, hold: &Path, beats: u32) -> Running {
     std::fs::write(hold, "").unwrap();
     let began = lastgood::clock::monotonic();
     loop {
+        assert!(began.elapsed() < PATIENCE, "never held for long: {:?}", world.objects(LEASES));
         let known = world.objects(LEASES);
         let mut backup = host.start(world, &["backup"]);
         while !backup.has_ended() {
