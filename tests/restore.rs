@@ -1,9 +1,12 @@
 //! Restores: every kind of target, every refusal, and what a restored directory holds. Rules 35 to 46.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use crate::support::world::World;
+use rustix::process::{Resource, Rlimit};
+
+use crate::support::world::{World, said};
 
 /// A cluster whose table holds one row for each transaction, with the moment after each.
 struct Told {
@@ -232,6 +235,24 @@ async fn a_full_disk_stops_the_restore() {
     assert!(remount.success() && unmounted.success());
     assert!(refused.code == 5 && refused.err.contains("bytes free") && untouched, "{}", refused.all());
     assert!(stopped.code == 10 && stopped.err.contains("No space left") && no_control, "{}", stopped.all());
+}
+
+/// What is open at a time keeps within what this process may have open.
+#[tokio::test(flavor = "multi_thread")]
+async fn few_open_files_are_enough() {
+    let told = told().await;
+    let into = told.world.path("few");
+    let mut command = told.world.command(&["restore", "--to", "latest", "--into", into.to_str().unwrap()]);
+    // SAFETY: between fork and exec only one system call is made.
+    unsafe {
+        let few = Rlimit { current: Some(300), maximum: Some(300) };
+        command.pre_exec(move || Ok(rustix::process::setrlimit(Resource::Nofile, few)?));
+    }
+    let said = said(&mut command);
+    assert_eq!(said.code, 0, "{}", said.all());
+    let found = std::process::Command::new("find").arg(&into).args(["-type", "f"]).output().unwrap().stdout;
+    let files = found.iter().filter(|byte| **byte == b'\n').count();
+    assert!(files > 600, "{files} files could all be open at once");
 }
 
 /// Two restores into one place: the second is refused while the first works.

@@ -2,8 +2,9 @@
 //!
 //! Frames that lie near each other in a pack are read together, several reads at a time; each read's frames are then
 //! decompressed and proven on a thread for CPU work and handed to the caller there. Memory: at most
-//! `(threads + AHEAD) × READ_MAX_BYTES`, whatever the number of frames. What is in flight is counted in bytes, not in requests, so
-//! that short reads from a distant store do not wait for each other one round trip after the other.
+//! `(threads + AHEAD) × READ_MAX_BYTES`, whatever the number of frames, and of lists of frames that are read side by side. What is in
+//! flight is counted in bytes, not in requests, so that short reads from a distant store do not wait for each other one round trip
+//! after the other.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::frame::{Decompressor, FRAME_BYTES, FRAME_MAX_BYTES, FrameRef};
 use super::repository::Cluster;
@@ -150,24 +151,44 @@ impl Fetched {
     }
 }
 
-/// Reads all of `frames` (sorted, see [`sort`]) from their packs and hands each stretch to `visit` on one of `threads` threads for
-/// CPU work, while [`AHEAD`] further long reads, or many short ones, are on their way. An error of `visit` ends it.
-pub async fn reads<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, threads: usize, visit: Arc<F>) -> Result<(), E>
+/// How much is read and opened at a time. Reads that share it keep within it together, and are served in the order they came.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    working: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    most_units: u32,
+}
+
+impl Bounds {
+    /// For `threads` threads for CPU work, while [`AHEAD`] further long reads, or many short ones, are on their way.
+    pub fn new(threads: usize) -> Bounds {
+        let threads = threads.max(1);
+        let most_units = (threads + AHEAD) * (READ_MAX_BYTES / UNIT_BYTES) as usize;
+        let (working, room) = (Arc::new(Semaphore::new(threads)), Arc::new(Semaphore::new(most_units)));
+        Bounds { working, room, most_units: most_units as u32 }
+    }
+
+    /// Room for one read; it is kept until its frames are opened.
+    async fn room(&self, read: &PackRead) -> Option<OwnedSemaphorePermit> {
+        let units = read.bytes.div_ceil(UNIT_BYTES).min(self.most_units.into()) as u32;
+        // Nobody closes it.
+        self.room.clone().acquire_many_owned(units).await.ok()
+    }
+}
+
+/// Reads all of `frames` (sorted, see [`sort`]) from their packs and hands each stretch to `visit` on a thread for CPU work, within
+/// `bounds`. An error of `visit` ends it.
+pub async fn reads<E, F>(cluster: &Cluster, frames: Arc<Vec<FrameRef>>, bounds: &Bounds, visit: Arc<F>) -> Result<(), E>
 where
     E: From<RepoError> + Send + 'static,
     F: Fn(Fetched) -> Result<(), E> + Send + Sync + 'static,
 {
-    let working = Arc::new(Semaphore::new(threads.max(1)));
-    let most_units = (threads.max(1) + AHEAD) * (READ_MAX_BYTES / UNIT_BYTES) as usize;
-    let room = Arc::new(Semaphore::new(most_units));
     let (copies, runtime) = (Arc::new(cluster.vault().copies()), tokio::runtime::Handle::current());
     let run = |read: PackRead| {
-        let (frames, visit, working) = (frames.clone(), visit.clone(), working.clone());
-        let (copies, runtime, room) = (copies.clone(), runtime.clone(), room.clone());
+        let (frames, visit) = (frames.clone(), visit.clone());
+        let (copies, runtime) = (copies.clone(), runtime.clone());
         async move {
-            // Given out in the order of the reads, and kept until the frames are opened.
-            let units = read.bytes.div_ceil(UNIT_BYTES).min(most_units as u64) as u32;
-            let _room = room.acquire_many_owned(units).await;
+            let _room = bounds.room(&read).await;
             let key = cluster.layout().pack(&frames[read.frames.start].pack);
             let bytes = match fetch(cluster, &key, Part::Range { start: read.start, bytes: read.bytes }).await {
                 Ok(bytes) => Ok(bytes),
@@ -176,7 +197,7 @@ where
                 Err(error) => return Err(error.into()),
             };
             let fetched = Fetched { key, frames, read, bytes, copies, runtime };
-            let permit = working.acquire_owned().await;
+            let permit = bounds.working.clone().acquire_owned().await;
             let work = move || {
                 let _permit = permit;
                 visit(fetched)
@@ -217,7 +238,7 @@ where
             Ok(())
         })
     };
-    reads(cluster, frames, threads, Arc::new(open_all)).await
+    reads(cluster, frames, &Bounds::new(threads), Arc::new(open_all)).await
 }
 
 impl Fetched {

@@ -2,8 +2,9 @@
 //! then handed over.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::lanes::{LaneFailed, Lanes, WRITE_BYTES, Write};
+use super::lanes::{LaneFailed, Lanes, OpenFile, WRITE_BYTES, Write};
 use super::write::{Piece, Stopped};
 use crate::repo::fetch::{Fetched, Unproven};
 use crate::repo::frame::Decompressor;
@@ -16,6 +17,8 @@ const HELD: usize = 2;
 pub struct Assembly<'a> {
     fetched: &'a Fetched,
     decompressor: &'a mut Decompressor,
+    /// What pieces name by their number.
+    files: &'a [Arc<OpenFile>],
     lanes: &'a Lanes,
     /// The last may be continued.
     writes: Vec<Write>,
@@ -30,8 +33,13 @@ struct Place {
 }
 
 impl<'a> Assembly<'a> {
-    pub fn new(fetched: &'a Fetched, decompressor: &'a mut Decompressor, lanes: &'a Lanes) -> Assembly<'a> {
-        Assembly { fetched, decompressor, lanes, writes: Vec::new(), unproven: Vec::with_capacity(hash::AT_ONCE) }
+    pub fn new(
+        fetched: &'a Fetched,
+        decompressor: &'a mut Decompressor,
+        files: &'a [Arc<OpenFile>],
+        lanes: &'a Lanes,
+    ) -> Assembly<'a> {
+        Assembly { fetched, decompressor, files, lanes, writes: Vec::new(), unproven: Vec::with_capacity(hash::AT_ONCE) }
     }
 
     /// A frame that goes to one place as a whole.
@@ -69,15 +77,18 @@ impl<'a> Assembly<'a> {
     /// Room for a piece in the last write when the piece continues it, or else in a new one. At most [`WRITE_BYTES`].
     fn room(&mut self, piece: Piece) -> Result<Place, Stopped> {
         let bytes = piece.bytes as usize;
+        let file = &self.files[piece.file as usize];
         let continues = |write: &Write| {
-            write.file == piece.file && write.offset + write.bytes as u64 == piece.offset && write.bytes + bytes <= WRITE_BYTES
+            Arc::ptr_eq(&write.file, file)
+                && write.offset + write.bytes as u64 == piece.offset
+                && write.bytes + bytes <= WRITE_BYTES
         };
         if !self.writes.last().is_some_and(continues) {
             if self.unproven.is_empty() || self.writes.len() > HELD {
                 self.prove()?;
                 self.hand_over(0)?;
             }
-            self.writes.push(Write { file: piece.file, offset: piece.offset, bytes: 0, buffer: self.lanes.buffer() });
+            self.writes.push(Write { file: file.clone(), offset: piece.offset, bytes: 0, buffer: self.lanes.buffer() });
         }
         let write = self.writes.len() - 1;
         let begin = self.writes[write].bytes;

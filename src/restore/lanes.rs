@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
@@ -23,11 +23,13 @@ pub const WRITE_BYTES: usize = 1 << 20;
 /// Writes that wait in a lane.
 const QUEUE: usize = 2;
 
-/// A file that is being written.
+/// A file that is being written. It is closed when no write holds it.
 #[derive(Debug)]
 pub struct OpenFile {
     pub file: File,
     pub path: PathBuf,
+    /// Decides which lane has it, where only one may.
+    pub number: usize,
     /// Past the page cache.
     pub is_direct: bool,
 }
@@ -35,13 +37,13 @@ pub struct OpenFile {
 /// Some bytes on their way into a file.
 #[derive(Debug)]
 pub struct Write {
-    pub file: u32,
+    pub file: Arc<OpenFile>,
     pub offset: u64,
     pub bytes: usize,
     pub buffer: Buffer,
 }
 
-/// The way to the writing threads of one batch. They end when this is gone.
+/// The way to the writing threads. They end when this is gone.
 pub struct Lanes {
     senders: Vec<SyncSender<Write>>,
     shared: Arc<Shared>,
@@ -55,7 +57,6 @@ pub struct Running {
 }
 
 struct Shared {
-    files: Vec<OpenFile>,
     read_back: ReadBack,
     monitor: Arc<dyn Monitor>,
     /// Of [`WRITE_BYTES`].
@@ -80,8 +81,8 @@ fn is_read_back(how: ReadBack, offset: u64) -> bool {
 pub struct LaneFailed;
 
 impl Lanes {
-    pub fn start(files: Vec<OpenFile>, count: usize, read_back: ReadBack, monitor: Arc<dyn Monitor>) -> (Lanes, Running) {
-        let shared = Arc::new(Shared { files, read_back, monitor, buffers: Pool::new(WRITE_BYTES), failure: Mutex::default() });
+    pub fn start(count: usize, read_back: ReadBack, monitor: Arc<dyn Monitor>) -> (Lanes, Running) {
+        let shared = Arc::new(Shared { read_back, monitor, buffers: Pool::new(WRITE_BYTES), failure: Mutex::default() });
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         for _ in 0..count.max(1) {
             let (sender, receiver) = sync_channel(QUEUE);
@@ -96,11 +97,14 @@ impl Lanes {
         self.shared.buffers.take()
     }
 
-    /// Hands a write over; waits while all lanes that could take it are busy. Not for async code.
+    /// Hands a write over; waits while all lanes that could take it are busy. Nothing is taken once a lane failed. Not for async code.
     pub fn send(&self, write: Write) -> Result<(), LaneFailed> {
+        if self.shared.failure().is_some() {
+            return Err(LaneFailed);
+        }
         let count = self.senders.len();
-        if !self.shared.files[write.file as usize].is_direct {
-            return self.senders[write.file as usize % count].send(write).map_err(|_| LaneFailed);
+        if !write.file.is_direct {
+            return self.senders[write.file.number % count].send(write).map_err(|_| LaneFailed);
         }
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut write = write;
@@ -122,19 +126,20 @@ impl Running {
                 std::panic::resume_unwind(panic.into_panic());
             }
         }
-        match self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
+        self.shared.failure().take().map_or(Ok(()), Err)
     }
 }
 
 impl Shared {
+    fn failure(&self) -> MutexGuard<'_, Option<RestoreError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends with the channel, or at the first failure; then whoever sends learns it from the closed channel.
     fn run(&self, writes: &Receiver<Write>) {
         for write in writes {
             if let Err(error) = self.write(&write) {
-                self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                self.failure().get_or_insert(error);
                 return;
             }
             self.monitor.advance(write.bytes as u64);
@@ -142,7 +147,7 @@ impl Shared {
     }
 
     fn write(&self, write: &Write) -> Result<(), RestoreError> {
-        let OpenFile { file, path, .. } = &self.files[write.file as usize];
+        let OpenFile { file, path, .. } = &*write.file;
         let failed = |doing: &'static str| move |source: io::Error| RestoreError::Io { doing, path: path.clone(), source };
         let bytes = &write.buffer[..write.bytes];
         match file.write_all_at(bytes, write.offset) {
@@ -178,11 +183,11 @@ mod tests {
         let path = dir.path().join("16384");
         std::fs::write(&path, vec![0; 3 * WRITE_BYTES]).unwrap();
         let file = File::options().read(true).append(true).open(&path).unwrap();
-        let files = vec![OpenFile { file, path, is_direct: false }];
-        let (lanes, running) = Lanes::start(files, 2, read_back, Arc::new(Silent));
+        let file = Arc::new(OpenFile { file, path, number: 1, is_direct: false });
+        let (lanes, running) = Lanes::start(2, read_back, Arc::new(Silent));
         let mut buffer = lanes.buffer();
         buffer[..8192].fill(7);
-        let sent = tokio::task::spawn_blocking(move || lanes.send(Write { file: 0, offset, bytes: 8192, buffer }));
+        let sent = tokio::task::spawn_blocking(move || lanes.send(Write { file, offset, bytes: 8192, buffer }));
         assert!(sent.await.unwrap().is_ok());
         running.finish().await
     }
@@ -200,6 +205,30 @@ mod tests {
             let found = matches!(elsewhere(read_back, offset).await, Err(RestoreError::ReadBack { .. }));
             assert_eq!(found, is_found, "{read_back:?} at {offset}");
         }
+    }
+
+    /// What failed in one lane ends the others' work too, however much they could still take.
+    #[tokio::test]
+    async fn nothing_is_taken_once_a_lane_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("16384");
+        std::fs::write(&path, [0; 8192]).unwrap();
+        // Of two lanes, these have one each; the first cannot be written.
+        let open = |number: usize| {
+            let file = File::options().read(true).write(number == 1).open(&path).unwrap();
+            Arc::new(OpenFile { file, path: path.clone(), number, is_direct: false })
+        };
+        let (lanes, running) = Lanes::start(2, ReadBack::Nothing, Arc::new(Silent));
+        let (closed, open) = (open(0), open(1));
+        let sent = tokio::task::spawn_blocking(move || {
+            let write = |file: &Arc<OpenFile>| Write { file: file.clone(), offset: 0, bytes: 512, buffer: lanes.buffer() };
+            lanes.send(write(&closed)).unwrap();
+            // It closes its channel when it has failed.
+            while lanes.senders[0].send(write(&closed)).is_ok() {}
+            lanes.send(write(&open))
+        });
+        assert!(sent.await.unwrap().is_err());
+        assert!(matches!(running.finish().await, Err(RestoreError::Io { doing: "write", .. })));
     }
 
     #[test]

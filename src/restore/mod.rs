@@ -17,6 +17,7 @@
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
 mod assembly;
+mod batches;
 pub mod execute;
 pub mod guard;
 pub mod lanes;

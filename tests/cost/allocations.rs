@@ -13,7 +13,7 @@ use lastgood::repo::object::Sha;
 use lastgood::repo::pack::{CHUNK_BYTES, PackBuilder};
 use lastgood::repo::repository::Cluster;
 use lastgood::repo::vault::Vault;
-use lastgood::restore::write::{self, Target, Terms};
+use lastgood::restore::write::{Target, Terms, Writer};
 use lastgood::storage::Storage;
 use lastgood::storage::memory::MemoryStorage;
 
@@ -99,7 +99,9 @@ async fn of_restoring() {
     let map = map.finish();
     let target = Target { path: dir.path().join("16384"), bytes: map.bytes(), mode: 0o600, map };
     let before = ALLOCATIONS.load(Ordering::Relaxed);
-    write::batch(&cluster, vec![target], &terms).await.unwrap();
+    let writer = Writer::start(&cluster, &terms);
+    let handed_over = writer.batch(vec![target]).await;
+    writer.finish(handed_over).await.unwrap();
     let each = (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / FRAMES as f64;
     println!("{each} allocations a frame");
     assert!(std::fs::read(dir.path().join("16384")).unwrap() == raw.repeat(FRAMES));

@@ -67,8 +67,9 @@ impl Storage for Crowd {
     }
 }
 
-/// `packs` packs of `frames` frames that do not compress, all alike; reads in flight at most, and their bytes.
-async fn crowd(packs: usize, frames: usize) -> (u64, u64) {
+/// `packs` packs of `frames` frames that do not compress, all alike, read as `parts` lists side by side; reads in flight at most, and
+/// their bytes.
+async fn crowd(packs: usize, frames: usize, parts: usize) -> (u64, u64) {
     let mut state = 1u64;
     let raw: Vec<u8> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -98,23 +99,26 @@ async fn crowd(packs: usize, frames: usize) -> (u64, u64) {
     let seen = Arc::new(AtomicU64::new(0));
     let visit = {
         let seen = seen.clone();
-        move |_: usize, raw: std::result::Result<&[u8], RepoError>| {
-            raw?;
-            seen.fetch_add(1, Ordering::SeqCst);
+        Arc::new(move |fetched: fetch::Fetched| {
+            seen.fetch_add(fetched.frames().len() as u64, Ordering::SeqCst);
             Ok::<_, RepoError>(())
-        }
+        })
     };
-    fetch::each(&cluster, Arc::new(wanted), 2, Arc::new(visit)).await.unwrap();
+    let bounds = fetch::Bounds::new(2);
+    let part = |frames: &[FrameRef]| fetch::reads(&cluster, Arc::new(frames.to_vec()), &bounds, visit.clone());
+    futures::future::try_join_all(wanted.chunks(packs * frames / parts).map(part)).await.unwrap();
     assert_eq!(seen.load(Ordering::SeqCst), (packs * frames) as u64);
     (store.most_reads.load(Ordering::SeqCst), store.most_bytes.load(Ordering::SeqCst))
 }
 
 #[tokio::test]
 async fn short_reads_go_out_together_and_long_ones_stay_few() {
-    let (short, bytes) = crowd(200, 1).await;
+    let (short, bytes) = crowd(200, 1, 1).await;
     assert!(short >= 32, "{short} short reads at once");
     assert!(bytes <= 48 << 20, "{bytes}");
-    let (long, bytes) = crowd(16, 60).await;
-    assert!((4..=7).contains(&long), "{long} long reads at once");
-    assert!(bytes <= 48 << 20, "{bytes}");
+    for parts in [1, 4] {
+        let (long, bytes) = crowd(16, 60, parts).await;
+        assert!((4..=7).contains(&long), "{long} long reads at once");
+        assert!(bytes <= 48 << 20, "{bytes}");
+    }
 }
