@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::context::{Global, Place};
 use super::{output, progress};
@@ -38,8 +39,17 @@ pub struct Desk<'a> {
     who: Who,
     monitor: Arc<dyn Monitor>,
     json: bool,
-    /// The end of the audit as this process left it.
-    end: Mutex<Option<Head>>,
+    end: Mutex<End>,
+}
+
+/// What is known of the audit's end.
+#[derive(Default)]
+enum End {
+    #[default]
+    Unknown,
+    Asked(JoinHandle<Option<Head>>),
+    /// As this process left it.
+    Left(Head),
 }
 
 impl<'a> Desk<'a> {
@@ -52,10 +62,14 @@ impl<'a> Desk<'a> {
     }
 
     /// Looks for the end of the audit while other things are asked; without it, the first entry looks.
-    pub async fn learn_end(&self) {
-        if let Ok(head) = audit::head(self.cluster).await {
-            *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
-        }
+    pub fn learn_end(&self) {
+        let cluster = self.cluster.clone();
+        let look = tokio::spawn(async move { audit::head(&cluster).await.ok() });
+        *self.end() = End::Asked(look);
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
@@ -176,10 +190,16 @@ impl<'a> Desk<'a> {
 
     /// An audit that cannot be written must not keep data from coming back.
     async fn append(&self, event: Event) -> Option<u64> {
-        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = std::mem::take(&mut *self.end());
+        let end = match known {
+            End::Unknown => None,
+            // One that came to nothing is made again.
+            End::Asked(look) => look.await.ok().flatten(),
+            End::Left(head) => Some(head),
+        };
         match audit::append_behind(self.cluster, &self.who, event, end).await {
             Ok(head) => {
-                *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(head);
+                *self.end() = End::Left(head);
                 Some(head.number)
             }
             Err(error) => {

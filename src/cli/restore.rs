@@ -11,7 +11,6 @@ use super::{estimate, measure, output, places, progress};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::settings::TargetAction;
-use crate::repo::manifest::Manifest;
 use crate::repo::record::History;
 use crate::repo::report::Span;
 use crate::restore::RestoreError;
@@ -93,7 +92,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let desk = Desk::new("restore", &place, global);
-    let (archive, experience, packs) = look(&place, history, &manifests, &desk).await?;
+    // Asked for at once, and waited for where it is needed.
+    desk.learn_end();
+    let packs = Packs::of_newest(&place.cluster, &manifests);
+    let experience = Experience::ask(&place.cluster);
+    let archive = archive(&place, history).await?;
     let into = std::path::absolute(&args.into)?;
     let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
     let request = Request {
@@ -114,6 +117,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let seal = desk.seal(&plan, &place);
     let code = seal.code(clock::now());
+    // A restore needs no estimate.
+    let experience = experience.await.ok().and_then(Result::ok).unwrap_or_default();
     let measured = measure::Restore::new(&place, &experience, &plan);
     tell_plan(&plan, measured.estimate.as_ref(), &code, global.json);
     if args.confirm.dry_run {
@@ -149,11 +154,6 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             pin.leave("recovery after restore", pinned::RECOVERY_HOLD).await;
         }
     };
-    let (report, ()) = tokio::join!(measured.report(done.is_ok(), seconds, global.json), left);
-    let detail = |done: &execute::Restored| match &done.aside {
-        Some(aside) => format!("what stood there is now {}", aside.display()),
-        None => String::new(),
-    };
     if done.is_err() && plan.standing.occupant().is_some() && plan.root().exists() {
         let (into, root) = (plan.into.display(), plan.root());
         desk.note(&format!(
@@ -162,29 +162,25 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         ));
     }
     places::tell_served(&place, global.json);
-    let restored = desk.ended_with(attempt, done, report, detail).await?;
+    let told = async {
+        let report = measured.report(done.is_ok(), seconds, global.json).await;
+        let detail = |done: &execute::Restored| match &done.aside {
+            Some(aside) => format!("what stood there is now {}", aside.display()),
+            None => String::new(),
+        };
+        desk.ended_with(attempt, done, report, detail).await
+    };
+    let (restored, ()) = tokio::join!(told, left);
+    let restored = restored?;
     tell_result(&plan, &restored, (seconds, expected), global.json);
     Ok(0)
 }
 
-/// At everything that a plan needs, at once: the WAL, what restores took before, the packs, and the end of the audit.
-async fn look(
-    place: &Place,
-    history: &History,
-    manifests: &[Manifest],
-    desk: &Desk<'_>,
-) -> anyhow::Result<(Archive, Experience, Option<Packs>)> {
+async fn archive(place: &Place, history: &History) -> anyhow::Result<Archive> {
     let system = history.system_identifier;
-    let (archive, experience, packs, ()) = tokio::join!(
-        Archive::load(&place.cluster, system, history.wal_segment_bytes.into()),
-        Experience::load(&place.cluster),
-        Packs::of_newest(&place.cluster, manifests),
-        desk.learn_end(),
-    );
-    let mut archive = archive?;
+    let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
     archive.abandon(&place.record.abandoned(system));
-    // A restore needs no estimate.
-    Ok((archive, experience.unwrap_or_default(), packs))
+    Ok(archive)
 }
 
 /// What came of it, and what it was thought to take.

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures::future::OptionFuture;
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::RestoreError;
 use super::guard::Care;
@@ -139,9 +141,14 @@ pub struct Packs {
 
 impl Packs {
     /// Of the newest snapshot, from which most restores begin: the look takes as long as that at the WAL, and needs nothing of it.
-    pub async fn of_newest(cluster: &Cluster, manifests: &[Manifest]) -> Option<Packs> {
-        let newest = manifests.last()?;
-        Some(Packs { snapshot: newest.id.clone(), found: check_packs(cluster, newest).await })
+    /// It begins at once, whoever waits for it.
+    pub fn of_newest(cluster: &Cluster, manifests: &[Manifest]) -> Option<JoinHandle<Packs>> {
+        let (cluster, newest) = (cluster.clone(), manifests.last()?.clone());
+        let look = async move {
+            let found = check_packs(&cluster, &newest).await;
+            Packs { snapshot: newest.id, found }
+        };
+        Some(tokio::spawn(look))
     }
 }
 
@@ -150,7 +157,7 @@ pub async fn plan(
     around: &Around<'_>,
     mut archive: Archive,
     manifests: &[Manifest],
-    packs: Option<Packs>,
+    packs: Option<JoinHandle<Packs>>,
     request: &Request,
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
@@ -179,7 +186,8 @@ pub async fn plan(
     check_apart(&request.into, &tablespaces)?;
     let target = request.target.to_string();
     let packs = async {
-        match packs.filter(|packs| packs.snapshot == manifest.id) {
+        let looked = OptionFuture::from(packs).await;
+        match looked.and_then(Result::ok).filter(|packs| packs.snapshot == manifest.id) {
             Some(packs) => packs.found,
             None => check_packs(cluster, manifest).await,
         }

@@ -4,6 +4,7 @@
 //! what each measurement predicts, the range is from the lowest to the highest. Nothing measured: nothing is said.
 
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use crate::repo::RepoError;
 use crate::repo::report::{self, Kind, Report, Span};
@@ -50,6 +51,12 @@ pub struct Experience(Vec<Measured>);
 impl Experience {
     pub async fn load(cluster: &Cluster) -> Result<Experience, RepoError> {
         Ok(Experience::of(&report::newest(cluster, REPORTS).await?))
+    }
+
+    /// The same, begun at once, whoever waits for it.
+    pub fn ask(cluster: &Cluster) -> JoinHandle<Result<Experience, RepoError>> {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { Experience::load(&cluster).await })
     }
 
     pub fn of(reports: &[Report]) -> Experience {
