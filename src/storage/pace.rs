@@ -3,7 +3,8 @@
 //! Every call takes its bytes out of one budget and waits until the line would be free for them. A call is never refused, and a
 //! single large object goes in one piece: the pace is that of many calls.
 
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -90,6 +91,15 @@ impl<S: Storage> Storage for Pace<S> {
 
     async fn free_bytes(&self) -> Result<Option<u64>> {
         self.inner.free_bytes().await
+    }
+
+    /// At their own pace: what they are read for is the exception.
+    fn copies(&self) -> Vec<Arc<dyn Storage>> {
+        self.inner.copies()
+    }
+
+    fn scratch(&self) -> Option<PathBuf> {
+        self.inner.scratch()
     }
 
     fn bucket(&self) -> Option<&dyn Bucket> {

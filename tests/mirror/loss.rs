@@ -203,6 +203,10 @@ async fn restores_read_what_is_sound_wherever_it_is() {
         world.run(&args).code
     };
     assert_eq!(get(&[]), 126);
+    // A mount point where nothing is mounted is there, and says "not found" of everything.
+    lastgood::postgres::scratch::make_directory(&world.repository(), world.user()).unwrap();
+    assert_eq!(get(&[]), 126);
+    std::fs::remove_dir(world.repository()).unwrap();
     assert_eq!(get(&["--repo", "offsite"]), 1);
     let into = world.path("once-more").display().to_string();
     world.ok(&["--repo", "offsite", "restore", "--to", "latest", "--into", &into]);
