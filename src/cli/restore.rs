@@ -15,6 +15,7 @@ use crate::repo::record::History;
 use crate::repo::report::Span;
 use crate::restore::RestoreError;
 use crate::restore::execute::{self, Options};
+use crate::restore::guard::Approval;
 use crate::restore::loss::Loss;
 use crate::restore::pinned;
 use crate::restore::plan::{self, Packs, Plan, Request};
@@ -129,19 +130,37 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return Err(desk.refused(RestoreError::Living { path: plan.into, living }, None).await);
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
+    let options = options(global, &place, &plan)?;
+    carry_out(&place, &plan, (&approval, &code), &options, &desk, measured, global.json).await?;
+    Ok(0)
+}
+
+fn options(global: &Global, place: &Place, plan: &Plan) -> anyhow::Result<Options> {
     let until = plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
     let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
-    let options = Options {
+    Ok(Options {
         restore_command: global.server_command(&place.config, &get)?,
         threads: context::threads(place.config.restore.threads),
         read_back: place.config.restore.read_back,
-    };
-    let monitor = progress::monitor(global.json);
+    })
+}
+
+/// Restores, keeps the audit and the report of it, and says what came of it.
+async fn carry_out(
+    place: &Place,
+    plan: &Plan,
+    (approval, code): (&Approval, &str),
+    options: &Options,
+    desk: &Desk<'_>,
+    measured: measure::Restore,
+    json: bool,
+) -> anyhow::Result<()> {
+    let monitor = progress::monitor(json);
     let began = clock::monotonic();
     // Before anything is touched.
-    let (attempt, pinned) = tokio::join!(desk.attempted(&plan, &approval, &code), pinned::pin(&place.cluster, &plan, &*monitor));
+    let (attempt, pinned) = tokio::join!(desk.attempted(plan, approval, code), pinned::pin(&place.cluster, plan, &*monitor));
     let mut done = match pinned {
-        Ok(pinned) => execute::execute(&place.cluster, &plan, &approval, pinned, &options, monitor.clone()).await,
+        Ok(pinned) => execute::execute(&place.cluster, plan, approval, pinned, options, monitor.clone()).await,
         Err(error) => Err(error),
     };
     drop(monitor);
@@ -161,9 +180,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             root.display()
         ));
     }
-    places::tell_served(&place, global.json);
+    places::tell_served(place, json);
     let told = async {
-        let report = measured.report(done.is_ok(), seconds, global.json).await;
+        let report = measured.report(done.is_ok(), seconds, json).await;
         let detail = |done: &execute::Restored| match &done.aside {
             Some(aside) => format!("what stood there is now {}", aside.display()),
             None => String::new(),
@@ -172,8 +191,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let (restored, ()) = tokio::join!(told, left);
     let restored = restored?;
-    tell_result(&plan, &restored, (seconds, expected), global.json);
-    Ok(0)
+    tell_result(plan, &restored, (seconds, expected), json);
+    Ok(())
 }
 
 async fn archive(place: &Place, history: &History) -> anyhow::Result<Archive> {

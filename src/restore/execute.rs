@@ -9,7 +9,7 @@ use futures::stream::{StreamExt, TryStreamExt, poll_fn};
 use tokio::sync::mpsc;
 
 use super::RestoreError;
-use super::batches::{BATCHES, Site};
+use super::batches::{BATCHES, Listed, Site};
 use super::guard::Approval;
 use super::pinned::Pinned;
 use super::place::{self, Standing};
@@ -18,7 +18,7 @@ use super::replaced::Replaced;
 use super::salvage::{self, Saved};
 use super::switch::{self, Hold, Pair, Switched};
 use super::undo;
-use super::write::{Target, Terms, Writer};
+use super::write::{Stopped, Target, Terms, Writer};
 use crate::config::ReadBack;
 use crate::durable;
 use crate::monitor::Monitor;
@@ -136,11 +136,14 @@ impl Work<'_> {
         let (batches, mut prepared) = mpsc::channel(1);
         let writer = Writer::start(self.site.cluster, &self.terms);
         let batch = |targets| writer.batch(targets);
-        // The first error ends all that run, and closes the channel.
         let write = poll_fn(move |context| prepared.poll_recv(context)).map(batch).buffer_unordered(BATCHES).try_collect();
-        let (listed, handed_over) = tokio::join!(self.site.prepare_all(first, batches), write);
+        let prepare = async { self.site.prepare_all(first, batches).await.map_err(Stopped::Other) };
+        // The first error ends all that is under way; what threads have begun is waited for.
+        let (listed, handed_over) = match tokio::try_join!(prepare, write) {
+            Ok((listed, ())) => (listed, Ok(())),
+            Err(stopped) => (Listed::default(), Err(stopped)),
+        };
         writer.finish(handed_over).await?;
-        let listed = listed?;
         let control = listed.control.ok_or(RestoreError::NoControl)?;
         for path in salvage::provide(&self.site.plan.archive, &self.site.plan.provided, &self.site.root.join("pg_wal")).await? {
             self.site.own(&path)?;

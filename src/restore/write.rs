@@ -33,6 +33,8 @@ use crate::repo::repository::Cluster;
 const DIRECT_MIN_BYTES: u64 = 256 << 10;
 /// Writing threads for each that decompresses: they wait for the disk most of the time.
 const LANES_PER_THREAD: usize = 2;
+/// More would take the threads that tokio has for everything else (512), and no disk wants more.
+const MOST_LANES: usize = 64;
 
 /// A file to be made.
 #[derive(Debug)]
@@ -88,7 +90,8 @@ impl From<RepoError> for Stopped {
 
 impl<'a> Writer<'a> {
     pub fn start(cluster: &'a Cluster, terms: &'a Terms) -> Writer<'a> {
-        let (lanes, running) = Lanes::start(LANES_PER_THREAD * terms.threads, terms.read_back, terms.monitor.clone());
+        let lanes = LANES_PER_THREAD.saturating_mul(terms.threads).min(MOST_LANES);
+        let (lanes, running) = Lanes::start(lanes, terms.read_back, terms.monitor.clone());
         let making = Arc::new(Semaphore::new(1));
         Writer { cluster, terms, bounds: Bounds::new(terms.threads), lanes: Arc::new(lanes), running, making }
     }
