@@ -2,6 +2,7 @@
 
 #[path = "archive/ahead.rs"]
 mod ahead;
+mod inquiry;
 
 use std::path::{Path, PathBuf};
 

@@ -74,36 +74,60 @@ pub async fn get(
         _ => false,
     };
     let foreseen = async { if is_foreseen { Known::read(cluster, system).await.ok() } else { None } };
-    let fetching = fetch_to(cluster, system, file, destination, durable::temporary_beside(destination));
-    let (fetched, foreseen) = tokio::join!(fetching, foreseen);
-    match fetched {
-        Ok(()) => Ok(Got::Fetched),
-        // Nor may what recovery does not need stop it, whatever keeps us from having it.
-        Err(GetError::Repo(_)) if !is_needed => Ok(Got::Absent),
-        Err(GetError::Repo(error)) if error.is_not_found() => {
-            prove_absence(cluster, system, file, foreseen).await?;
+    let asking = async {
+        match fetch_to(cluster, system, file, destination, durable::temporary_beside(destination)).await {
+            Ok(()) => Ok(Asked::Fetched),
+            // Nor may what recovery does not need stop it, whatever keeps us from having it.
+            Err(GetError::Repo(_)) if !is_needed => Ok(Asked::NotNeeded),
+            Err(GetError::Repo(error)) if error.is_not_found() => {
+                let known = async { if is_foreseen { Ok(None) } else { Known::read(cluster, system).await.map(Some) } };
+                Ok(Asked::Nowhere(Box::new(tokio::try_join!(prove_place(cluster), known)?)))
+            }
+            Err(error) => Err(error),
+        }
+    };
+    let (asked, foreseen) = tokio::join!(asking, foreseen);
+    match asked? {
+        Asked::Fetched => Ok(Got::Fetched),
+        Asked::NotNeeded => Ok(Got::Absent),
+        Asked::Nowhere(proven) => {
+            let (repository, known) = *proven;
+            let known = match known.or(foreseen) {
+                Some(known) => known,
+                None => Known::read(cluster, system).await?,
+            };
+            prove_absence(cluster, system, file, &repository, known).await?;
             if let (WalFile::Segment(segment), Some(spool)) = (file, spool) {
                 spool.set_end(Some(segment));
             }
             Ok(Got::Absent)
         }
-        Err(error) => Err(error),
     }
 }
 
-/// Proves that what was not found is nowhere: this is the right place, and it knows the system.
-async fn prove_absence(cluster: &Cluster, system: SystemId, file: WalFile, foreseen: Option<Known>) -> Result<(), GetError> {
-    // An empty or wrong place says "not found" to everything; the right one has its record, and each of several places must. Asked
-    // after what it proves: a disk may go at any moment.
-    let places = copies::prove_places(cluster.storage());
-    let again = async { Repository::again(cluster.vault().clone()).await };
-    let known = async {
-        match foreseen {
-            Some(known) => Ok(known),
-            None => Known::read(cluster, system).await,
-        }
-    };
-    let ((), repository, known) = tokio::try_join!(places, again, known)?;
+/// What the store said.
+enum Asked {
+    Fetched,
+    NotNeeded,
+    /// It is not there, and this is the repository, which was there afterwards.
+    Nowhere(Box<(Repository, Option<Known>)>),
+}
+
+/// Proves that this is the right place. An empty or wrong one says "not found" to everything; the right one has its record, and each of
+/// several places must. Asked after what it proves: a disk may go at any moment.
+async fn prove_place(cluster: &Cluster) -> Result<Repository, RepoError> {
+    let (repository, ()) = tokio::try_join!(Repository::again(cluster.vault().clone()), copies::prove_places(cluster.storage()))?;
+    Ok(repository)
+}
+
+/// Proves that what was not found was never there, or is not there yet: the place knows the system.
+async fn prove_absence(
+    cluster: &Cluster,
+    system: SystemId,
+    file: WalFile,
+    repository: &Repository,
+    known: Known,
+) -> Result<(), GetError> {
     let record = match known.record {
         Some(record) => record,
         None => repository.registered(cluster.name()).await?.1,
@@ -188,7 +212,7 @@ async fn take(spool: &Spool, segment: SegmentName, destination: &Path) -> io::Re
 }
 
 /// Moves a file, across file systems when needed; `false` when it is not there.
-fn move_file(from: &Path, to: &Path) -> io::Result<bool> {
+pub(super) fn move_file(from: &Path, to: &Path) -> io::Result<bool> {
     match fs::rename(from, to) {
         Ok(()) => return Ok(true),
         // Not whether it is there: whoever fetches ahead may put it there at this very moment.

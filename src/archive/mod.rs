@@ -2,7 +2,8 @@
 //!
 //! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
 //! - [`job`]: one file, read once. [`index`]: what it says, on its way into roll-ups.
-//! - [`get`]: one file out, verified. [`ahead`]: the next ones, before recovery asks.
+//! - [`get`]: one file out, verified. [`ahead`]: the next ones, before recovery asks. [`inquiry`]: what else it asks, over the same
+//!   connections.
 //! - [`rival`]: two servers that write into one archive.
 //! - [`behind`]: notes about mirrors that are filled later.
 //! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
@@ -14,6 +15,7 @@ pub mod ahead;
 pub mod behind;
 pub mod get;
 pub mod index;
+pub mod inquiry;
 mod job;
 pub mod push;
 pub mod rival;

@@ -82,7 +82,7 @@ impl Spool {
     pub fn open(root: &Path, cluster: &str, system: SystemId, data_directory: &Path) -> io::Result<Spool> {
         let dir = Spool::place(root, cluster, system, data_directory)?;
         let spool = Spool { dir };
-        for dir in [spool.dir.join("pushed"), spool.fetched_dir(), spool.dir.join("index")] {
+        for dir in [spool.dir.join("pushed"), spool.fetched_dir(), spool.dir.join("index"), spool.questions()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         Ok(spool)
@@ -132,8 +132,13 @@ impl Spool {
     /// Bytes that are there of a segment on its way; `None` when nobody fetches it.
     pub fn coming_bytes(&self, segment: SegmentName) -> Option<u64> {
         let bytes = fs::metadata(self.coming(segment)).ok()?.len();
-        // Whoever gets the lock sees what a process left that is no more.
-        self.lock_fetching().is_none().then_some(bytes)
+        // Else it was left by a process that is no more.
+        self.is_somebody_fetching().then_some(bytes)
+    }
+
+    /// Where [`super::inquiry`] has its questions.
+    pub fn questions(&self) -> PathBuf {
+        self.dir.join("questions")
     }
 
     pub fn acknowledge(&self, segment: SegmentName, acknowledgement: &Acknowledgement) -> io::Result<()> {
@@ -282,18 +287,23 @@ impl Spool {
 
     /// A lock that one process holds that looks at what was archived.
     pub fn lock_watching(&self) -> Option<fs::File> {
-        self.lock("watching")
+        self.lock("watching").ok()
     }
 
     /// A lock that one prefetching process holds; `None` when another does. It ends with the value.
     pub fn lock_fetching(&self) -> Option<fs::File> {
-        self.lock("lock")
+        self.lock("lock").ok()
     }
 
-    fn lock(&self, name: &str) -> Option<fs::File> {
-        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(name)).ok()?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).ok()?;
-        Some(file)
+    /// Whether a process is at work that fetches ahead. Not where that cannot be told: nobody should wait for it.
+    pub fn is_somebody_fetching(&self) -> bool {
+        self.lock("lock").is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn lock(&self, name: &str) -> io::Result<fs::File> {
+        let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.dir.join(name))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
     }
 }
 

@@ -9,12 +9,14 @@ use super::keys::{self, Need};
 use super::{error, places};
 use crate::archive::ahead::{self, Ahead};
 use crate::archive::get::{self, Got};
+use crate::archive::inquiry::Desk;
 use crate::archive::spool::Spool;
 use crate::config::Config;
 use crate::postgres::control::ControlFile;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::header;
 use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::object::Sha;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::Role;
 use crate::repo::vault::Vault;
@@ -81,38 +83,26 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let ahead = config.archive.fetch_ahead > 0 && args.bytes_per_s.is_none();
     let root = args.spool.as_ref().unwrap_or(&config.archive.spool);
     let spool = ahead.then(|| Spool::open(root, &config.cluster.name, system, Path::new(".")).ok()).flatten();
+    let desk = spool.map(|spool| Desk::new(spool, fingerprint(&config)));
+    let call = Call { global, config: &config, args: &args, system, desk: desk.as_ref() };
     if let Some(segment_bytes) = args.prefetch {
-        if let (WalFile::Segment(segment), Some(spool)) = (file, &spool)
-            && let Some(ahead) = args.ahead(&config, segment, segment_bytes)
-        {
-            let source = Source::of(&config, &args).await?;
-            ahead::follow(&source.cluster, system, ahead, spool, Path::new("."), terminated()).await;
-        }
+        call.keep_ready(file, segment_bytes).await?;
         return Ok(0);
     }
     let Some(destination) = &args.destination else { return Ok(error::COULD_NOT_TELL) };
-    let starter = Starter { global, config: &config, args: &args, system, spool: spool.as_ref() };
-    if let (WalFile::Segment(segment), Some(spool)) = (file, &spool) {
-        starter.start_beside(segment, spool);
-        if get::from_spool(spool, segment, destination).await? {
-            return Ok(0);
+    match call.have(file, destination, source).await? {
+        Got::Fetched => Ok(0),
+        Got::Absent => {
+            eprintln!("lastgood: {file} is not in the archive");
+            Ok(error::ABSENT)
         }
     }
-    let source = match source {
-        Some(source) => source,
-        None => Source::of(&config, &args).await?,
-    };
-    let got = get::get(&source.cluster, system, file, destination, args.until, spool.as_ref()).await?;
-    // The next call is another process.
-    source.pace.rest().await;
-    if got == Got::Absent {
-        eprintln!("lastgood: {file} is not in the archive");
-        return Ok(error::ABSENT);
-    }
-    if let WalFile::Segment(segment) = file {
-        starter.start(segment, std::fs::metadata(destination).map_or(0, |found| found.len()));
-    }
-    Ok(0)
+}
+
+/// Of what decides where something is looked for, and how. Where the file with it lies does not.
+fn fingerprint(config: &Config) -> String {
+    let config = Config { path: None, ..config.clone() };
+    Sha::of(format!("{config:?}").as_bytes()).to_string()
 }
 
 /// From where WAL is fetched.
@@ -157,37 +147,80 @@ async fn terminated() {
     }
 }
 
-/// Starts the process that fetches ahead.
-struct Starter<'a> {
+/// One call of the program.
+struct Call<'a> {
     global: &'a Global,
     config: &'a Config,
     args: &'a Args,
     system: SystemId,
-    spool: Option<&'a Spool>,
+    /// In the spool of the data directory, if there is one.
+    desk: Option<&'a Desk>,
 }
 
-impl Starter<'_> {
+impl Call<'_> {
+    /// Is the process that fetches ahead.
+    async fn keep_ready(&self, file: WalFile, segment_bytes: u64) -> anyhow::Result<()> {
+        if let (WalFile::Segment(segment), Some(desk)) = (file, self.desk)
+            && let Some(ahead) = self.args.ahead(self.config, segment, segment_bytes)
+        {
+            let source = Source::of(self.config, self.args).await?;
+            ahead::follow(&source.cluster, self.system, ahead, desk, Path::new("."), terminated()).await;
+        }
+        Ok(())
+    }
+
+    /// From the spool, from whoever fetches ahead, or from `source`, which may be open already.
+    async fn have(&self, file: WalFile, destination: &Path, source: Option<Source>) -> anyhow::Result<Got> {
+        let mut is_started = false;
+        if let (WalFile::Segment(segment), Some(spool)) = (file, self.spool()) {
+            is_started = self.start_beside(segment, spool);
+            if get::from_spool(spool, segment, destination).await? {
+                return Ok(Got::Fetched);
+            }
+        }
+        // Who was only just started has no connections yet.
+        if let Some(desk) = self.desk.filter(|_| !is_started)
+            && let Some(answered) = desk.ask(file, destination).await
+        {
+            return Ok(answered);
+        }
+        let source = match source {
+            Some(source) => source,
+            None => Source::of(self.config, self.args).await?,
+        };
+        let got = get::get(&source.cluster, self.system, file, destination, self.args.until, self.spool()).await?;
+        // The next call is another process.
+        source.pace.rest().await;
+        if let (WalFile::Segment(segment), Got::Fetched) = (file, got) {
+            self.start(segment, std::fs::metadata(destination).map_or(0, |found| found.len()));
+        }
+        Ok(got)
+    }
+
+    fn spool(&self) -> Option<&Spool> {
+        self.desk.map(Desk::spool)
+    }
+
     /// Where the server says how long its segments are, what follows is fetched beside the first. A standby that waits for a segment asks
     /// for it again and again.
-    fn start_beside(&self, segment: SegmentName, spool: &Spool) {
-        if spool.end() != Some(segment)
-            && let Ok(control) = ControlFile::read(Path::new("."))
-        {
-            self.start(segment, control.wal_segment_bytes.into());
+    fn start_beside(&self, segment: SegmentName, spool: &Spool) -> bool {
+        if spool.end() == Some(segment) {
+            return false;
         }
+        ControlFile::read(Path::new(".")).is_ok_and(|control| self.start(segment, control.wal_segment_bytes.into()))
     }
 
     /// Fetches on in the background what follows `segment`, unless somebody does already, or it is known that nothing does. What fails
-    /// here fails again, with its reason, when recovery asks.
-    fn start(&self, segment: SegmentName, segment_bytes: u64) {
+    /// here fails again, with its reason, when recovery asks. Says whether it was started.
+    fn start(&self, segment: SegmentName, segment_bytes: u64) -> bool {
         let ahead = self.args.ahead(self.config, segment, segment_bytes);
-        let (Some(spool), Some(ahead)) = (self.spool, ahead) else { return };
+        let (Some(spool), Some(ahead)) = (self.spool(), ahead) else { return false };
         if !ahead.is_worth_it(spool) {
-            return;
+            return false;
         }
         // The process gets the lock as its standard input, and so holds it from before it is there until it ends.
-        let Some(lock) = spool.lock_fetching() else { return };
-        let Ok(words) = self.global.words(self.config) else { return };
+        let Some(lock) = spool.lock_fetching() else { return false };
+        let Ok(words) = self.global.words(self.config) else { return false };
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(["archive-get", &self.args.name, "--system-identifier", &self.system.to_string()]);
         command.args(["--prefetch", &segment_bytes.to_string()]);
@@ -197,6 +230,6 @@ impl Starter<'_> {
         if let Some(spool) = &self.args.spool {
             command.arg("--spool").arg(spool);
         }
-        let _ = command.stdin(lock).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        command.stdin(lock).stdout(Stdio::null()).stderr(Stdio::null()).spawn().is_ok()
     }
 }

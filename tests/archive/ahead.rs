@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lastgood::archive::ahead::{self, Ahead, End};
 use lastgood::archive::get::{self, Got};
+use lastgood::archive::inquiry::Desk;
 use lastgood::archive::spool::Spool;
 use lastgood::clock;
 use lastgood::postgres::lsn::{SystemId, Timeline};
@@ -19,52 +20,65 @@ use lastgood::storage::record::Operation;
 
 use crate::support::world::PATIENCE;
 
-const SYSTEM: SystemId = SystemId(7);
-const SEGMENT_BYTES: u64 = 16 << 20;
+pub const SYSTEM: SystemId = SystemId(7);
+pub const SEGMENT_BYTES: u64 = 16 << 20;
 
-fn name(number: u64) -> SegmentName {
+pub fn name(number: u64) -> SegmentName {
     SegmentName::new(Timeline(1), number, SEGMENT_BYTES)
 }
 
 /// An archive with segments 1 to `last`, and a data directory in recovery.
-struct Archive {
+pub struct Archive {
     dir: tempfile::TempDir,
     cluster: Cluster,
-    script: Script,
-    spool: Spool,
+    pub script: Script,
+    pub spool: Spool,
 }
 
 impl Archive {
     async fn new(last: u64) -> Archive {
-        let dir = tempfile::tempdir().unwrap();
         let script = Script::new();
         let store = Arc::new(FaultInjection::new(MemoryStorage::new(), &script));
-        let cluster = Cluster::unchecked(Vault::new(store, None), "shop");
-        for number in 1..=last {
-            let encoded = segment::encode(content(number).as_bytes(), 1, None, &[], &mut |_| {}).unwrap();
-            segment::store(&cluster, SYSTEM, &WalFile::Segment(name(number)), encoded, None).await.unwrap();
-        }
+        Archive::of(Cluster::unchecked(Vault::new(store, None), "shop"), script, last).await
+    }
+
+    pub async fn of(cluster: Cluster, script: Script, last: u64) -> Archive {
+        let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         std::fs::create_dir(&data).unwrap();
         std::fs::write(data.join("recovery.signal"), "").unwrap();
         let spool = Spool::open(&dir.path().join("spool"), "shop", SYSTEM, &data).unwrap();
-        Archive { dir, cluster, script, spool }
+        let archive = Archive { dir, cluster, script, spool };
+        archive.store(1..=last).await;
+        archive
+    }
+
+    pub async fn store(&self, numbers: std::ops::RangeInclusive<u64>) {
+        for number in numbers {
+            let encoded = segment::encode(content(number).as_bytes(), 1, None, &[], &mut |_| {}).unwrap();
+            segment::store(&self.cluster, SYSTEM, &WalFile::Segment(name(number)), encoded, None).await.unwrap();
+        }
     }
 
     fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    fn destination(&self) -> PathBuf {
+    pub fn destination(&self) -> PathBuf {
         self.dir.path().join("RECOVERYXLOG")
     }
 
+    pub fn desk(&self) -> Desk {
+        Desk::new(self.spool.clone(), "here".into())
+    }
+
     /// What the process does that keeps segments ready, holding its lock.
-    fn follow(&self, ahead: Ahead, broken_off: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<End> {
+    pub fn follow(&self, ahead: Ahead, broken_off: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<End> {
         let (cluster, spool, data) = (self.cluster.clone(), self.spool.clone(), self.data());
+        let desk = self.desk();
         let lock = spool.lock_fetching().expect("nobody else is at work");
         tokio::spawn(async move {
-            let end = ahead::follow(&cluster, SYSTEM, ahead, &spool, &data, broken_off).await;
+            let end = ahead::follow(&cluster, SYSTEM, ahead, &desk, &data, broken_off).await;
             drop(lock);
             end
         })
@@ -84,11 +98,11 @@ impl Archive {
         had
     }
 
-    fn ready(&self) -> Vec<u64> {
+    pub fn ready(&self) -> Vec<u64> {
         (1..100).filter(|number| self.spool.fetched(name(*number)).exists()).collect()
     }
 
-    async fn until_ready(&self, numbers: &[u64]) {
+    pub async fn until_ready(&self, numbers: &[u64]) {
         until(|| self.ready() == numbers, || format!("{:?}", self.ready())).await;
     }
 
@@ -104,15 +118,15 @@ enum Had {
     Fetched,
 }
 
-fn content(number: u64) -> String {
+pub fn content(number: u64) -> String {
     format!("segment {number}")
 }
 
-fn behind(number: u64, count: usize, until: Option<u64>) -> Ahead {
+pub fn behind(number: u64, count: usize, until: Option<u64>) -> Ahead {
     Ahead { segment: name(number), segment_bytes: SEGMENT_BYTES, count, until: until.map(name) }
 }
 
-async fn until(is_met: impl Fn() -> bool, said: impl Fn() -> String) {
+pub async fn until(is_met: impl Fn() -> bool, said: impl Fn() -> String) {
     let began = clock::monotonic();
     while !is_met() {
         assert!(began.elapsed() < PATIENCE, "{}", said());
@@ -261,10 +275,11 @@ async fn a_disk_with_little_room_is_left_alone() {
     let archive = Archive::new(9).await;
     let small = Mounted::new(archive.dir.path(), 40);
     let spool = Spool::open(&small.0, "shop", SYSTEM, &archive.data()).unwrap();
+    let desk = Desk::new(spool.clone(), "here".into());
     let follow = async |count| {
         let ahead = behind(1, count, Some(2));
         let broken_off = async { until(|| spool.fetched(name(2)).exists(), || "nothing came".into()).await };
-        ahead::follow(&archive.cluster, SYSTEM, ahead, &spool, &archive.data(), broken_off).await
+        ahead::follow(&archive.cluster, SYSTEM, ahead, &desk, &archive.data(), broken_off).await
     };
     assert_eq!(follow(16).await, End::Absent, "40 MB are less than 16 segments");
     assert!(!spool.fetched(name(2)).exists());
