@@ -9,21 +9,37 @@ use lastgood::archive::inquiry::Desk;
 use lastgood::clock;
 use lastgood::postgres::lsn::Timeline;
 use lastgood::postgres::wal::name::WalFile;
+use lastgood::repo::copies::RULES;
 use lastgood::repo::record::{ClusterRecord, History};
-use lastgood::repo::repository::Repository;
-use lastgood::storage::Fault;
+use lastgood::repo::repository::{Cluster, Repository};
+use lastgood::repo::vault::Vault;
 use lastgood::storage::fault::{FaultInjection, Script, Trouble, When};
 use lastgood::storage::memory::MemoryStorage;
 use lastgood::storage::record::{Log, Operation, Record};
+use lastgood::storage::several::{Duty, Several};
+use lastgood::storage::{Body, Depth, Fault, Part, Storage, list_all};
+use tokio::task::JoinHandle;
 
 use super::ahead::{Archive, SEGMENT_BYTES, SYSTEM, behind, content, name, until};
 
-/// The same archive in a repository that knows the system, so that absence can be proven.
+/// An archive in a repository that knows the system, so that absence can be proven.
 async fn known(last: u64) -> (Archive, Log) {
     let script = Script::new();
     let store = Record::new(MemoryStorage::new());
     let log = store.log();
-    let store = Arc::new(FaultInjection::new(store, &script));
+    let cluster = registered(Arc::new(FaultInjection::new(store, &script))).await;
+    (Archive::of(cluster, script, last).await, log)
+}
+
+/// The same, and whoever fetches ahead, who has come to its end.
+async fn followed(last: u64) -> (Archive, Log, JoinHandle<End>) {
+    let (archive, log) = known(last).await;
+    let following = archive.follow(behind(1, 4, None), pending());
+    archive.until_ready(&(2..=last).collect::<Vec<_>>()).await;
+    (archive, log, following)
+}
+
+async fn registered(store: Arc<dyn Storage>) -> Cluster {
     let (repository, _) = Repository::open_or_create(store, &Default::default(), None).await.unwrap();
     let history = History {
         system_identifier: SYSTEM,
@@ -47,7 +63,7 @@ async fn known(last: u64) -> (Archive, Log) {
     };
     let cluster = repository.cluster("shop");
     assert!(cluster.put_record(&record).await.unwrap());
-    (Archive::of(cluster, script, last).await, log)
+    cluster
 }
 
 impl Archive {
@@ -70,9 +86,7 @@ fn segment(number: u64) -> WalFile {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn absence_is_proven_anew_for_each_question() {
-    let (archive, log) = known(3).await;
-    let following = archive.follow(behind(1, 4, None), pending());
-    archive.until_ready(&[2, 3]).await;
+    let (archive, log, following) = followed(3).await;
     let marker = || log.calls().iter().filter(|call| call.key == "lastgood.json").count();
     for round in 1..=3 {
         let proofs = marker();
@@ -87,9 +101,7 @@ async fn absence_is_proven_anew_for_each_question() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_recovery_had_before_is_fetched_again() {
-    let (archive, _) = known(3).await;
-    let following = archive.follow(behind(1, 4, None), pending());
-    archive.until_ready(&[2, 3]).await;
+    let (archive, _, following) = followed(3).await;
     assert_eq!(archive.ask(segment(1)).await, Some(Got::Fetched));
     assert_eq!(archive.got(), content(1));
     assert_eq!(archive.questions(), 0);
@@ -99,9 +111,7 @@ async fn what_recovery_had_before_is_fetched_again() {
 /// A standby at the end of the archive, which goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_that_went_on_is_followed() {
-    let (archive, _) = known(3).await;
-    let following = archive.follow(behind(1, 4, None), pending());
-    archive.until_ready(&[2, 3]).await;
+    let (archive, _, following) = followed(3).await;
     archive.spool.ask(name(4));
     assert_eq!(archive.ask(segment(4)).await, Some(Got::Absent));
     archive.store(4..=6).await;
@@ -126,14 +136,31 @@ async fn a_failure_ends_looking_ahead() {
 /// Who would look elsewhere has to look for itself, and with several places everybody has to be sure for themselves.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_same_configuration_is_answered() {
-    let (archive, _) = known(3).await;
-    let following = archive.follow(behind(1, 4, None), pending());
-    archive.until_ready(&[2, 3]).await;
+    let (archive, _, following) = followed(3).await;
     let elsewhere = Desk::new(archive.spool.clone(), "elsewhere".into());
     assert_eq!(elsewhere.ask(segment(1), &archive.destination()).await, None);
     assert_eq!(elsewhere.ask(segment(4), &archive.destination()).await, None);
     assert_eq!(archive.ask(segment(1)).await, Some(Got::Fetched));
     assert_eq!(archive.questions(), 0);
+    following.abort();
+}
+
+/// Which of several places count is found out when a process starts: nobody is told by another that something is in none of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_places_nobody_else_says_what_is_absent() {
+    let (first, second) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+    Archive::of(registered(first.clone()).await, Script::new(), 3).await;
+    for object in list_all(&*first, "", Depth::All).await.unwrap().objects {
+        let bytes = first.read(&object.key, Part::Whole).await.unwrap().bytes;
+        second.create(&object.key, Body::Bytes(vec![bytes])).await.unwrap();
+    }
+    let both = Several::new(first, vec![("offsite".into(), second as Arc<dyn Storage>)], Duty::Read, RULES);
+    let cluster = Cluster::unchecked(Vault::new(Arc::new(both), None), "shop");
+    let archive = Archive::of(cluster, Script::new(), 0).await;
+    let following = archive.follow(behind(1, 4, None), pending());
+    archive.until_ready(&[2, 3]).await;
+    assert_eq!(archive.ask(segment(1)).await, Some(Got::Fetched));
+    assert_eq!(archive.ask(segment(4)).await, None);
     following.abort();
 }
 
