@@ -7,6 +7,7 @@
 //! - [`cli`]: what people type. One file per command. Text, JSON, progress bars and exit codes live there and nowhere else.
 //! - [`snapshot`]: take one: list the data directory, choose what changed, read, pack, commit.
 //! - [`archive`]: WAL in (`archive-push`), WAL out (`archive-get`), look-ahead in both directions.
+//! - [`lineage`]: which WAL belongs together, judged by content and LSN: forks, chains of digests, comparisons.
 //! - [`timeline`]: which moments the archive can reach: windows, gaps, and the record a restore target means.
 //! - [`restore`]: plan, fetch, verify, configure recovery.
 //! - [`drill`]: restore somewhere safe, start, question, report.
@@ -19,7 +20,7 @@
 //!
 //! # Who may call whom
 //! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `drill`, `upkeep`, `watch`); operations call
-//! `repo` and `postgres`; `repo` calls `storage`. `repo` knows of PostgreSQL only names and LSNs (`postgres::lsn`,
+//! `lineage`, `repo` and `postgres`; `repo` calls `storage`. `repo` knows of PostgreSQL only names and LSNs (`postgres::lsn`,
 //! `postgres::wal::name`); `postgres` and `storage` know no repository. Operations never print, never exit, never read the
 //! environment: they report to a [`monitor::Monitor`]. `tests/tidy.rs` keeps these rules.
 //!
@@ -34,6 +35,7 @@ pub mod clock;
 pub mod config;
 pub mod drill;
 pub mod durable;
+pub mod lineage;
 pub mod monitor;
 pub mod postgres;
 pub mod repo;

@@ -42,15 +42,18 @@ fn sources() -> Vec<(PathBuf, String, String)> {
 fn allowed(room: &str) -> &'static [&'static str] {
     match room {
         "main" | "lib" => &["cli"],
-        "cli" => &["archive", "snapshot", "timeline", "restore", "drill", "upkeep", "watch", "repo", "postgres", "storage"],
+        "cli" => {
+            &["archive", "lineage", "snapshot", "timeline", "restore", "drill", "upkeep", "watch", "repo", "postgres", "storage"]
+        }
         // Snapshots sweep what earlier ones left, and read from the timeline what changed; checks prove archiving as snapshots do; a
         // plan is a moment found on a timeline.
-        "snapshot" => &["upkeep", "timeline", "repo", "postgres", "storage"],
-        "upkeep" => &["snapshot", "timeline", "repo", "postgres", "storage"],
-        "restore" => &["timeline", "snapshot", "repo", "postgres", "storage"],
+        "snapshot" => &["upkeep", "lineage", "timeline", "repo", "postgres", "storage"],
+        "upkeep" => &["snapshot", "lineage", "timeline", "repo", "postgres", "storage"],
+        "restore" => &["timeline", "lineage", "snapshot", "repo", "postgres", "storage"],
         "drill" => &["restore", "timeline", "upkeep", "repo", "postgres", "storage"],
-        "archive" | "timeline" => &["repo", "postgres", "storage"],
-        "watch" => &["timeline", "repo", "postgres", "storage"],
+        "archive" | "timeline" => &["lineage", "repo", "postgres", "storage"],
+        "watch" => &["timeline", "lineage", "repo", "postgres", "storage"],
+        "lineage" => &["repo", "postgres", "storage"],
         "repo" => &["postgres", "storage"],
         "postgres" | "storage" => &[],
         _ => &[],

@@ -6,10 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::index;
 use super::push::PushError;
 use super::spool::{Note, Spool};
 use crate::clock;
+use crate::lineage::fork::Fork;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::wal::header::{LONG_HEADER_BYTES, SegmentHeader};
 use crate::postgres::wal::index::fold::{Fold, Folded};
@@ -33,6 +36,36 @@ pub(super) struct Job {
     pub spool: Option<Spool>,
 }
 
+/// The digest of the segment before.
+#[derive(Debug, Default)]
+pub(super) enum Previous {
+    #[default]
+    Unknown,
+    Known(Sha),
+    /// It is being read at the same time.
+    Coming(oneshot::Receiver<Sha>),
+}
+
+impl Previous {
+    async fn known(self) -> Option<Sha> {
+        match self {
+            Previous::Unknown => None,
+            Previous::Known(sha256) => Some(sha256),
+            Previous::Coming(coming) => coming.await.ok(),
+        }
+    }
+}
+
+/// What goes along with a file.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    pub previous: Previous,
+    /// Of a history file that comes for the first time.
+    pub fork: Option<Fork>,
+    /// Waits for this file's digest.
+    pub tell: Option<oneshot::Sender<Sha>>,
+}
+
 /// What reading a file gave.
 struct Content {
     encoded: segment::Encoded,
@@ -43,8 +76,8 @@ struct Content {
 }
 
 impl Job {
-    /// Stores the file, and keeps the index of a segment, which never fails a push.
-    pub async fn run(&self, cluster: &Cluster) -> Result<Stored, PushError> {
+    /// Stores the file, and keeps the index of a segment, which never fails a push. Answers its digest too.
+    pub async fn run(&self, cluster: &Cluster, beside: Beside) -> Result<(Stored, Sha), PushError> {
         let job = self.clone();
         let sealer = cluster.vault().sealer(&cluster.layout().wal(self.system, &self.file));
         let scratch = segment::scratch(cluster);
@@ -52,8 +85,15 @@ impl Job {
             Ok(read) => read?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        let here = describe(read.encoded.sha256, read.summary.as_ref());
-        match segment::store(cluster, self.system, &self.file, read.encoded, read.summary).await? {
+        let sha256 = read.encoded.sha256;
+        if let Some(waiting) = beside.tell {
+            // Who waits for it may have given up.
+            let _ = waiting.send(sha256);
+        }
+        let here = describe(sha256, read.summary.as_ref());
+        let fork = beside.fork.and_then(|fork| serde_json::to_value(fork).ok());
+        let said = segment::Said { previous: beside.previous.known().await, summary: read.summary.or(fork) };
+        match segment::store(cluster, self.system, &self.file, read.encoded, said).await? {
             Stored::Different { there } => {
                 let stored = segment::read_trailer(cluster, self.system, &self.file).await?;
                 let there = describe(there, stored.summary.as_ref());
@@ -67,7 +107,7 @@ impl Job {
                     };
                     spool.note(Note::IndexProblem, kept.err().as_deref());
                 }
-                Ok(stored)
+                Ok((stored, sha256))
             }
         }
     }

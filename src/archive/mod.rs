@@ -1,6 +1,7 @@
 //! WAL in and out of the repository: what `archive_command` and `restore_command` call.
 //!
-//! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along.
+//! - [`push`]: one file in, checked, stored durably; then further segments that are ready, taken along ([`look_ahead`]).
+//!   [`predecessor`]: the segment before it, which must be the archive's.
 //! - [`job`]: one file, read once. [`index`]: what it says, on its way into roll-ups.
 //! - [`get`]: one file out, verified. [`ahead`]: the next ones, before recovery asks. [`inquiry`]: what else it asks, over the same
 //!   connections.
@@ -17,6 +18,8 @@ pub mod get;
 pub mod index;
 pub mod inquiry;
 mod job;
+mod look_ahead;
+mod predecessor;
 pub mod push;
 pub mod rival;
 pub mod spool;

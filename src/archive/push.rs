@@ -11,9 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::job::{Job, checked_header};
-use super::rival::{self, Candidate};
+use super::job::{Beside, Job, checked_header};
+use super::look_ahead::Ahead;
+use super::predecessor::Before;
+use super::rival::{self, Admitted, Candidate};
 use super::spool::{Acknowledgement, Note, Spool};
+use crate::lineage::fork::Fork;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::lsn::{SystemId, Timeline};
@@ -54,6 +57,10 @@ pub enum PushError {
     )]
     Rival { cluster: String, here: String, there: String },
     #[error(
+        "{name} is refused: before it, this server has another segment {before} ({here}) than the archive of {cluster:?} ({there}), so it is of another history (a volume that was set back to an older state, or a copy): it stays in pg_wal. `lastgood backup` and restores would mix two histories. When this server shall go on, let it begin a timeline of its own (restart it with recovery.signal and restore_command, until it is promoted) and say so with `lastgood release`"
+    )]
+    Parted { name: SegmentName, before: SegmentName, cluster: String, there: String, here: String },
+    #[error(
         "timeline {timeline} of {cluster:?} was given up for timeline {by} at {at}, so its WAL is refused (it stays in pg_wal); when it shall go on after all, say so with `lastgood release`"
     )]
     Abandoned { cluster: String, timeline: Timeline, by: Timeline, at: jiff::Timestamp },
@@ -73,7 +80,10 @@ impl PushError {
     /// Turned away by decision, not by a failure.
     fn is_refusal(&self) -> bool {
         use PushError::*;
-        matches!(self, Header { .. } | Foreign { .. } | Conflict { .. } | Rival { .. } | Abandoned { .. } | Restored { .. })
+        matches!(
+            self,
+            Header { .. } | Foreign { .. } | Conflict { .. } | Rival { .. } | Parted { .. } | Abandoned { .. } | Restored { .. }
+        )
     }
 }
 
@@ -109,6 +119,8 @@ pub enum Pushed {
 pub struct Outcome {
     pub pushed: Pushed,
     pub look_from: Option<PathBuf>,
+    /// A timeline and its parent may both go on: a look is due whether or not the tripwire is on.
+    pub forked: bool,
 }
 
 /// Stores one file, and then takes along further segments that are ready. A refusal enters the audit, once.
@@ -125,8 +137,10 @@ pub async fn push(repository: &Source, request: &Request) -> Result<Outcome, Pus
             let _ = audit::append(&opened.cluster(&repository.cluster_name), &request.who, event).await;
         }
     }
-    let look_from = spool.filter(|(spool, _)| spool.noted(Note::Suspicion).is_some()).map(|(_, directory)| directory);
-    Ok(Outcome { pushed: pushed?, look_from })
+    let noted = |note| spool.as_ref().is_some_and(|(spool, _)| spool.noted(note).is_some());
+    let forked = noted(Note::Fork);
+    let look_from = if forked || noted(Note::Suspicion) { spool.map(|(_, directory)| directory) } else { None };
+    Ok(Outcome { pushed: pushed?, look_from, forked })
 }
 
 /// Also hands out the spool, once it is open, and the data directory.
@@ -152,13 +166,36 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<(Spoo
             return Ok(Pushed::Acknowledged);
         }
     }
-    let (cluster, limit) = repository.cluster(&job, &data_directory, spool.as_ref()).await?;
-    let stored = job.run(&cluster).await?;
-    let (WalFile::Segment(segment), Some(spool)) = (file, spool) else {
+    let Opened { cluster, limit, fork } = repository.cluster(&job, &data_directory, spool.as_ref()).await?;
+    let WalFile::Segment(segment) = file else {
+        let left_more = fork.as_ref().is_some_and(|fork| fork.behind.is_some());
+        let (stored, _) = job.run(&cluster, Beside { fork, ..Beside::default() }).await?;
+        if let Some(spool) = spool.filter(|_| left_more) {
+            spool.note(Note::Fork, Some(&file.to_string()));
+        }
         return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
     };
     let identity = repository.identity()?;
-    let ahead = push_ahead(&cluster, &job, segment, &data_directory, (&spool, &identity), (request.push_ahead, limit)).await;
+    let before = Before { cluster: &cluster, spool: spool.as_ref(), identity: &identity, data_directory: &data_directory };
+    let previous = before.of(&job, segment).await?;
+    let (stored, sha256) = job.run(&cluster, Beside { previous, ..Beside::default() }).await?;
+    let Some(spool) = spool else {
+        return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
+    };
+    if limit == Some(segment) {
+        // The last one of a timeline that another left, in the middle of this segment.
+        spool.note(Note::Fork, Some(&segment.to_string()));
+    }
+    let segment_bytes = checked_header(&job.path, segment)?.segment_bytes;
+    let wanted = |name: &SegmentName| {
+        *name > segment
+            && name.timeline == segment.timeline
+            && !spool.is_acknowledged(*name)
+            && limit.is_none_or(|limit| *name <= limit)
+    };
+    let names = ready(&data_directory).into_iter().filter(wanted).take(request.push_ahead).collect();
+    let batch = Ahead { cluster, first: job, segment_bytes, spool: spool.clone(), identity };
+    let ahead = batch.push(names, (segment, sha256), stored == Stored::New).await;
     Ok(if stored == Stored::Same && ahead == 0 { Pushed::Already } else { Pushed::Stored { ahead } })
 }
 
@@ -182,13 +219,7 @@ impl Source {
     }
 
     /// The cluster, after it was proven that the repository knows this system, now or by an earlier call.
-    /// And the last segment that may be pushed.
-    async fn cluster(
-        &self,
-        job: &Job,
-        data_directory: &Path,
-        spool: Option<&Spool>,
-    ) -> Result<(Cluster, Option<SegmentName>), PushError> {
+    async fn cluster(&self, job: &Job, data_directory: &Path, spool: Option<&Spool>) -> Result<Opened, PushError> {
         let (system, timeline) = (job.system, job.file.timeline());
         let place = self.storage.place();
         // A directory may be unmounted at any time and then is an empty one: its record is read each time. It costs nothing.
@@ -202,7 +233,8 @@ impl Source {
             let seal = self.keys.offline()?;
             // A passphrase or an identity opens the keyring, which must be read.
             if seal.is_some() || self.keys.is_empty() {
-                return Ok((Cluster::unchecked(Vault::new(self.storage.clone(), seal), &self.cluster_name), limit));
+                let cluster = Cluster::unchecked(Vault::new(self.storage.clone(), seal), &self.cluster_name);
+                return Ok(Opened { cluster, limit, fork: None });
             }
         }
         let repository = Repository::open(self.storage.clone(), &self.keys).await?;
@@ -220,16 +252,25 @@ impl Source {
         let segment_bytes = u64::from(history.wal_segment_bytes);
         let candidate = Candidate { system, timeline, segment, segment_bytes, data_directory };
         // Torn ends and labels of backups lead nowhere; everything else must be of the archive's own history.
-        let mut limit = None;
-        if matches!(job.file, WalFile::Segment(_) | WalFile::History(_)) {
-            limit = rival::check(&cluster, &record, &candidate).await?;
-        }
-        let limit = limit.map(|number| SegmentName::new(timeline, number, segment_bytes));
+        let admitted = match job.file {
+            WalFile::Segment(_) | WalFile::History(_) => rival::check(&cluster, &record, &candidate).await?,
+            _ => Admitted::default(),
+        };
+        let limit = admitted.limit.map(|number| SegmentName::new(timeline, number, segment_bytes));
         if let Some(spool) = spool {
             spool.set_known(&identity, timeline, limit);
         }
-        Ok((cluster, limit))
+        Ok(Opened { cluster, limit, fork: admitted.fork })
     }
+}
+
+/// The cluster that takes a file, and with what.
+struct Opened {
+    cluster: Cluster,
+    /// The last segment that may be pushed.
+    limit: Option<SegmentName>,
+    /// Of a history file that comes for the first time.
+    fork: Option<Fork>,
 }
 
 /// Finds the file: `%p` is relative to the data directory; `%f` alone is looked for in `pg_wal` (rule 27).
@@ -261,7 +302,7 @@ fn refuse_restored(data_directory: &Path) -> Result<(), PushError> {
     Ok(())
 }
 
-fn metadata(path: &Path) -> Result<fs::Metadata, PushError> {
+pub(super) fn metadata(path: &Path) -> Result<fs::Metadata, PushError> {
     fs::metadata(path).map_err(|source| PushError::Read { path: path.into(), source })
 }
 
@@ -285,38 +326,4 @@ fn ready(data_directory: &Path) -> Vec<SegmentName> {
     let mut names: Vec<SegmentName> = names.collect();
     names.sort_unstable();
     names
-}
-
-/// Pushes further ready segments at the same time, and leaves acknowledgements for the calls that will ask for them.
-async fn push_ahead(
-    cluster: &Cluster,
-    first: &Job,
-    segment: SegmentName,
-    data_directory: &Path,
-    (spool, identity): (&Spool, &str),
-    (count, limit): (usize, Option<SegmentName>),
-) -> usize {
-    let waiting = ready(data_directory);
-    let next = waiting.into_iter().filter(|s| *s > segment && s.timeline == segment.timeline && !spool.is_acknowledged(*s));
-    let mut running = tokio::task::JoinSet::new();
-    let next = next.filter(|name| limit.is_none_or(|limit| *name <= limit));
-    for name in next.take(count) {
-        let path = data_directory.join("pg_wal").join(name.to_string());
-        let (cluster, spool, identity) = (cluster.clone(), spool.clone(), identity.to_string());
-        let first = first.clone();
-        running.spawn(async move {
-            let before = Acknowledgement::of(&metadata(&path)?, &identity);
-            // Never under another system's name, whatever lies in pg_wal.
-            if checked_header(&path, name)?.system_identifier != first.system {
-                return Ok::<bool, PushError>(false);
-            }
-            Job { path, file: WalFile::Segment(name), ..first }.run(&cluster).await?;
-            Ok(spool.acknowledge(name, &before).is_ok())
-        });
-    }
-    let mut done = 0;
-    while let Some(pushed) = running.join_next().await {
-        done += usize::from(matches!(pushed, Ok(Ok(true))));
-    }
-    done
 }

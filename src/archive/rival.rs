@@ -4,7 +4,8 @@
 //! A timeline that is left at a fork ends there: what a server goes on to write on it is another history. The archive knows forks
 //! from history files, so it can tell, and refuses with both histories named:
 //! - the old primary that goes on after another server took over from it;
-//! - the copy that branched off in the past of a cluster that lives on, unless it was declared the successor (`lastgood release`);
+//! - a timeline that contradicts the archive when it first comes ([`crate::lineage::admission`]);
+//! - a timeline whose number the archive has for another one;
 //! - a timeline that was given up for an older one.
 //!
 //! Which of two servers is the right one, only a person knows. Refused WAL stays in its server's `pg_wal`; nothing is lost by it.
@@ -12,11 +13,13 @@
 use std::path::Path;
 
 use super::push::PushError;
+use crate::lineage::admission::{self, Branch, Decisions};
+use crate::lineage::fork::Fork;
 use crate::postgres::history::History;
-use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
-use crate::repo::object::Sha;
+use crate::repo::object::{self, Sha};
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::segment;
@@ -33,15 +36,24 @@ pub struct Candidate<'a> {
     pub data_directory: &'a Path,
 }
 
-/// Refuses WAL of a history that is not the archive's. Answers the last segment that its timeline may have, where another left it.
-pub async fn check(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<Option<u64>, PushError> {
+/// With what the archive lets a file in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// The last segment that its timeline may have, where another left it.
+    pub limit: Option<u64>,
+    /// Of a history file that comes for the first time: what its parent had archived beyond the fork.
+    pub fork: Option<Fork>,
+}
+
+/// Refuses WAL of a history that is not the archive's.
+pub async fn check(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<Admitted, PushError> {
     let (system, timeline) = (candidate.system, candidate.timeline);
     let abandoned = record.abandoned(system);
     if let Some(given_up) = record.abandoned.iter().find(|a| (a.system_identifier, a.timeline) == (system, timeline)) {
         return Err(PushError::Abandoned { cluster: cluster.name().into(), timeline, by: given_up.by, at: given_up.at });
     }
     let mut limit: Option<u64> = None;
-    for history in later_histories(cluster, system, timeline).await? {
+    for history in histories(cluster, system, |other| other > timeline).await? {
         let other = history.timeline();
         let Some(Some(fork)) = history.left(timeline) else { continue };
         if abandoned.contains(&other) {
@@ -57,17 +69,17 @@ pub async fn check(cluster: &Cluster, record: &ClusterRecord, candidate: &Candid
             return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
         }
     }
-    came_from_the_past(cluster, record, candidate).await?;
-    Ok(limit)
+    let fork = first_time(cluster, record, candidate).await?;
+    Ok(Admitted { limit, fork })
 }
 
-/// Histories of timelines after `timeline`: only they can have left it.
-async fn later_histories(cluster: &Cluster, system: SystemId, timeline: Timeline) -> Result<Vec<History>, RepoError> {
+/// Histories of timelines in the archive.
+async fn histories(cluster: &Cluster, system: SystemId, wanted: impl Fn(Timeline) -> bool) -> Result<Vec<History>, RepoError> {
     let page = list_all(cluster.storage(), &cluster.layout().histories(system), Depth::All).await?;
     let mut histories = Vec::new();
     for object in page.objects {
         let Ok(WalFile::History(other)) = object.key.name().parse() else { continue };
-        if other <= timeline {
+        if !wanted(other) {
             continue;
         }
         let mut text = Vec::new();
@@ -83,43 +95,99 @@ async fn later_histories(cluster: &Cluster, system: SystemId, timeline: Timeline
     Ok(histories)
 }
 
-/// A timeline that branched off where its parent's WAL goes on in the archive.
-async fn came_from_the_past(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<(), PushError> {
-    let timeline = candidate.timeline;
-    if record.is_successor(candidate.system, timeline) {
-        return Ok(());
-    }
+/// Judges a timeline that the archive does not know yet, by its history file.
+async fn first_time(cluster: &Cluster, record: &ClusterRecord, candidate: &Candidate<'_>) -> Result<Option<Fork>, PushError> {
+    let (system, timeline) = (candidate.system, candidate.timeline);
     // Without its file nothing can be said; the server archives it before any segment of the timeline.
     let path = candidate.data_directory.join(format!("pg_wal/{timeline}.history"));
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-    let Ok(history) = History::parse(timeline, &text) else { return Ok(()) };
-    if is_archived(cluster, candidate, text.as_bytes()).await? {
+    let Ok(text) = std::fs::read_to_string(path) else { return Ok(None) };
+    let Ok(history) = History::parse(timeline, &text) else { return Ok(None) };
+    match archived(cluster, candidate).await? {
         // Judged when it came; what its parent wrote since, or got in meanwhile, does not make it wrong.
-        return Ok(());
-    }
-    let abandoned = record.abandoned(candidate.system);
-    for pair in history.stretches().windows(2) {
-        let [parent, child] = pair else { continue };
-        let Some(fork) = parent.end else { continue };
-        let bytes = candidate.segment_bytes;
-        let next = SegmentName::new(parent.timeline, fork.last_segment_before(bytes) + 1, bytes);
-        let key = cluster.layout().wal(candidate.system, &WalFile::Segment(next));
-        let decided = abandoned.contains(&parent.timeline) || record.is_successor(candidate.system, child.timeline);
-        if !decided && cluster.storage().stat(&key).await.map_err(RepoError::from)?.is_some() {
-            let here = format!("this server's timeline {} left timeline {} at {fork}", child.timeline, parent.timeline);
-            let there = format!("the archive's timeline {} goes on behind that, with segment {next}", parent.timeline);
+        Known::As(sha256) if sha256 == Sha::of(text.as_bytes()) => return Ok(None),
+        Known::As(_) => {
+            let parent = history.stretches().iter().rev().nth(1);
+            let from = parent.map(|s| format!(", from timeline {} on", s.timeline)).unwrap_or_default();
+            let here = format!("this server's timeline {timeline} begins at {}{from}", begin(&history));
+            let there = format!("the archive has another timeline {timeline}, with another history file");
             return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
         }
+        Known::Unreadable => return Ok(None),
+        Known::Not => {}
     }
-    Ok(())
+    let fork = Fork::look(cluster, system, &history, candidate.segment_bytes).await?;
+    if record.is_successor(system, timeline) {
+        return Ok(fork);
+    }
+    let branches = branches(cluster, candidate, &history).await?;
+    let successors: Vec<Timeline> =
+        record.successors.iter().filter(|s| s.system_identifier == system).map(|s| s.timeline).collect();
+    let decisions = Decisions { abandoned: &record.abandoned(system), successors: &successors };
+    admission::admit(&history, &branches, decisions).map_err(|contradiction| {
+        let left = fork.as_ref().map(|fork| format!(" left timeline {} at {}", fork.parent, fork.at)).unwrap_or_default();
+        let here = format!("this server's timeline {timeline}{left}");
+        PushError::Rival { cluster: cluster.name().into(), here, there: contradiction.there() }
+    })?;
+    Ok(fork)
 }
 
-/// Whether the archive has this very history file.
-async fn is_archived(cluster: &Cluster, candidate: &Candidate<'_>, text: &[u8]) -> Result<bool, RepoError> {
+fn begin(history: &History) -> Lsn {
+    history.stretches().last().map_or(Lsn(0), |stretch| stretch.begin)
+}
+
+/// The timelines of the archive beside a candidate's path: those with a history file, and the candidate's ancestors.
+async fn branches(cluster: &Cluster, candidate: &Candidate<'_>, path: &History) -> Result<Vec<Branch>, RepoError> {
+    let mut paths = histories(cluster, candidate.system, |_| true).await?;
+    for ancestor in path.stretches().iter().rev().skip(1).map(|stretch| stretch.timeline) {
+        if !paths.iter().any(|known| known.timeline() == ancestor) {
+            paths.extend(path.until(ancestor));
+        }
+    }
+    let mut branches = Vec::new();
+    for other in paths {
+        let beyond = match path.fork(&other) {
+            Some(at) => beyond(cluster, candidate, &other, at).await?,
+            None => None,
+        };
+        branches.push(Branch { path: other, beyond });
+    }
+    Ok(branches)
+}
+
+/// The first whole segment that is archived on a path beyond the one that holds `at`.
+async fn beyond(cluster: &Cluster, candidate: &Candidate<'_>, path: &History, at: Lsn) -> Result<Option<SegmentName>, RepoError> {
+    let bytes = candidate.segment_bytes;
+    let prefix = cluster.layout().segments(candidate.system);
+    for stretch in path.stretches().iter().filter(|stretch| stretch.end.is_none_or(|end| end > at)) {
+        let first = (at.last_segment_before(bytes) + 1).max(stretch.begin.segment(bytes));
+        let before = first.checked_sub(1).map(|number| SegmentName::new(stretch.timeline, number, bytes));
+        let after = before.map(|name| cluster.layout().wal(candidate.system, &WalFile::Segment(name)).to_string());
+        let page = cluster.storage().list(&prefix, after.as_deref(), Depth::All).await?;
+        let next = page.objects.iter().find_map(|object| object.key.name().parse::<SegmentName>().ok());
+        let last = stretch.end.map_or(u64::MAX, |end| end.last_segment_before(bytes));
+        let is_its = |name: &SegmentName| {
+            name.timeline == stretch.timeline && name.number(bytes).is_some_and(|number| (first..=last).contains(&number))
+        };
+        if let Some(next) = next.filter(is_its) {
+            return Ok(Some(next));
+        }
+    }
+    Ok(None)
+}
+
+/// What the archive has under a timeline's number.
+enum Known {
+    Not,
+    As(Sha),
+    /// There is one, and what it says cannot be told.
+    Unreadable,
+}
+
+async fn archived(cluster: &Cluster, candidate: &Candidate<'_>) -> Result<Known, RepoError> {
     let file = WalFile::History(candidate.timeline);
-    match segment::read_trailer(cluster, candidate.system, &file).await {
-        Ok(trailer) => Ok(trailer.sha256 == Sha::of(text)),
-        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(false),
+    match object::absent(segment::read_trailer(cluster, candidate.system, &file).await) {
+        Ok(found) => Ok(found.map_or(Known::Not, |trailer| Known::As(trailer.sha256))),
+        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Known::Unreadable),
         Err(error) => Err(error),
     }
 }

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::durable;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
+use crate::repo::object::Sha;
 
 /// For so long nobody asks again whether a rival has appeared.
 const KNOWN_S: i64 = 60;
@@ -46,6 +47,15 @@ pub struct Acknowledgement {
     pub place: String,
 }
 
+/// The segment that was stored last from this data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    pub segment: SegmentName,
+    pub sha256: Sha,
+    /// In which repository.
+    pub place: String,
+}
+
 /// What one call leaves for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
@@ -57,6 +67,8 @@ pub enum Note {
     Watched,
     /// Why the last alert did not reach everybody.
     AlertProblem,
+    /// A file after which a parent may have more archived than the timeline that left it.
+    Fork,
 }
 
 impl Note {
@@ -66,6 +78,7 @@ impl Note {
             Note::Suspicion => "suspicion",
             Note::Watched => "watched",
             Note::AlertProblem => "alert-problem",
+            Note::Fork => "fork",
         }
     }
 }
@@ -260,6 +273,17 @@ impl Spool {
         let limit = limit.map_or("-".to_string(), |limit| limit.to_string());
         // Only saves requests next time.
         let _ = write_private(&self.dir.join("known"), format!("{place} {timeline} {limit}").as_bytes());
+    }
+
+    /// Leaves word of the segment that was stored last. Without it, the next push asks the archive about its predecessor.
+    pub fn set_last(&self, last: &Last) {
+        if let Ok(json) = serde_json::to_vec(last) {
+            let _ = write_private(&self.dir.join("last"), &json);
+        }
+    }
+
+    pub fn last(&self) -> Option<Last> {
+        serde_json::from_slice(&fs::read(self.dir.join("last")).ok()?).ok()
     }
 
     /// Leaves a note for others, or takes it away. Only saves work, so a note that cannot be written is none.

@@ -17,6 +17,7 @@ use crate::postgres::wal::name::SegmentName;
 use crate::repo::alert::{self, Acknowledgement, Alert};
 use crate::timeline::archive::Archive;
 use crate::timeline::told;
+use crate::watch::forks;
 use crate::watch::tripwire::{self, Look, Seen};
 
 /// Show what the tripwire met in the WAL, and acknowledge it
@@ -119,6 +120,7 @@ fn show(id: &str, acknowledged: bool, alert: &Alert) {
 async fn look(global: &Global, place: &Place) -> anyhow::Result<u8> {
     let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let system = history.system_identifier;
+    look_at_forks(global, place, (system, history.wal_segment_bytes.into())).await?;
     if !place.config.tripwire.is_on(place.config.cluster.label.as_deref().or(place.record.label.as_deref())) {
         return Ok(0);
     }
@@ -141,6 +143,23 @@ async fn look(global: &Global, place: &Place) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Where a timeline and its parent may both go on.
+async fn look_at_forks(global: &Global, place: &Place, (system, segment_bytes): (SystemId, u64)) -> anyhow::Result<()> {
+    let spool = Spool::existing(&place.config.archive.spool, place.cluster.name(), system, Path::new("."))?;
+    let Some(noted) = spool.noted(Note::Fork) else { return Ok(()) };
+    let Some(_lock) = spool.lock_watching() else { return Ok(()) };
+    let archive = Archive::load(&place.cluster, system, segment_bytes).await?;
+    let (abandoned, monitor) = (place.record.abandoned(system), progress::monitor(global.json));
+    let failed = forks::look(&archive, &abandoned, &place.config.alert, &guard::who().host, &monitor).await?;
+    if !failed.is_empty() {
+        spool.note(Note::AlertProblem, Some(&failed.join("; ")));
+    }
+    if spool.noted(Note::Fork).as_ref() == Some(&noted) {
+        spool.note(Note::Fork, None);
+    }
+    Ok(())
 }
 
 async fn look_once(

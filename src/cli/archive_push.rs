@@ -33,7 +33,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let outcome = push::push(&source, &request).await?;
     places::mark_behind(&config);
-    if let Some(directory) = outcome.look_from.filter(|_| config.tripwire.enabled != Some(false)) {
+    if let Some(directory) = outcome.look_from.filter(|_| outcome.forked || config.tripwire.enabled != Some(false)) {
         alerts::start_look(global, &config, &directory);
     }
     // Silent on success: the server would write every line into its log.

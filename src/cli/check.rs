@@ -66,7 +66,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
                 None => None,
             };
             if let (Some(cluster), Some(server), false) = (&cluster, &server, args.no_switch) {
-                check::archiving(&mut findings, cluster, server, Duration::from_secs(args.timeout)).await;
+                let directory = config.postgres.data_directory.as_ref().unwrap_or(&server.facts.data_directory);
+                let timeout = Duration::from_secs(args.timeout);
+                check::archiving(&mut findings, cluster, server, &directory.join("pg_wal"), timeout).await;
             }
             places::check(&mut findings, &config, &repository).await;
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;

@@ -119,9 +119,13 @@ fn snapshot(error: &SnapshotError) -> u8 {
     use SnapshotError::*;
     match error {
         Repo(error) => repo(error),
-        NotReleased { .. } | Unregistered { .. } | OtherDirectory { .. } | OtherDisk { .. } | Clock { .. } | DataDirectory(_) => {
-            REFUSED
-        }
+        NotReleased { .. }
+        | Unregistered { .. }
+        | OtherDirectory { .. }
+        | OtherDisk { .. }
+        | Clock { .. }
+        | DataDirectory(_)
+        | OtherWal { .. } => REFUSED,
         Session(_) | Archiving { .. } | Promoted | TimelineChanged { .. } | WalMissing { .. } | Control(_) | BlockSize { .. } => {
             POSTGRES
         }

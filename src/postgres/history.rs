@@ -63,6 +63,14 @@ impl History {
         self.stretches[self.stretches.len() - 1].timeline
     }
 
+    /// The path to an ancestor, as if nobody had left it.
+    pub fn until(&self, timeline: Timeline) -> Option<History> {
+        let last = self.stretches.iter().position(|stretch| stretch.timeline == timeline)?;
+        let mut stretches = self.stretches[..=last].to_vec();
+        stretches[last].end = None;
+        Some(History { stretches })
+    }
+
     /// Where `timeline` was left on this path: `None` when it is not on it, `Some(None)` when it is the last.
     pub fn left(&self, timeline: Timeline) -> Option<Option<Lsn>> {
         self.stretches.iter().find(|s| s.timeline == timeline).map(|s| s.end)

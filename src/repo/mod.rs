@@ -154,6 +154,11 @@ impl RepoError {
         matches!(self, RepoError::UnknownEpoch { .. })
     }
 
+    /// Whether a file of this host could not be read or written.
+    pub fn is_local(&self) -> bool {
+        matches!(self, RepoError::File { .. })
+    }
+
     /// Whether the object was reached, and is missing or not what it should be.
     pub fn is_damage(&self) -> bool {
         use crate::storage::Fault;

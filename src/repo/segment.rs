@@ -37,8 +37,19 @@ pub struct WalFileTrailer {
     /// sealed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_sha256: Option<Sha>,
-    /// Absent for what is no segment, and where the segment could not be understood.
+    /// SHA-256 of the segment before it, as the server that archived it had it; absent where its writer did not know it. Two trailers
+    /// that differ only in this vouch for the same file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Sha>,
+    /// Of a segment what it holds, absent where it could not be understood; of a history file the fork (`lineage::fork`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<serde_json::Value>,
+}
+
+/// What a writer knows of a file beside its bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    pub previous: Option<Sha>,
     pub summary: Option<serde_json::Value>,
 }
 
@@ -122,12 +133,14 @@ pub async fn store(
     system: SystemId,
     file: &WalFile,
     encoded: Encoded,
-    summary: Option<serde_json::Value>,
+    said: Said,
 ) -> Result<Stored, RepoError> {
     let key = cluster.layout().wal(system, file);
     let (raw_bytes, sha256) = (encoded.raw_bytes, encoded.sha256);
     let stored_sha256 = encoded.sealed.as_ref().map(|sealed| sealed.stored_sha256);
-    let body = WalFileTrailer { name: file.to_string(), system_identifier: system, raw_bytes, sha256, stored_sha256, summary };
+    let Said { previous, summary } = said;
+    let name = file.to_string();
+    let body = WalFileTrailer { name, system_identifier: system, raw_bytes, sha256, stored_sha256, previous, summary };
     let sealer = encoded.sealed.as_ref().map(|sealed| &sealed.trailer);
     let trailer = object::trailer(ObjectKind::WalFile, &object::to_json(&body), encoded.stored_bytes, sealer);
     let body = match encoded.content {

@@ -107,7 +107,7 @@ async fn store(cluster: &Cluster, archive: &Archive, file: WalFile, path: PathBu
     let encode = move || segment::encode(fs::File::open(path)?, COMPRESSION_LEVEL, sealer, &scratch, &mut |_| {});
     let encoded = tokio::task::spawn_blocking(encode).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
     let summary = summary.and_then(|summary| serde_json::to_value(summary).ok());
-    match segment::store(cluster, archive.system, &file, encoded, summary).await {
+    match segment::store(cluster, archive.system, &file, encoded, segment::Said { summary, previous: None }).await {
         Ok(Stored::New | Stored::Same) => Ok(()),
         Ok(Stored::Different { there }) => Err(format!("the archive holds it with other content ({there})")),
         Err(error) => Err(error.to_string()),

@@ -106,7 +106,7 @@ async fn new_id(session: &Session, mut now: jiff::Timestamp, newest: Option<Stri
 /// Whether WAL reaches the repository; a standby cannot be asked for a segment.
 pub async fn prove_archiving(
     cluster: &Cluster,
-    session: &Session,
+    server: wait::Server<'_>,
     facts: &Facts,
     timeout: Duration,
     monitor: &dyn Monitor,
@@ -115,5 +115,5 @@ pub async fn prove_archiving(
         return Ok(());
     }
     monitor.phase("check archiving", 0);
-    wait::prove_archiving(cluster, facts.system_identifier, session, timeout).await.map(drop)
+    wait::prove_archiving(cluster, server, timeout).await.map(drop)
 }

@@ -45,7 +45,9 @@ use crate::postgres::control::ControlError;
 use crate::postgres::data_directory::DataDirectoryError;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::session::SessionError;
+use crate::postgres::wal::name::SegmentName;
 use crate::repo::RepoError;
+use crate::repo::object::Sha;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
@@ -87,6 +89,10 @@ pub enum SnapshotError {
     Clock { id: String, newest: String },
     #[error("waited {waited_s} s for WAL segment {segment} to reach the repository; {reason}")]
     WalMissing { segment: String, waited_s: u64, reason: String },
+    #[error(
+        "archiving does not work: the archive of {cluster:?} holds segment {segment} with other content ({}…) than this server ({}…), so a backup would mix two histories. Either this server's volume was set back to an older state, or another server archives under this name. When this server shall go on, let it begin a timeline of its own: restart it with recovery.signal and restore_command until it is promoted, then run `lastgood release`", &there.to_string()[..16], &here.to_string()[..16]
+    )]
+    OtherWal { cluster: String, segment: SegmentName, here: Sha, there: Sha },
     #[error("pg_control vanished from {dir} during the snapshot")]
     ControlVanished { dir: PathBuf },
     #[error("a file in {dir} cannot be stored: {problem}")]

@@ -76,7 +76,9 @@ pub async fn take(
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
     let control = begin::check(record, session, &facts, &directory)?;
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
-    let proven = begin::prove_archiving(cluster, session, &facts, request.archive_timeout, &*monitor);
+    let pg_wal = directory.join("pg_wal");
+    let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal };
+    let proven = begin::prove_archiving(cluster, server, &facts, request.archive_timeout, &*monitor);
     let prepared = async {
         let foreseen = async {
             let newest = request.newest.as_ref().filter(|_| !request.full)?;
@@ -408,8 +410,9 @@ impl Snapshot<'_> {
         let bytes = u64::from(self.control.wal_segment_bytes);
         let numbers = start.segment(bytes)..=stopped.lsn.last_segment_before(bytes).max(start.segment(bytes));
         let names: Vec<SegmentName> = numbers.map(|number| history.segment(number, bytes)).collect();
-        let (system, timeout) = (self.facts.system_identifier, self.request.archive_timeout);
-        wait::for_snapshot(&self.cluster, system, names.into_iter(), self.session, timeout, &*self.monitor).await
+        let pg_wal = self.directory.join("pg_wal");
+        let server = wait::Server { system: self.facts.system_identifier, session: self.session, pg_wal: &pg_wal };
+        wait::for_snapshot(&self.cluster, server, names.into_iter(), self.request.archive_timeout, &*self.monitor).await
     }
 
     /// Whether all packs that the snapshot needs are there, and the table of them.

@@ -1,42 +1,85 @@
 //! Waiting for WAL to reach the repository, with a deadline and the reason when it does not come (rules 1, 5, 17).
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::SnapshotError;
 use crate::clock;
+use crate::lineage::chain::{self, Link};
+use crate::lineage::compare;
 use crate::monitor::Monitor;
 use crate::postgres::lsn::SystemId;
 use crate::postgres::session::Session;
+use crate::postgres::wal::header::is_segment_length;
 use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::repo::RepoError;
 use crate::repo::manifest::SegmentLine;
 use crate::repo::object;
 use crate::repo::repository::Cluster;
-use crate::repo::segment;
+use crate::repo::segment::{self, WalFileTrailer};
 
 /// Pauses between two looks: an eighth of what was waited already, so that what arrives is seen little later than it arrived.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Waits until a segment is in the repository; answers its checksum.
+/// Whose WAL is waited for.
+#[derive(Clone, Copy)]
+pub struct Server<'a> {
+    pub system: SystemId,
+    pub session: &'a Session,
+    /// Where its segments lie, as long as it keeps them.
+    pub pg_wal: &'a Path,
+}
+
+/// Waits until a segment is in the repository, and proves that it is this server's: a name is taken by whoever archives first.
 pub async fn for_segment(
     cluster: &Cluster,
-    system: SystemId,
+    server: Server<'_>,
     name: SegmentName,
-    session: &Session,
     timeout: Duration,
-) -> Result<SegmentLine, SnapshotError> {
+) -> Result<Link, SnapshotError> {
     let began = clock::monotonic();
-    let failed_before = session.archiver().await?.failed;
+    let failed_before = server.session.archiver().await?.failed;
     loop {
-        let found = segment::read_trailer(cluster, system, &WalFile::Segment(name)).await;
+        let found = segment::read_trailer(cluster, server.system, &WalFile::Segment(name)).await;
         if let Some(trailer) = object::absent(found)? {
-            return Ok(SegmentLine(name, trailer.sha256));
+            prove_own(cluster, server, name, &trailer).await?;
+            return Ok(Link { name, sha256: trailer.sha256, previous: trailer.previous });
         }
         if began.elapsed() >= timeout {
-            let reason = reason(session, failed_before).await;
+            let reason = reason(server.session, failed_before).await;
             return Err(SnapshotError::WalMissing { segment: name.to_string(), waited_s: timeout.as_secs(), reason });
         }
         tokio::time::sleep((began.elapsed() / 8).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)).await;
+    }
+}
+
+/// Compares what is archived with the server's own file. One that was recycled meanwhile proves nothing here; its place in the chain does
+/// (see [`for_snapshot`]).
+async fn prove_own(
+    cluster: &Cluster,
+    server: Server<'_>,
+    name: SegmentName,
+    archived: &WalFileTrailer,
+) -> Result<(), SnapshotError> {
+    let file = server.pg_wal.join(name.to_string());
+    let (there, bytes) = (archived.sha256, archived.raw_bytes);
+    // A standby may not have received all of it.
+    let end = is_segment_length(bytes).then(|| name.next(bytes)?.start(bytes)).flatten();
+    let is_complete = match server.session.in_recovery().await? {
+        true => server.session.current_lsn().await.is_ok_and(|replayed| end.is_some_and(|end| replayed >= end)),
+        false => true,
+    };
+    if !is_complete || !compare::is_segment(&file, name, server.system) {
+        return Ok(());
+    }
+    match compare::digest_of(file.clone()).await {
+        // It became another segment while it was read.
+        _ if !compare::is_segment(&file, name, server.system) => Ok(()),
+        Ok(here) if here == there => Ok(()),
+        Ok(here) => Err(SnapshotError::OtherWal { cluster: cluster.name().into(), segment: name, here, there }),
+        Err(RepoError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -55,17 +98,12 @@ async fn reason(session: &Session, failed_before: i64) -> String {
 }
 
 /// Proves that archiving works before a byte is copied (rule 5).
-pub async fn prove_archiving(
-    cluster: &Cluster,
-    system: SystemId,
-    session: &Session,
-    timeout: Duration,
-) -> Result<SegmentName, SnapshotError> {
-    let switched = session.switch_segment("lastgood archive check").await?;
+pub async fn prove_archiving(cluster: &Cluster, server: Server<'_>, timeout: Duration) -> Result<SegmentName, SnapshotError> {
+    let switched = server.session.switch_segment("lastgood archive check").await?;
     let name: SegmentName =
         switched.parse().map_err(|_| SnapshotError::Archiving { reason: format!("no segment name: {switched:?}") })?;
-    match for_segment(cluster, system, name, session, timeout).await {
-        Ok(_) => history_is_there(cluster, system, name).await.map(|()| name),
+    match for_segment(cluster, server, name, timeout).await {
+        Ok(_) => history_is_there(cluster, server.system, name).await.map(|()| name),
         Err(SnapshotError::WalMissing { waited_s, reason, .. }) => {
             let reason = format!("segment {name} did not reach the repository within {waited_s} s; {reason}");
             Err(SnapshotError::Archiving { reason })
@@ -88,44 +126,54 @@ async fn history_is_there(cluster: &Cluster, system: SystemId, name: SegmentName
     Err(SnapshotError::Archiving { reason })
 }
 
-/// Waits for every segment that a snapshot needs, and the history of its timeline; answers them with their checksums.
+/// Waits for every segment that a snapshot needs, and the history of its timeline; answers them with their checksums. All of them are
+/// this server's: the last ones by content, the others by the chain of digests that leads to them.
 pub async fn for_snapshot(
     cluster: &Cluster,
-    system: SystemId,
+    server: Server<'_>,
     segments: impl Iterator<Item = SegmentName>,
-    session: &Session,
     timeout: Duration,
     monitor: &dyn Monitor,
 ) -> Result<Vec<SegmentLine>, SnapshotError> {
     monitor.phase("wait for WAL", 0);
-    let mut lines = Vec::new();
+    let mut links = Vec::new();
     for name in segments {
-        lines.push(for_segment(cluster, system, name, session, timeout).await?);
+        links.push(for_segment(cluster, server, name, timeout).await?);
     }
-    if let Some(SegmentLine(last, _)) = lines.last() {
+    if let Some(broken) = chain::first_break(&links) {
+        return Err(SnapshotError::Archiving { reason: broken.to_string() });
+    }
+    if let Some(Link { name: last, .. }) = links.last() {
         // The first timeline has no history file.
         if last.timeline.0 > 1 {
-            history(cluster, system, *last, session, timeout).await?;
+            history(cluster, server, *last, timeout).await?;
         }
     }
-    Ok(lines)
+    Ok(links.into_iter().map(|link| SegmentLine(link.name, link.sha256)).collect())
 }
 
-async fn history(
-    cluster: &Cluster,
-    system: SystemId,
-    last: SegmentName,
-    session: &Session,
-    timeout: Duration,
-) -> Result<(), SnapshotError> {
+async fn history(cluster: &Cluster, server: Server<'_>, last: SegmentName, timeout: Duration) -> Result<(), SnapshotError> {
     let file = WalFile::History(last.timeline);
     let began = clock::monotonic();
-    while object::absent(segment::read_trailer(cluster, system, &file).await)?.is_none() {
+    let archived = loop {
+        if let Some(trailer) = object::absent(segment::read_trailer(cluster, server.system, &file).await)? {
+            break trailer;
+        }
         if began.elapsed() >= timeout {
-            let reason = reason(session, 0).await;
+            let reason = reason(server.session, 0).await;
             return Err(SnapshotError::WalMissing { segment: file.to_string(), waited_s: timeout.as_secs(), reason });
         }
         tokio::time::sleep(LONGEST_PAUSE).await;
+    };
+    // Two servers may have taken the same number.
+    match compare::digest_of(server.pg_wal.join(file.to_string())).await {
+        Ok(here) if here != archived.sha256 => {
+            let reason = format!("the repository has another {file} than this server: another server took the same timeline");
+            Err(SnapshotError::Archiving { reason })
+        }
+        Ok(_) => Ok(()),
+        // A standby that never saw the switch need not have it.
+        Err(RepoError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
 }

@@ -56,7 +56,9 @@ impl Archive {
     pub async fn store(&self, numbers: std::ops::RangeInclusive<u64>) {
         for number in numbers {
             let encoded = segment::encode(content(number).as_bytes(), 1, None, &[], &mut |_| {}).unwrap();
-            segment::store(&self.cluster, SYSTEM, &WalFile::Segment(name(number)), encoded, None).await.unwrap();
+            segment::store(&self.cluster, SYSTEM, &WalFile::Segment(name(number)), encoded, segment::Said::default())
+                .await
+                .unwrap();
         }
     }
 

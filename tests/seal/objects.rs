@@ -156,9 +156,12 @@ async fn no_byte_of_a_wal_file_can_be_changed() {
         let key = cluster.layout().wal(system, &file);
         let encoded =
             || segment::encode(&b"the content of a file"[..], 1, writer.vault().sealer(&key), &[], &mut |_| {}).unwrap();
-        let stored = segment::store(&writer, system, &file, encoded(), None).await.unwrap();
+        let stored = segment::store(&writer, system, &file, encoded(), segment::Said::default()).await.unwrap();
         assert_eq!(stored, segment::Stored::New);
-        assert_eq!(segment::store(&writer, system, &file, encoded(), None).await.unwrap(), segment::Stored::Same);
+        assert_eq!(
+            segment::store(&writer, system, &file, encoded(), segment::Said::default()).await.unwrap(),
+            segment::Stored::Same
+        );
         noticed(&memory, &key, || async {
             let mut out = Vec::new();
             let fetched = segment::fetch(&cluster, system, &file, &mut out).await;
@@ -166,7 +169,10 @@ async fn no_byte_of_a_wal_file_can_be_changed() {
         })
         .await;
         // A writer sees the same, where it cannot read.
-        noticed(&memory, &key, || async { segment::store(&writer, system, &file, encoded(), None).await.is_ok() }).await;
+        noticed(&memory, &key, || async {
+            segment::store(&writer, system, &file, encoded(), segment::Said::default()).await.is_ok()
+        })
+        .await;
         let read = segment::fetch(&writer, system, &file, &mut std::io::sink()).await;
         assert_eq!(matches!(read, Err(RepoError::WriterKey { .. })), name.len() == 24, "{name}: {read:?}");
         assert!(segment::read_trailer(&writer, system, &file).await.unwrap().stored_sha256.is_some());

@@ -1,5 +1,6 @@
 //! The repository: rights, keys, room, registration, and whether archiving reaches it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Findings, Server, clock_skew};
@@ -128,7 +129,7 @@ pub async fn registration(
 }
 
 /// Archives a freshly switched segment and waits for it.
-pub async fn archiving(findings: &mut Findings, cluster: &Cluster, server: &Server, timeout: Duration) {
+pub async fn archiving(findings: &mut Findings, cluster: &Cluster, server: &Server, pg_wal: &Path, timeout: Duration) {
     if server.facts.in_recovery {
         findings.ok("archiving", "not tried: this is a standby");
         return;
@@ -138,7 +139,8 @@ pub async fn archiving(findings: &mut Findings, cluster: &Cluster, server: &Serv
         return;
     }
     let began = clock::monotonic();
-    match wait::prove_archiving(cluster, server.facts.system_identifier, &server.session, timeout).await {
+    let asked = wait::Server { system: server.facts.system_identifier, session: &server.session, pg_wal };
+    match wait::prove_archiving(cluster, asked, timeout).await {
         Ok(name) => findings
             .ok("archiving", format!("segment {name} reached the repository after {:.1} s", began.elapsed().as_secs_f64())),
         Err(error) => findings.fail("archiving", error.to_string(), "look into the server's log for what archive-push says"),

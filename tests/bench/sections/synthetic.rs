@@ -142,7 +142,14 @@ async fn segments(cluster: &Cluster, pattern: &Manifest) -> Result<()> {
         let at = pattern.stop_time + jiff::SignedDuration::from_secs(number as i64 * STEP_S);
         let encoded = segment::encode(&[0u8; 64][..], 1, None, &[], &mut |_| {})?;
         let summary = serde_json::json!({ "commits": 1, "aborts": 0, "earliest": at, "latest": at });
-        segment::store(cluster, pattern.system_identifier, &file, encoded, Some(summary)).await?;
+        segment::store(
+            cluster,
+            pattern.system_identifier,
+            &file,
+            encoded,
+            segment::Said { summary: Some(summary), ..segment::Said::default() },
+        )
+        .await?;
     }
     Ok(())
 }
