@@ -15,6 +15,7 @@ mod format;
 mod guard;
 mod incidents;
 mod lease;
+mod lineage;
 mod main_job;
 mod mirror;
 mod privilege;

@@ -8,7 +8,6 @@ use super::job::{Beside, Job, Previous, checked_header};
 use super::push::{PushError, metadata};
 use super::spool::{Acknowledgement, Last, Spool};
 use crate::postgres::wal::name::{SegmentName, WalFile};
-use crate::repo::object::Sha;
 use crate::repo::repository::Cluster;
 
 /// What a batch needs.
@@ -27,8 +26,8 @@ impl Ahead {
     ///
     /// Where the archive had the first one already (`at_once` is false), another writer may have gone on from there in another way: then
     /// they go one after the other, and the first that fails ends it, so that nothing is stored behind a segment that is not ours.
-    pub async fn push(&self, names: Vec<SegmentName>, first: (SegmentName, Sha), at_once: bool) -> usize {
-        let (mut before, mut previous) = (first.0, Previous::Known(first.1));
+    pub async fn push(&self, names: Vec<SegmentName>, first: Last, at_once: bool) -> usize {
+        let (mut before, mut previous) = (first.segment, Previous::Known(first.sha256));
         let (mut running, mut stored) = (tokio::task::JoinSet::new(), vec![first]);
         for name in names {
             let (tell, coming) = oneshot::channel();
@@ -47,23 +46,22 @@ impl Ahead {
         while let Some(pushed) = running.join_next().await {
             stored.extend(pushed.ok().and_then(Result::ok).flatten());
         }
-        stored.sort_unstable_by_key(|(name, _)| *name);
+        stored.sort_unstable_by_key(|last| last.segment);
         // Up to the first that is missing: the call behind it asks the archive what stands before.
-        let follows = |pair: &&[(SegmentName, Sha)]| pair[0].0.next(self.segment_bytes) == Some(pair[1].0);
-        let (segment, sha256) = stored[stored.windows(2).take_while(follows).count()];
-        self.spool.set_last(&Last { segment, sha256, place: self.identity.clone() });
+        let follows = |pair: &&[Last]| pair[0].segment.next(self.segment_bytes) == Some(pair[1].segment);
+        self.spool.set_last(&stored[stored.windows(2).take_while(follows).count()]);
         stored.len() - 1
     }
 
-    async fn one(&self, name: SegmentName, beside: Beside) -> Result<Option<(SegmentName, Sha)>, PushError> {
+    async fn one(&self, name: SegmentName, beside: Beside) -> Result<Option<Last>, PushError> {
         let path = self.first.path.parent().unwrap_or(Path::new(".")).join(name.to_string());
-        let before = Acknowledgement::of(&metadata(&path)?, &self.identity);
+        let file = Acknowledgement::of(&metadata(&path)?, &self.identity);
         // Never under another system's name, whatever lies in pg_wal.
         if checked_header(&path, name)?.system_identifier != self.first.system {
             return Ok(None);
         }
         let job = Job { path, file: WalFile::Segment(name), ..self.first.clone() };
         let (_, sha256) = job.run(&self.cluster, beside).await?;
-        Ok(self.spool.acknowledge(name, &before).is_ok().then_some((name, sha256)))
+        Ok(self.spool.acknowledge(name, &file).is_ok().then_some(Last { segment: name, sha256, file }))
     }
 }

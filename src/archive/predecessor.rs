@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::job::{Job, Previous, checked_header};
 use super::push::PushError;
-use super::spool::Spool;
+use super::spool::{Acknowledgement, Last, Spool};
 use crate::lineage::chain;
 use crate::lineage::compare::{self, Compared};
 use crate::postgres::history::History;
@@ -28,12 +28,19 @@ impl Before<'_> {
     pub async fn of(&self, job: &Job, name: SegmentName) -> Result<Previous, PushError> {
         let segment_bytes = checked_header(&job.path, name)?.segment_bytes;
         let Some(before) = chain::predecessor(&self.path(name), name, segment_bytes) else { return Ok(Previous::Unknown) };
-        let noted = self.spool.and_then(Spool::last).filter(|last| last.segment == before && last.place == self.identity);
-        if let Some(last) = noted {
+        let pg_wal = self.data_directory.join("pg_wal");
+        let file = pg_wal.join(before.to_string());
+        let noted = self.spool.and_then(Spool::last).filter(|last| last.segment == before && last.file.place == self.identity);
+        // Once it was recycled, the note is all there is.
+        let is_that = |last: &Last| match std::fs::metadata(&file) {
+            Ok(metadata) => Acknowledgement::of(&metadata, self.identity) == last.file,
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if let Some(last) = noted.filter(is_that) {
             return Ok(Previous::Known(last.sha256));
         }
-        let file = self.data_directory.join("pg_wal").join(before.to_string());
-        if !compare::is_segment(&file, before, job.system) {
+        // One that waits to be archived is judged when it comes; nobody else has it from here.
+        if pg_wal.join(format!("archive_status/{before}.ready")).exists() || !compare::is_segment(&file, before, job.system) {
             return Ok(Previous::Unknown);
         }
         match compare::whole(self.cluster, job.system, before, file).await {

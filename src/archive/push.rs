@@ -15,7 +15,7 @@ use super::job::{Beside, Job, checked_header};
 use super::look_ahead::Ahead;
 use super::predecessor::Before;
 use super::rival::{self, Admitted, Candidate};
-use super::spool::{Acknowledgement, Note, Spool};
+use super::spool::{Acknowledgement, Last, Note, Spool};
 use crate::lineage::fork::Fork;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
@@ -57,7 +57,7 @@ pub enum PushError {
     )]
     Rival { cluster: String, here: String, there: String },
     #[error(
-        "{name} is refused: before it, this server has another segment {before} ({here}) than the archive of {cluster:?} ({there}), so it is of another history (a volume that was set back to an older state, or a copy): it stays in pg_wal. `lastgood backup` and restores would mix two histories. When this server shall go on, let it begin a timeline of its own (restart it with recovery.signal and restore_command, until it is promoted) and say so with `lastgood release`"
+        "{name} is refused: before it, this server has another segment {before} ({here}) than the archive of {cluster:?} ({there}), so it is of another history (a volume that was set back to an older state, or a copy): it stays in pg_wal. Either restore this server from the archive, or, when it shall go on as it is, give it a [cluster] name of its own and run `lastgood init` and `lastgood backup`"
     )]
     Parted { name: SegmentName, before: SegmentName, cluster: String, there: String, here: String },
     #[error(
@@ -178,6 +178,7 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<(Spoo
     let identity = repository.identity()?;
     let before = Before { cluster: &cluster, spool: spool.as_ref(), identity: &identity, data_directory: &data_directory };
     let previous = before.of(&job, segment).await?;
+    let as_it_was = Acknowledgement::of(&metadata(&job.path)?, &identity);
     let (stored, sha256) = job.run(&cluster, Beside { previous, ..Beside::default() }).await?;
     let Some(spool) = spool else {
         return Ok(if stored == Stored::Same { Pushed::Already } else { Pushed::Stored { ahead: 0 } });
@@ -195,7 +196,7 @@ async fn store(repository: &Source, request: &Request, opened: &mut Option<(Spoo
     };
     let names = ready(&data_directory).into_iter().filter(wanted).take(request.push_ahead).collect();
     let batch = Ahead { cluster, first: job, segment_bytes, spool: spool.clone(), identity };
-    let ahead = batch.push(names, (segment, sha256), stored == Stored::New).await;
+    let ahead = batch.push(names, Last { segment, sha256, file: as_it_was }, stored == Stored::New).await;
     Ok(if stored == Stored::Same && ahead == 0 { Pushed::Already } else { Pushed::Stored { ahead } })
 }
 

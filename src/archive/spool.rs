@@ -52,8 +52,8 @@ pub struct Acknowledgement {
 pub struct Last {
     pub segment: SegmentName,
     pub sha256: Sha,
-    /// In which repository.
-    pub place: String,
+    /// The file that it was: a volume that was set back has another of the name. And the repository.
+    pub file: Acknowledgement,
 }
 
 /// What one call leaves for another.

@@ -366,12 +366,26 @@ pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
     } else if let Some(why) = &replaced.not_archived_because {
         output::entry("unarchived", format!("WAL is not saved: {why}"));
     }
+    if let Some(parted) = &unarchived.parted {
+        output::entry(
+            "APART",
+            format!(
+                "its WAL from {} on ({}) is of another history than the archive's under the same names (its volume was set back, or \
+                 another server archives under this name): it is not archived and stays in the directory, and what the archive has \
+                 from there on is the other server's",
+                parted.from,
+                output::count(parted.segments, "segment")
+            ),
+        );
+    }
     if let Some(loss) = loss {
         let least = if loss.at_least { "at least " } else { "" };
         let last = loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
-        match loss.transactions {
-            0 => output::entry("lost", "no transaction"),
-            count => output::entry("LOST", format!("{least}{}{last}: {which}", output::count(count, "transaction"))),
+        match (&loss.unknown, loss.transactions) {
+            (Some(why), _) => output::entry("LOST", format!("unknown: {why}")),
+            (None, 0) if loss.at_least => output::entry("LOST", "unknown: not all of its WAL is there"),
+            (None, 0) => output::entry("lost", "no transaction"),
+            (None, count) => output::entry("LOST", format!("{least}{}{last}: {which}", output::count(count, "transaction"))),
         }
     }
 }

@@ -95,8 +95,9 @@ async fn same_bytes(one: &Vault, other: &Vault, key: &ObjectKey) -> Result<bool,
     Ok(one.bytes == other.bytes)
 }
 
-/// By what trailers vouch for.
-async fn same_content(one: &Vault, other: &Vault, key: &ObjectKey) -> Result<bool, RepoError> {
+/// Whether two objects of one key that differ in bytes are the same, by what trailers vouch for: what was encrypted twice, or a WAL file
+/// whose writer knew its predecessor in one place and not in the other.
+pub async fn same_content(one: &Vault, other: &Vault, key: &ObjectKey) -> Result<bool, RepoError> {
     match object::read_kind(&**one.storage(), key).await? {
         Some(ObjectKind::Document) => Ok(object::get_document(one, key).await? == object::get_document(other, key).await?),
         Some(ObjectKind::WalFile) => {

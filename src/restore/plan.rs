@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::RestoreError;
 use super::guard::Care;
-use super::loss;
+use super::loss::{self, Loss};
 use super::place::{self, Standing};
 use super::replaced::{self, Around, Replaced};
 use super::standing::Occupant;
@@ -180,7 +180,11 @@ pub async fn plan(
     if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
         && control.system_identifier == archive.system
     {
-        replaced.loss = Some(loss::count(&archive, &found, Some(control.timeline)).await?);
+        replaced.loss = match &replaced.present {
+            Some(Ok(present)) => Some(loss::count(&found, present).await?),
+            Some(Err(why)) => Some(Loss::unknown(why.clone())),
+            None => None,
+        };
     }
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;

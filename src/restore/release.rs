@@ -163,7 +163,7 @@ async fn own_wal(archive: &Archive, directory: &Path, timeline: Timeline, living
     let mut found = tail::in_directory(&directory.join("pg_wal"), archive.system).map_err(failed)?;
     found.segments.retain(|name, _| name.timeline == timeline);
     found.histories.retain(|other, _| *other == timeline);
-    let mut unarchived = salvage::find(archive, &mut found).await;
+    let mut unarchived = salvage::find(archive, &mut found).await?;
     unarchived.torn = unarchived.torn.filter(|_| !living);
     Ok(unarchived)
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::RestoreError;
 use super::guard::Care;
 use super::loss::Loss;
+use super::present::Present;
 use super::salvage::{self, Unarchived};
 use super::standing::Occupant;
 use crate::postgres::lsn::SystemId;
@@ -42,6 +43,9 @@ pub struct Replaced {
     pub not_archived_because: Option<String>,
     /// Absent for a cluster of another system: then everything in it is.
     pub loss: Option<Loss>,
+    /// Its history, or why it is not known; absent when the repository does not know its system.
+    #[serde(skip)]
+    pub present: Option<Result<Present, String>>,
     #[serde(skip)]
     pub archive: Option<Archive>,
 }
@@ -64,6 +68,7 @@ pub async fn look(
         unarchived: Unarchived::default(),
         not_archived_because: None,
         loss: None,
+        present: None,
         archive: None,
     };
     let Some(system) = occupant.system() else {
@@ -74,7 +79,8 @@ pub async fn look(
     let mut found = match tail::in_directory(&pg_wal, system) {
         Ok(found) => found,
         Err(error) => {
-            replaced.not_archived_because = Some(format!("{} cannot be read: {error}", pg_wal.display()));
+            let why = format!("{} cannot be read: {error}", pg_wal.display());
+            (replaced.present, replaced.not_archived_because) = (Some(Err(why.clone())), Some(why));
             return Ok(replaced);
         }
     };
@@ -86,7 +92,10 @@ pub async fn look(
         true => archive.clone(),
         false => Archive::load(&owner.cluster, system, owner.segment_bytes).await?,
     };
-    replaced.unarchived = salvage::find(&own, &mut found).await;
+    replaced.unarchived = salvage::find(&own, &mut found).await?;
+    if let Some(control) = &occupant.control {
+        replaced.present = Some(Present::of(&own, into, control.timeline, &found, &replaced.unarchived));
+    }
     if occupant.unreleased {
         // Its future is not the original's (rule 29).
         replaced.not_archived_because = Some("the cluster was restored by lastgood and never released".into());

@@ -4,14 +4,21 @@
 //! stays with the directory, and the segments that the restore needs are copied into the new `pg_wal`, where recovery looks after
 //! it has asked the archive: so the last committed transaction can be reached without the repository too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::RestoreError;
+use super::own_wal::{self, Parted};
 use crate::monitor::Monitor;
+use crate::postgres::history::History;
+use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::header::LONG_HEADER_BYTES;
 use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::postgres::wal::transaction::SegmentSummary;
+use crate::repo::RepoError;
 use crate::repo::repository::Cluster;
 use crate::repo::segment::{self, Stored};
 use crate::timeline::archive::Archive;
@@ -28,6 +35,12 @@ pub struct Unarchived {
     /// The last one, of which only the beginning is WAL.
     pub torn: Option<SegmentName>,
     pub histories: Vec<String>,
+    /// Where the directory's WAL is another history than the archive's: nothing from there on is archived or laid over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parted: Option<Parted>,
+    /// The segments from there on.
+    #[serde(skip)]
+    pub own: BTreeMap<SegmentName, Tail>,
 }
 
 impl Unarchived {
@@ -41,9 +54,10 @@ impl Unarchived {
 }
 
 /// Finds what is not archived, reading the segments; `archive` is of the same system. What turns out to be no WAL (made in advance, or
-/// behind the torn end of its timeline) is taken out of `found`.
-pub async fn find(archive: &Archive, found: &mut Found) -> Unarchived {
+/// behind the torn end of its timeline) is taken out of `found`, and so is what is not of the archive's history.
+pub async fn find(archive: &Archive, found: &mut Found) -> Result<Unarchived, RepoError> {
     let mut unarchived = Unarchived::default();
+    take_parted(archive, found, &mut unarchived).await?;
     let mut ended = None;
     for (name, place) in std::mem::take(&mut found.segments) {
         let Tail::File(path) = &place else { continue };
@@ -57,7 +71,7 @@ pub async fn find(archive: &Archive, found: &mut Found) -> Unarchived {
                 ended = Some(name.timeline);
             }
             match summary {
-                Some(summary) if torn && summary.last_record.is_some() => unarchived.torn = Some(name),
+                Some(summary) if torn && holds_wal(&summary, name, archive.segment_bytes) => unarchived.torn = Some(name),
                 Some(_) if !torn => unarchived.segments.push(name),
                 _ => continue,
             }
@@ -66,7 +80,31 @@ pub async fn find(archive: &Archive, found: &mut Found) -> Unarchived {
     }
     let known = |timeline| archive.has_history(timeline);
     unarchived.histories = found.histories.keys().filter(|t| !known(**t)).map(|t| WalFile::History(*t).to_string()).collect();
-    unarchived
+    Ok(unarchived)
+}
+
+/// Whether a record ends in a torn segment. It may have begun before: the last commit often crosses the border.
+fn holds_wal(summary: &SegmentSummary, name: SegmentName, segment_bytes: u64) -> bool {
+    let begin = name.start(segment_bytes).map_or(u64::MAX, |start| start.0 + LONG_HEADER_BYTES as u64);
+    summary.last_record.is_some() || summary.ends_at.is_some_and(|end| end.0 > begin)
+}
+
+/// Takes out what follows where the directory's history left the archive's, on that timeline and on those that came from it later.
+async fn take_parted(archive: &Archive, found: &mut Found, unarchived: &mut Unarchived) -> Result<(), RepoError> {
+    let timelines: BTreeSet<Timeline> = found.segments.keys().map(|name| name.timeline).collect();
+    for timeline in timelines {
+        let Some(parted) = own_wal::parted(archive, found, timeline).await? else { continue };
+        let start = parted.from.start(archive.segment_bytes).unwrap_or(Lsn(0));
+        let came_later = |history: &History| history.left(timeline).flatten().is_some_and(|fork| fork > start);
+        let later: BTreeSet<Timeline> = found.histories.values().filter(|h| came_later(h)).map(History::timeline).collect();
+        let is_apart = |name: &SegmentName| (name.timeline == timeline && *name >= parted.from) || later.contains(&name.timeline);
+        let all = std::mem::take(&mut found.segments);
+        (unarchived.own, found.segments) = all.into_iter().partition(|(name, _)| is_apart(name));
+        found.histories.retain(|timeline, _| !later.contains(timeline));
+        unarchived.parted = Some(parted);
+        return Ok(());
+    }
+    Ok(())
 }
 
 /// What was archived, and what was not and why.

@@ -14,6 +14,7 @@ use super::RestoreError;
 use super::guard::{Approval, Care};
 use super::loss::{self, Loss};
 use super::place;
+use super::present::Present;
 use super::replaced::{self, Around, Replaced};
 use super::salvage::{self, Saved};
 use super::standing::{self, Occupant};
@@ -78,30 +79,52 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Res
     let old_at = old_at.ok_or_else(vanished)?;
     let present = standing::look(into)?;
     let replaced = replaced::look(around, &mut archive, into, &present).await?;
-    let loss = since_it_left(archive, into, &present).await?;
+    let old = standing::look(&old_at)?;
+    let loss = since_it_left(&archive, &replaced, &present, (&old_at, &old)).await?;
     Ok(Plan {
         into: into.into(),
         never_started: !into.join(switch::CONTROL).exists() && into.join(RESTORING_MARK).exists(),
         present,
         replaced,
         loss,
-        old: standing::look(&old_at)?,
+        old,
         old_at,
         switched,
     })
 }
 
-/// Transactions on the present cluster's own timeline, from the archive and its `pg_wal`.
-async fn since_it_left(mut archive: Archive, into: &Path, present: &Occupant) -> Result<Option<Loss>, RestoreError> {
-    let Some(control) = present.control.as_ref().filter(|c| c.system_identifier == archive.system) else { return Ok(None) };
-    if let Ok(mut found) = tail::in_directory(&into.join("pg_wal"), control.system_identifier) {
-        salvage::find(&archive, &mut found).await;
-        archive.add_tails(found);
+/// Transactions of the present cluster that the old one does not have: since their histories parted, or since the old one ended.
+async fn since_it_left(
+    archive: &Archive,
+    replaced: &Replaced,
+    present: &Occupant,
+    old: (&Path, &Occupant),
+) -> Result<Option<Loss>, RestoreError> {
+    if present.system() != Some(archive.system) {
+        return Ok(None);
     }
-    let Some(path) = archive.path(control.timeline) else { return Ok(None) };
-    let stretches = path.stretches();
-    let begin = stretches[stretches.len() - 1].begin;
-    loss::after(&archive, &path, begin, true).await.map(Some)
+    let (old_at, old) = old;
+    let present = match &replaced.present {
+        Some(Ok(present)) => present,
+        Some(Err(why)) => return Ok(Some(Loss::unknown(why.clone()))),
+        None => return Ok(None),
+    };
+    let Some(control) = old.control.as_ref().filter(|control| control.system_identifier == archive.system) else {
+        return Ok(Some(Loss::unknown("the cluster that is put back is another, or its pg_control cannot be read")));
+    };
+    let mut found = match tail::in_directory(&old_at.join("pg_wal"), archive.system) {
+        Ok(found) => found,
+        Err(error) => return Ok(Some(Loss::unknown(format!("pg_wal in {} cannot be read: {error}", old_at.display())))),
+    };
+    let unarchived = salvage::find(archive, &mut found).await?;
+    let past = match Present::of(archive, old_at, control.timeline, &found, &unarchived) {
+        Ok(past) => past,
+        Err(why) => return Ok(Some(Loss::unknown(why))),
+    };
+    let end = past.end(old_at).await.unwrap_or(control.checkpoint);
+    // Where the old one left the archive's history, the archive's later WAL is none of it.
+    let end = past.parted.map_or(end, |(at, _)| at.min(end));
+    loss::beyond(present, &past.path, end, true).await.map(Some)
 }
 
 /// Puts the old cluster back as planned.

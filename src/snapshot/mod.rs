@@ -90,7 +90,7 @@ pub enum SnapshotError {
     #[error("waited {waited_s} s for WAL segment {segment} to reach the repository; {reason}")]
     WalMissing { segment: String, waited_s: u64, reason: String },
     #[error(
-        "archiving does not work: the archive of {cluster:?} holds segment {segment} with other content ({}…) than this server ({}…), so a backup would mix two histories. Either this server's volume was set back to an older state, or another server archives under this name. When this server shall go on, let it begin a timeline of its own: restart it with recovery.signal and restore_command until it is promoted, then run `lastgood release`", &there.to_string()[..16], &here.to_string()[..16]
+        "archiving does not work: the archive of {cluster:?} holds segment {segment} with other content ({}…) than this server ({}…), so a backup would mix two histories. Either this server's volume was set back to an older state, or another server archives under this name. Either restore this server from the archive, or, when it shall go on as it is, give it a [cluster] name of its own and run `lastgood init` and `lastgood backup`", &there.to_string()[..16], &here.to_string()[..16]
     )]
     OtherWal { cluster: String, segment: SegmentName, here: Sha, there: Sha },
     #[error("pg_control vanished from {dir} during the snapshot")]

@@ -89,6 +89,15 @@ impl Archive {
         self.tails.extend(found.segments.into_iter().filter(|(name, _)| !self.is_archived(*name)).collect::<Vec<_>>());
     }
 
+    /// Puts a directory's own WAL in the place of what is archived under the names from `from` on, which is of another history.
+    pub fn put_own(&mut self, from: SegmentName, own: BTreeMap<SegmentName, Tail>) {
+        if let Some(number) = from.number(self.segment_bytes) {
+            self.runs.remove(from.timeline, number, u64::MAX);
+        }
+        self.tails.retain(|name, _| *name < from || name.timeline != from.timeline);
+        self.tails.extend(own);
+    }
+
     pub fn has_history(&self, timeline: Timeline) -> bool {
         self.histories.contains_key(&timeline)
     }

@@ -50,7 +50,11 @@ pub async fn stored(cluster: &Cluster, system: SystemId) -> Result<BTreeMap<Segm
                 _ => continue,
             };
             let reach = match segment::read_trailer(cluster, system, &file).await {
-                Ok(trailer) => trailer.summary.and_then(|s| serde_json::from_value::<SegmentSummary>(s).ok()?.last_record),
+                // A record that began in the segment before may be all that one of them has more.
+                Ok(trailer) => trailer.summary.and_then(|s| {
+                    let summary = serde_json::from_value::<SegmentSummary>(s).ok()?;
+                    summary.last_record.max(summary.ends_at)
+                }),
                 Err(error) if error.is_damage() || error.is_newer_epoch() => None,
                 Err(error) => return Err(error),
             };

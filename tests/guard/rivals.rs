@@ -66,9 +66,7 @@ async fn a_copy_cannot_write_into_the_archive_of_its_original() {
     std::fs::remove_file(copy.data().join("lastgood.restored")).unwrap();
     let said = push(&world, &copy, "00000002.history");
     assert_eq!(said.code, 5, "{}", said.all());
-    for words in
-        ["two servers write the history of \"shop\"", "timeline 00000002 left timeline 00000001 at", "goes on behind that"]
-    {
+    for words in ["two servers write the history of \"shop\"", "timeline 00000002 left timeline 00000001 at", "goes on beyond"] {
         assert!(said.err.contains(words), "{words}: {}", said.err);
     }
     let segment = session.switch_segment("x").await.unwrap();

@@ -46,7 +46,9 @@ async fn an_undo_puts_the_old_one_back_and_can_be_undone() {
     assert!(!data.join("lastgood.replaced").exists());
     assert_eq!(rows(&world, "data").await, "3", "with what was never archived");
 
-    // Once more: the restored one comes back.
+    // Once more: the restored one comes back, and what only the old one has is counted.
+    let (plan, _) = world.planned(&undo);
+    assert_eq!(plan["loss"]["transactions"], 2, "{plan:#}");
     world.confirmed(&undo);
     assert_eq!(rows(&world, "data").await, "1");
     assert_eq!((beside(&data, "replaced").len(), beside(&data, "undone").len()), (0, 1));

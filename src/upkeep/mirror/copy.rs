@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::clock;
 use crate::repo::RepoError;
+use crate::repo::copies;
 use crate::repo::object::absent;
 use crate::repo::proof::{self, Proof};
 use crate::repo::vault::Vault;
@@ -30,6 +31,11 @@ impl Copier {
         Copier { from: from.clone(), to }
     }
 
+    /// The destination, with the keys of the source.
+    pub fn there(&self) -> Vault {
+        Vault::new(self.to.clone(), self.from.seal().cloned())
+    }
+
     pub fn to(&self) -> &Arc<dyn Storage> {
         &self.to
     }
@@ -45,6 +51,7 @@ impl Copier {
         // Somebody else was quicker: a push that writes to both, or another copy.
         match self.to.stat(&object.key).await? {
             Some(there) if there.bytes == object.bytes => Ok(Some(proof)),
+            Some(_) if copies::same_content(&self.from, &self.there(), &object.key).await? => Ok(Some(proof)),
             _ => Err(RepoError::Conflict { key: object.key.clone() }),
         }
     }

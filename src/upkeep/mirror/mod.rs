@@ -32,6 +32,7 @@ use serde::Serialize;
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::repo::RepoError;
+use crate::repo::copies;
 use crate::repo::layout;
 use crate::repo::lease::Lease;
 use crate::repo::object;
@@ -277,7 +278,7 @@ impl Run<'_> {
                     Side::Right(_) => self.report.only_there += 1,
                     Side::Both(left, right) => {
                         let is_wanted = wants(&left.key);
-                        if left.bytes != right.bytes && is_wanted {
+                        if left.bytes != right.bytes && is_wanted && !self.is_same(&left.key).await? {
                             self.differs(&left, &right);
                         }
                     }
@@ -287,6 +288,14 @@ impl Run<'_> {
                 return Ok(());
             }
             self.copy(missing).await?;
+        }
+    }
+
+    /// Damage in one of them is a difference, too.
+    async fn is_same(&self, key: &ObjectKey) -> Result<bool, RepoError> {
+        match copies::same_content(self.from.vault(), &self.copier.there(), key).await {
+            Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(false),
+            same => same,
         }
     }
 
