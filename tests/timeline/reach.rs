@@ -106,7 +106,8 @@ async fn life(dice: &mut Dice) -> Made {
     let mut maker = Maker::default();
     let mut server = Server::new();
     maker.snapshot(&mut server, dice);
-    let steps = 10 + dice.below(if dice.chance(25) { 120 } else { 30 });
+    let most = if dice.chance(25) { 120 } else { 30 };
+    let steps = 10 + dice.below(most);
     maker.write(&mut server, dice, steps);
     let stop = maker.manifests[0].stop_lsn;
     let place = |server: &Server, dice: &mut Dice| {
