@@ -2,8 +2,11 @@
 
 mod command;
 mod events;
+mod histories;
 mod matrix;
 mod ordinary;
 mod play;
+mod reach;
 mod rollups;
+mod synthetic;
 pub mod tripwire;

@@ -6,6 +6,8 @@
 
 use super::spool::Spool;
 use crate::postgres::lsn::SystemId;
+use crate::postgres::wal::index::SegmentIndex;
+use crate::postgres::wal::index::proof::Proof;
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::repository::Cluster;
 use crate::repo::rollup::{self, Group};
@@ -14,6 +16,12 @@ use crate::repo::rollup::{self, Group};
 const LEVEL_MAX: u8 = 2;
 /// Indexes that are kept in the spool, for snapshots that want to know what changed: some 20 MiB.
 const KEPT: u64 = 4096;
+
+fn passes(group: &Group, indexes: &[Vec<u8>]) -> bool {
+    let mut proof = Proof::new(group.timeline);
+    indexes.iter().for_each(|raw| proof.add(SegmentIndex::parse(raw).ok().as_ref()));
+    proof.holds()
+}
 
 /// Keeps the index of a segment that was just stored, and writes the roll-ups that it completes.
 pub async fn keep(
@@ -34,6 +42,10 @@ pub async fn keep(
         }
         let indexes: Option<Vec<Vec<u8>>> = names().map(|name| spool.index(name)).collect();
         let Some(indexes) = indexes else { break };
+        // A key of a roll-up says that replay passes through.
+        if !passes(&group, &indexes) {
+            break;
+        }
         let written = rollup::write(cluster, system, segment_bytes, &group, indexes.into_iter()).await;
         written.map_err(|error| format!("the roll-up that {segment} completes is not written: {error}"))?;
     }

@@ -171,7 +171,7 @@ async fn look_once(
 ) -> anyhow::Result<Seen> {
     let manifests: Vec<_> = place.manifests(true).await?.into_iter().filter(|m| m.system_identifier == system).collect();
     let mut archive = Archive::load(&place.cluster, system, segment_bytes).await?;
-    archive.abandon(&place.record.abandoned(system));
+    archive.decide(&place.record);
     let watched = spool.noted(Note::Watched).or_else(|| Some(suspicion.into())).and_then(|name| name.parse::<SegmentName>().ok());
     let monitor = progress::monitor(global.json);
     let asked = Look {

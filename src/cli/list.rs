@@ -8,11 +8,12 @@ use serde::Serialize;
 use super::context::{Global, Place};
 use super::{estimate, output, places};
 use crate::clock;
-use crate::postgres::lsn::SystemId;
+use crate::postgres::lsn::{SystemId, Timeline};
 use crate::repo::keep::{self, Keep};
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
 use crate::timeline::estimate::{Estimate, Experience};
+use crate::timeline::latest::Followed;
 use crate::timeline::windows::{self, Window, Windows};
 
 /// Show snapshots, and the windows of time to which a restore can go
@@ -39,6 +40,12 @@ struct HistoryListing {
     windows: Windows,
     /// Of a restore to the end of each window, from its newest snapshot; absent where nothing was measured.
     estimates: Vec<Option<Estimate>>,
+    /// What `latest` means; absent in a history that the cluster lives no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latest: Option<Followed>,
+    /// Timelines that were given up for others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    abandoned: Vec<Timeline>,
 }
 
 pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
@@ -50,12 +57,26 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
     let experience = Experience::load(&place.cluster).await?;
     for history in &place.record.histories {
         let system = history.system_identifier;
-        let archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
+        let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
+        archive.decide(&place.record);
         let windows = windows::windows(&archive, &manifests).await?;
         let snapshots = manifests.iter().filter(|m| m.system_identifier == system).cloned().collect();
         let estimates = windows.windows.iter().map(|window| estimate_of(window, &manifests, &experience)).collect();
         let (major, wal_segments) = (history.major, archive.count());
-        listing.histories.push(HistoryListing { system_identifier: system, major, wal_segments, snapshots, windows, estimates });
+        let is_current = place.record.current().is_some_and(|current| current.system_identifier == system);
+        let latest = if is_current { Some(archive.latest().await?) } else { None };
+        let abandoned = archive.decisions().abandoned.clone();
+        let system_identifier = system;
+        listing.histories.push(HistoryListing {
+            system_identifier,
+            major,
+            wal_segments,
+            snapshots,
+            windows,
+            estimates,
+            latest,
+            abandoned,
+        });
     }
     places::warn_of_missed(&place, global.json);
     if global.json {
@@ -89,7 +110,8 @@ fn show(listing: &Listing) {
         for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
             output::line(format!("  {id} is {}", pin.describe()));
         }
-        show_windows(&history.windows, &history.estimates);
+        show_windows(history);
+        show_latest(history);
     }
     for (id, problem) in &listing.unreadable {
         output::line(format!("snapshot {id} cannot be read: {problem}"));
@@ -126,7 +148,8 @@ fn snapshots(manifests: &[Manifest]) -> Table {
     table
 }
 
-fn show_windows(windows: &Windows, estimates: &[Option<Estimate>]) {
+fn show_windows(history: &HistoryListing) {
+    let HistoryListing { windows, estimates, .. } = history;
     output::line("windows (any moment in them can be restored):");
     for (window, estimate) in windows.windows.iter().zip(estimates) {
         let length = window.to_time.duration_since(window.from_time).as_secs_f64().max(0.0);
@@ -140,6 +163,7 @@ fn show_windows(windows: &Windows, estimates: &[Option<Estimate>]) {
             window.to_lsn
         ));
         output::line(format!("    a restore to its end takes {}", estimate::words(estimate.as_ref())));
+        show_end(history, window);
         if let Some(missing) = &window.gap_at {
             output::line(format!(
                 "  -- gap: segment {missing} is missing; nothing between here and the next window can be restored --"
@@ -148,5 +172,34 @@ fn show_windows(windows: &Windows, estimates: &[Option<Estimate>]) {
     }
     for (id, problem) in &windows.unusable {
         output::line(format!("  snapshot {id} cannot be restored: {problem}"));
+    }
+}
+
+/// What is known of the end of a window, and of its timeline.
+fn show_end(history: &HistoryListing, window: &Window) {
+    if let Some(last) = window.last_transaction.filter(|last| *last < window.to_time) {
+        output::line(format!("    no transaction after {} is known", output::exact_time(last)));
+    }
+    if history.abandoned.contains(&window.timeline) {
+        let how = format!("--timeline {:X}", window.timeline.0);
+        output::line(format!("    timeline {} was abandoned: a restore goes there only with {how}", window.timeline));
+    }
+    if let Some(stop) = &window.stop {
+        output::line(format!("  -- {stop}; what is later can be restored only from a later snapshot --"));
+    }
+}
+
+/// What a restore to `latest` does, where that is not plain.
+fn show_latest(history: &HistoryListing) {
+    let timelines = history.windows.windows.iter().map(|window| window.timeline);
+    match &history.latest {
+        Some(Followed::Undecided { parent, one, other }) => output::line(format!(
+            "latest is not decided: timeline {parent} was left by two servers, and both go on: {one}; {other}. \
+             `lastgood release` says which one is the cluster"
+        )),
+        Some(Followed::Timeline(latest)) if timelines.clone().any(|timeline| timeline != *latest) => {
+            output::line(format!("latest follows timeline {latest}"));
+        }
+        _ => {}
     }
 }

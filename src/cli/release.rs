@@ -31,7 +31,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let directory: PathBuf = std::path::absolute(directory)?;
     let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
-    archive.abandon(&place.record.abandoned(history.system_identifier));
+    archive.decide(&place.record);
     let desk = Desk::new("release", &place, global);
     let plan = match release::plan(&guard::around(&place), archive, &directory).await {
         Ok(plan) => plan,
@@ -73,6 +73,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 }
 
 fn show_left(left: &Left) {
+    if left.loss.transactions == 0 && !left.loss.at_least {
+        output::entry("", "nothing that is archived comes after that; what its server did not archive is unknown;");
+        output::entry("", "no restore follows it by itself, and its server is refused from now on");
+        return;
+    }
     let least = if left.loss.at_least { "at least " } else { "" };
     let last = left.loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();
     output::entry("", format!("with {least}{} behind that{last};", output::count(left.loss.transactions, "transaction")));

@@ -198,7 +198,7 @@ async fn carry_out(
 async fn archive(place: &Place, history: &History) -> anyhow::Result<Archive> {
     let system = history.system_identifier;
     let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
-    archive.abandon(&place.record.abandoned(system));
+    archive.decide(&place.record);
     Ok(archive)
 }
 
@@ -308,6 +308,7 @@ fn show_plan(plan: &Plan) {
              server is resumed. With --target-action promote it does not.",
         );
     }
+    plan.notes.iter().for_each(|note| output::entry("note", note));
     if plan.damaged_pages > 0 {
         output::entry(
             "warning",

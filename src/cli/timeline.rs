@@ -102,7 +102,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let system = history.system_identifier;
     let manifests: Vec<_> = place.manifests(global.json).await?.into_iter().filter(|m| m.system_identifier == system).collect();
     let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
-    archive.abandon(&place.record.abandoned(system));
+    archive.decide(&place.record);
     let windows = windows::windows(&archive, &manifests).await?.windows;
     if let Some(directory) = &args.include_pg_wal {
         archive.add_tails(not_archived(directory, system)?);

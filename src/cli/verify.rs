@@ -75,7 +75,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let mut archives = Vec::new();
     for history in &place.record.histories {
-        archives.push(Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?);
+        let mut archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
+        archive.decide(&place.record);
+        archives.push(archive);
     }
     let monitor = progress::monitor(global.json);
     let request = Request { quick: args.quick, threads: context::threads(place.config.restore.threads) };

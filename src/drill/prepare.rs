@@ -142,7 +142,7 @@ impl Drill<'_> {
         };
         report.system_identifier = history.system_identifier;
         let mut archive = Archive::load(cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
-        archive.abandon(&self.around.record.abandoned(history.system_identifier));
+        archive.decide(self.around.record);
         look_at_archive(&archive, report);
         let all = windows::windows(&archive, &manifests).await?;
         for (id, problem) in &all.unusable {

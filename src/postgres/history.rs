@@ -81,6 +81,12 @@ impl History {
         self.left(timeline).is_some_and(|end| end.is_none_or(|end| lsn <= end))
     }
 
+    /// The timeline that a position belongs to: at a fork the new one.
+    pub fn at(&self, lsn: Lsn) -> Timeline {
+        let begun = self.stretches.iter().rev().find(|stretch| stretch.begin <= lsn);
+        begun.map_or(self.stretches[0].timeline, |stretch| stretch.timeline)
+    }
+
     /// Where two paths part; `None` when one is the beginning of the other.
     pub fn fork(&self, other: &History) -> Option<Lsn> {
         for (one, two) in self.stretches.iter().zip(&other.stretches) {

@@ -85,6 +85,9 @@ pub struct Plan {
     pub bytes: u64,
     pub wal_segments: u64,
     pub damaged_pages: usize,
+    /// What a person should know before it is done.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     #[serde(skip)]
     pub found: Found,
     #[serde(skip)]
@@ -233,6 +236,7 @@ pub async fn plan(
         bytes: manifest.totals.raw_bytes,
         wal_segments: (found.last_segment + 1).saturating_sub(first_segment),
         damaged_pages: manifest.damaged_pages.len(),
+        notes: found.notes.clone(),
         found,
         archive,
     })

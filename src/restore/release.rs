@@ -20,6 +20,7 @@ use super::standing::{self, Occupant};
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings;
 use crate::postgres::wal::name::{SegmentName, WalFile};
@@ -27,6 +28,7 @@ use crate::repo::object::Sha;
 use crate::repo::record::{Abandoned, ClusterRecord, Successor};
 use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
+use crate::timeline::latest::Followed;
 use crate::timeline::tail;
 
 /// What a release is about to do.
@@ -106,6 +108,11 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
             "restart it with recovery.signal and restore_command, so that it is promoted to a timeline that is free, then release it",
         );
     }
+    // As the archive has it, before what lies in the directory is added.
+    let followed = match archive.latest().await? {
+        Followed::Timeline(followed) => Some(followed),
+        Followed::Nothing | Followed::Undecided { .. } => None,
+    };
     let mut replaced = replaced::look(around, &mut archive, directory, &occupant).await?;
     // A server that runs is the usual case here, and none will be touched.
     if occupant.living.is_some()
@@ -124,17 +131,52 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
     for (other, fork) in forks {
         left.push(parted(&archive, around.record, other, fork).await?);
     }
-    let overtakes = path.stretches().iter().rev().skip(1).find_map(|parent| {
-        let fork = parent.end?;
-        let next = fork.last_segment_before(archive.segment_bytes) + 1;
-        archive.is_archived(SegmentName::new(parent.timeline, next, archive.segment_bytes)).then_some((parent.timeline, fork))
-    });
-    let overtakes = match overtakes.filter(|_| !around.record.is_successor(archive.system, timeline)) {
+    // First the one that a restore follows now.
+    left.sort_by_key(|left: &Left| followed != Some(left.timeline));
+    let overtakes = match around.record.is_successor(archive.system, timeline) {
+        true => None,
+        false => overtaken(&archive, &path, followed, restored).await?,
+    };
+    let overtakes = match overtakes {
         Some((parent, fork)) => Some(parted(&archive, around.record, parent, fork).await?),
         None => None,
     };
     let (cluster, directory, system) = (around.cluster.name().into(), directory.into(), archive.system);
     Ok(Plan { directory, cluster, system, timeline, restored, overtakes, leaves_behind: left, replaced, unarchived, archive })
+}
+
+/// The timeline on the path that goes on without this cluster, and where it was left: before all others the one that a restore to
+/// `latest` follows now, which is the living one even when nothing of it is archived behind the fork yet.
+async fn overtaken(
+    archive: &Archive,
+    path: &History,
+    followed: Option<Timeline>,
+    restored: bool,
+) -> Result<Option<(Timeline, Lsn)>, RestoreError> {
+    let is_taken_for_it = followed == Some(path.timeline());
+    let mut found = None;
+    for parent in path.stretches().iter().rev().skip(1) {
+        let Some(fork) = parent.end else { continue };
+        if followed == Some(parent.timeline) {
+            return Ok(Some((parent.timeline, fork)));
+        }
+        let last = fork.last_segment_before(archive.segment_bytes);
+        let name = |number| SegmentName::new(parent.timeline, number, archive.segment_bytes);
+        // A failover leaves the rest of the fork's segment behind, which needs no decision.
+        let counts_rest = restored || !is_taken_for_it;
+        let goes_on = archive.is_archived(name(last + 1)) || (counts_rest && ends_behind(archive, name(last), fork).await?);
+        if goes_on && found.is_none() {
+            found = Some((parent.timeline, fork));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a segment of the archive holds a record from a position on.
+async fn ends_behind(archive: &Archive, name: SegmentName, fork: Lsn) -> Result<bool, RestoreError> {
+    let (Some(number), Some(path)) = (name.number(archive.segment_bytes), archive.path(name.timeline)) else { return Ok(false) };
+    let summaries = archive.summaries(&path, [number]).await?;
+    Ok(summaries.into_iter().find_map(|(_, summary)| summary?.last_record) >= Some(fork))
 }
 
 /// Whether the archive knows nothing else under the number of this timeline.
@@ -180,8 +222,7 @@ fn own_timeline(directory: &Path, in_control: Timeline) -> io::Result<Timeline> 
     Ok(newest)
 }
 
-fn own_history(directory: &Path, timeline: Timeline) -> Option<crate::postgres::history::History> {
-    use crate::postgres::history::History;
+fn own_history(directory: &Path, timeline: Timeline) -> Option<History> {
     let text = fs::read_to_string(directory.join(format!("pg_wal/{timeline}.history")));
     match text {
         Ok(text) => History::parse(timeline, &text).ok(),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::StreamExt;
 
+use super::latest::{self, Decisions, Followed};
 use super::listing::{self, Runs};
 use super::tail::{self, Tail};
 use crate::postgres::history::History;
@@ -13,13 +14,14 @@ use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::postgres::wal::transaction::SegmentSummary;
 use crate::repo::RepoError;
 use crate::repo::gone::Gone;
+use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::rollup::{self, Group};
 use crate::repo::segment;
 use crate::storage::{Depth, list_all};
 
 /// Summaries that are remembered.
-const SEEN: usize = 64;
+const SEEN: usize = 1024;
 
 /// Segments of one history of a cluster, as runs of numbers without gaps: small whatever the number of segments.
 #[derive(Debug, Clone)]
@@ -36,8 +38,8 @@ pub struct Archive {
     histories: BTreeMap<Timeline, History>,
     /// Ends of WAL that are no whole archived segments.
     tails: BTreeMap<SegmentName, Tail>,
-    /// Timelines that nobody continues: an operator said so when an older one was taken up again.
-    abandoned: Vec<Timeline>,
+    /// Which timelines are followed by themselves, and which never.
+    decisions: Decisions,
     /// Summaries that were read a moment ago: a plan looks at the last segments from several sides. Archived segments do not change.
     seen: Arc<Mutex<BTreeMap<SegmentName, SegmentSummary>>>,
     /// History files that are damaged; their timelines cannot be restored to.
@@ -67,7 +69,7 @@ impl Archive {
             groups,
             histories,
             tails: BTreeMap::new(),
-            abandoned: Vec::new(),
+            decisions: Decisions::default(),
             seen: Arc::default(),
             unreadable,
         };
@@ -75,9 +77,20 @@ impl Archive {
         Ok(Archive { tails, ..archive })
     }
 
-    /// Leaves timelines out of what is followed by itself.
-    pub fn abandon(&mut self, timelines: &[Timeline]) {
-        self.abandoned = timelines.to_vec();
+    /// Takes over what was decided about timelines: which are never followed by themselves, and which took over.
+    pub fn decide(&mut self, record: &ClusterRecord) {
+        let successors = record.successors.iter().filter(|s| s.system_identifier == self.system);
+        let successors = successors.map(|successor| successor.timeline).collect();
+        self.decisions = Decisions { abandoned: record.abandoned(self.system), successors };
+    }
+
+    /// The timeline that `latest` means, or the two between which nobody has decided.
+    pub async fn latest(&self) -> Result<Followed, RepoError> {
+        latest::of(self, &self.decisions).await
+    }
+
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
     }
 
     /// Adds WAL and history files that lie in a data directory and are not archived.
@@ -188,11 +201,19 @@ impl Archive {
 
     /// Timelines that are followed by themselves, newest first.
     pub fn followed(&self) -> Vec<Timeline> {
-        self.timelines().into_iter().rev().filter(|timeline| !self.abandoned.contains(timeline)).collect()
+        self.timelines().into_iter().rev().filter(|timeline| !self.decisions.abandoned.contains(timeline)).collect()
     }
 
-    /// The newest timeline that can be reached.
+    /// The timeline that is followed by itself as far as names tell; between two that wait for a decision, the newer one.
     pub fn newest(&self) -> Option<History> {
+        let followed = match latest::decide(&latest::by_names(self), &self.decisions, self.segment_bytes) {
+            Followed::Timeline(timeline) => self.path(timeline),
+            Followed::Undecided { .. } | Followed::Nothing => None,
+        };
+        followed.or_else(|| self.newest_of_all())
+    }
+
+    fn newest_of_all(&self) -> Option<History> {
         self.followed().into_iter().find_map(|timeline| self.path(timeline))
     }
 

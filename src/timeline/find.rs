@@ -5,56 +5,18 @@
 use jiff::Timestamp;
 
 use super::archive::Archive;
+use super::elsewhere;
+pub use super::find_error::FindError;
+use super::latest::Followed;
+use super::reach::{End, Reach, Stop};
 use super::scan;
 use super::target::Target;
 use crate::clock;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};
 use crate::postgres::settings::RecoveryTarget;
-use crate::postgres::wal::name::SegmentName;
 use crate::postgres::wal::transaction::{Event, Kind, SegmentSummary};
-use crate::repo::RepoError;
 use crate::repo::manifest::Manifest;
-
-#[derive(Debug, thiserror::Error)]
-pub enum FindError {
-    #[error(transparent)]
-    Repo(#[from] RepoError),
-    #[error("there is no snapshot yet; `lastgood backup` takes one")]
-    NoSnapshot,
-    #[error("there is no snapshot {id:?}; `lastgood list` shows them")]
-    UnknownSnapshot { id: String },
-    #[error("{id:?} is the beginning of several snapshots: {}", found.join(", "))]
-    AmbiguousSnapshot { id: String, found: Vec<String> },
-    #[error("{target} lies before the first moment that can be restored, which is {}; `lastgood list` shows the windows", first)]
-    BeforeFirst { target: String, first: String },
-    #[error("{target} lies in the future: it is {now} now")]
-    Future { target: String, now: String },
-    #[error(
-        "{target} lies after the last transaction in the archive ({last}), so recovery could not know when to stop; use --to latest, or archive more WAL"
-    )]
-    AfterLast { target: String, last: String },
-    #[error("{target} cannot be reached: WAL is missing from {first_missing} on{}; the last moment before the gap is {last}", resumes.as_ref().map(|r| format!(" (it goes on at {r})")).unwrap_or_default())]
-    Gap { target: String, first_missing: String, resumes: Option<String>, last: String },
-    #[error("no transaction {xid} ended in the WAL of any window that leads to timeline {timeline}; `lastgood list` shows the windows{}", if others.is_empty() { String::new() } else { format!("; the archive has timelines {} too: --timeline follows another", others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")) })]
-    UnknownXid { xid: u32, timeline: Timeline, others: Vec<Timeline> },
-    #[error("transaction {xid} is a part (subtransaction) of transaction {parent}; use --to {parent}")]
-    Subtransaction { xid: u32, parent: u32 },
-    #[error("there is no restore point {name:?} in the WAL of any window")]
-    UnknownName { name: String },
-    #[error("there are several restore points {name:?}, at {}; use --to with one of these LSNs", found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
-    AmbiguousName { name: String, found: Vec<Lsn> },
-    #[error("timeline {timeline} is not in the archive{}", if known.is_empty() { String::new() } else { format!("; there are {}", known.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")) })]
-    UnknownTimeline { timeline: Timeline, known: Vec<Timeline> },
-    #[error("no snapshot can be restored on timeline {timeline}: {reason}")]
-    NoCandidate { timeline: Timeline, reason: String },
-    #[error(
-        "{target} lies inside {what} (it began at {begin} and committed at {commit}): its files would be gone, or the database could not be opened. To stop before it: --before {event}"
-    )]
-    Inside { target: String, what: String, begin: Lsn, commit: Lsn, event: String },
-    #[error("snapshot {id} cannot be restored: WAL segment {segment} is missing, without which it is not consistent")]
-    Incomplete { id: String, segment: SegmentName },
-}
 
 /// A transaction end beside the target, shown so that a person can judge it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +43,8 @@ pub struct Found {
     /// The last transaction that the restored cluster will hold, and the first that it will not, where they were read.
     pub before: Option<Neighbour>,
     pub after: Option<Neighbour>,
+    /// What a person should know before it is done.
+    pub notes: Vec<String>,
 }
 
 /// What is asked.
@@ -96,14 +60,47 @@ pub struct Question<'a> {
 
 /// Answers a question from the archive and the manifests (oldest first).
 pub async fn find(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<Found, FindError> {
-    let search = Search::new(archive, manifests, question)?;
+    let path = path(archive, manifests, question).await?;
+    let search = Search::new(archive, manifests, question, path)?;
     match question.target {
         Target::Latest => search.latest(question.stop_at_end).await,
-        Target::Snapshot(id) => search.snapshot(id),
+        Target::Snapshot(id) => search.snapshot(id).await,
         Target::Lsn(lsn) => search.lsn(*lsn, question.inclusive).await,
-        Target::Time(time) => search.time(*time).await,
+        Target::Time(time) => {
+            let mut found = search.time(*time).await?;
+            if question.timeline.is_none() {
+                found.notes.extend(elsewhere::notes(archive, manifests, *time, &found).await?);
+            }
+            Ok(found)
+        }
         Target::Xid(xid) => search.xid(*xid, question.inclusive).await,
         Target::Name(name) => search.name(name).await,
+    }
+}
+
+/// The path of timelines that a question means.
+async fn path(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<History, FindError> {
+    if !manifests.iter().any(|m| m.system_identifier == archive.system) {
+        return Err(FindError::NoSnapshot);
+    }
+    let known = |timeline| FindError::UnknownTimeline { timeline, known: archive.timelines() };
+    match (question.timeline, question.target) {
+        (Some(timeline), _) => {
+            let is_known = archive.timelines().contains(&timeline);
+            archive.path(timeline).filter(|_| is_known).ok_or_else(|| known(timeline))
+        }
+        // A snapshot is consistent on its own timeline, whatever came later.
+        (None, Target::Snapshot(id)) => {
+            let snapshot = choose_by_id(manifests, id)?;
+            archive.path(snapshot.timeline).ok_or_else(|| known(snapshot.timeline))
+        }
+        (None, target) => {
+            let followed = archive.latest().await?;
+            if let (Followed::Undecided { parent, one, other }, Target::Latest) = (followed, target) {
+                return Err(FindError::Undecided { parent, one, other });
+            }
+            newest_with_snapshot(archive, manifests)
+        }
     }
 }
 
@@ -116,28 +113,13 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(archive: &'a Archive, manifests: &'a [Manifest], question: &Question<'_>) -> Result<Search<'a>, FindError> {
+    fn new(
+        archive: &'a Archive,
+        manifests: &'a [Manifest],
+        question: &Question<'_>,
+        path: History,
+    ) -> Result<Search<'a>, FindError> {
         let same_system = |m: &&Manifest| m.system_identifier == archive.system;
-        if !manifests.iter().any(|m| same_system(&m)) {
-            return Err(FindError::NoSnapshot);
-        }
-        let path = match (question.timeline, question.target) {
-            (Some(timeline), _) => {
-                let known = archive.timelines();
-                archive
-                    .path(timeline)
-                    .filter(|_| known.contains(&timeline))
-                    .ok_or(FindError::UnknownTimeline { timeline, known })?
-            }
-            // A snapshot is consistent on its own timeline, whatever came later.
-            (None, Target::Snapshot(id)) => {
-                let snapshot = choose_by_id(manifests, id)?;
-                archive
-                    .path(snapshot.timeline)
-                    .ok_or(FindError::UnknownTimeline { timeline: snapshot.timeline, known: archive.timelines() })?
-            }
-            (None, _) => newest_with_snapshot(archive, manifests)?,
-        };
         let mut candidates = Vec::new();
         let mut broken = None;
         for manifest in manifests.iter().filter(same_system).filter(|m| path.contains(m.timeline, m.stop_lsn)) {
@@ -157,7 +139,15 @@ impl<'a> Search<'a> {
     }
 
     fn found(&self, snapshot: &Manifest, recovery: RecoveryTarget, last_segment: u64) -> Found {
-        Found { snapshot: snapshot.clone(), path: self.path.clone(), recovery, last_segment, before: None, after: None }
+        Found {
+            snapshot: snapshot.clone(),
+            path: self.path.clone(),
+            recovery,
+            last_segment,
+            before: None,
+            after: None,
+            notes: Vec::new(),
+        }
     }
 
     /// The newest snapshot; its WAL without gap reaches furthest.
@@ -165,50 +155,67 @@ impl<'a> Search<'a> {
         self.candidates[self.candidates.len() - 1]
     }
 
+    async fn reach(&self, snapshot: &Manifest) -> Result<Reach, FindError> {
+        Reach::of(self.archive, &self.path, snapshot).await
+    }
+
+    async fn end(&self, snapshot: &Manifest, reach: &Reach) -> Result<End, FindError> {
+        Ok(reach.end(self.archive, &self.path, snapshot).await?)
+    }
+
     async fn latest(&self, stop_at_end: bool) -> Result<Found, FindError> {
-        let (snapshot, end) = self.newest();
-        let recovery = if stop_at_end {
-            let lsn = self.last_record(snapshot, end).await?;
-            RecoveryTarget::Lsn { lsn, inclusive: true }
-        } else if let Some(fork) = self.goes_on_behind_fork(end).await? {
+        let (snapshot, _) = self.newest();
+        let reach = self.reach(snapshot).await?;
+        if reach.stop.is_some() {
+            return Err(self.unreachable(snapshot, &reach).await?);
+        }
+        let end = self.end(snapshot, &reach).await?;
+        let recovery = if let Some(fork) = self.goes_on_behind(&reach).await? {
             // What another timeline's segment holds behind the fork never happened here; the server would replay it.
             RecoveryTarget::Lsn { lsn: fork, inclusive: false }
+        } else if stop_at_end {
+            RecoveryTarget::Lsn { lsn: end.last, inclusive: true }
         } else {
             RecoveryTarget::End
         };
-        let mut found = self.found(snapshot, recovery, end);
-        found.before = self.last_event(snapshot, end).await?;
+        let mut found = self.found(snapshot, recovery, reach.end);
+        found.before = neighbour(&end);
         Ok(found)
     }
 
     /// The fork before the end of the last segment, when that is the left timeline's and goes on behind it.
-    async fn goes_on_behind_fork(&self, end: u64) -> Result<Option<Lsn>, FindError> {
-        let Some(fork) = self.archive.ends_at_fork(&self.path, end) else { return Ok(None) };
-        let summaries = self.archive.summaries(&self.path, [end]).await?;
+    async fn goes_on_behind(&self, reach: &Reach) -> Result<Option<Lsn>, FindError> {
+        let Some(fork) = reach.limit else { return Ok(None) };
+        let summaries = self.archive.summaries(&self.path, [reach.end]).await?;
         let last = summaries.into_iter().find_map(|(_, summary)| summary?.last_record);
         Ok((last >= Some(fork)).then_some(fork))
     }
 
-    fn snapshot(&self, id: &str) -> Result<Found, FindError> {
+    async fn snapshot(&self, id: &str) -> Result<Found, FindError> {
         let all: Vec<Manifest> = self.candidates.iter().map(|(m, _)| (*m).clone()).collect();
         let snapshot = choose_by_id(&all, id)?;
+        self.reach(snapshot).await?;
         let last = snapshot.last_segment.number(self.archive.segment_bytes).unwrap_or(0);
         Ok(self.found(snapshot, RecoveryTarget::Immediate, last))
     }
 
     async fn lsn(&self, lsn: Lsn, inclusive: bool) -> Result<Found, FindError> {
-        let (snapshot, end) = self.before_lsn(lsn)?;
+        let (snapshot, _) = self.before_lsn(lsn)?;
+        let reach = self.reach(snapshot).await?;
+        let last = reach.last(self.archive, &self.path).await?.unwrap_or(snapshot.stop_lsn);
+        // A record at or after the target must really be there, or the one that ends the reach, to stop before it.
+        let ends_here = !inclusive && Some(lsn) == reach.limit && self.goes_on_behind(&reach).await?.is_some();
+        if lsn > last.max(snapshot.stop_lsn) && !ends_here {
+            return Err(self.unreachable(snapshot, &reach).await?);
+        }
         let wanted = lsn.segment(self.archive.segment_bytes);
-        let behind_fork = self.archive.ends_at_fork(&self.path, end).is_some_and(|fork| lsn > fork);
-        if wanted > end || behind_fork {
-            return Err(self.unreachable(snapshot, end).await?);
-        }
-        // In the last segment a record at or after the target must really be there.
-        if wanted == end && self.last_record(snapshot, end).await? < lsn {
-            return Err(self.unreachable(snapshot, end).await?);
-        }
-        let mut found = self.found(snapshot, RecoveryTarget::Lsn { lsn, inclusive }, wanted);
-        (found.before, found.after) = self.around(lsn, inclusive, end).await?;
+        let recovery = match lsn > last && !ends_here {
+            // Nothing follows the snapshot.
+            true => RecoveryTarget::Immediate,
+            false => RecoveryTarget::Lsn { lsn, inclusive },
+        };
+        let mut found = self.found(snapshot, recovery, wanted.min(reach.end));
+        (found.before, found.after) = self.around(lsn, inclusive, reach.end).await?;
         Ok(found)
     }
 
@@ -241,13 +248,16 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Why nothing after `end` can be reached: the archive ends, or has a gap.
-    async fn unreachable(&self, snapshot: &Manifest, end: u64) -> Result<FindError, FindError> {
-        let last = match self.last_event(snapshot, end).await? {
-            Some(event) => format!("{} at {}", event.time, event.lsn),
-            None => format!("{} at {}", snapshot.stop_time, snapshot.stop_lsn),
-        };
-        let target = self.target.clone();
+    /// Why nothing behind a reach can be reached: replay stops, the archive ends, or has a gap.
+    async fn unreachable(&self, snapshot: &Manifest, reach: &Reach) -> Result<FindError, FindError> {
+        let end = self.end(snapshot, reach).await?;
+        let (lsn, time) = end.transaction.unwrap_or((snapshot.stop_lsn, snapshot.stop_time));
+        let (target, last) = (self.target.clone(), format!("{time} at {lsn}"));
+        if let Some(stop) = reach.stop {
+            let (timeline, last_lsn) = (self.path.timeline(), end.last);
+            return Ok(FindError::Stopped { target, stop, last, last_lsn, timeline });
+        }
+        let end = reach.end;
         Ok(match self.archive.after_gap(&self.path, end) {
             Some(resumes) => FindError::Gap {
                 target,
@@ -264,9 +274,33 @@ impl<'a> Search<'a> {
         if time > now {
             return Err(FindError::Future { target: self.target.clone(), now: clock::seconds(now) });
         }
-        let candidate = self.candidates.iter().rev().find(|(m, _)| m.stop_time <= time);
-        let (snapshot, end) = candidate.copied().ok_or_else(|| self.before_first())?;
-        let first = snapshot.stop_lsn.segment(self.archive.segment_bytes);
+        let mut first_error = None;
+        let mut tried: Vec<(u64, Option<Stop>)> = Vec::new();
+        // Where a clock went wrong, an older snapshot may lead to a time to which the newest one before it does not.
+        for (snapshot, _) in self.candidates.iter().rev().filter(|(m, _)| m.stop_time <= time) {
+            let reach = match self.reach(snapshot).await {
+                Err(FindError::Repo(error)) => return Err(error.into()),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                    continue;
+                }
+                Ok(reach) if tried.contains(&(reach.end, reach.stop)) => continue,
+                Ok(reach) => reach,
+            };
+            tried.push((reach.end, reach.stop));
+            match self.time_from(time, snapshot, &reach).await {
+                Err(FindError::Repo(error)) => return Err(error.into()),
+                Err(error) => drop(first_error.get_or_insert(error)),
+                found => return found,
+            }
+        }
+        Err(first_error.unwrap_or_else(|| self.before_first()))
+    }
+
+    /// From one snapshot: the first transaction that ended later decides.
+    async fn time_from(&self, time: Timestamp, snapshot: &Manifest, reach: &Reach) -> Result<Found, FindError> {
+        let (first, end) = (snapshot.stop_lsn.segment(self.archive.segment_bytes), reach.end);
+        let limit = reach.limit.unwrap_or(Lsn(u64::MAX));
         let mut before = None;
         let mut number = first;
         while number <= end {
@@ -275,14 +309,15 @@ impl<'a> Search<'a> {
             number = portion.end() + 1;
             for (number, summary) in self.archive.summaries(&self.path, portion).await? {
                 let decides = summary.as_ref().is_none_or(|s| s.open || s.latest.is_some_and(|latest| latest > time));
-                if !decides {
+                if !decides && number < limit.segment(self.archive.segment_bytes) {
                     let latest = summary.and_then(|s| Some(Neighbour { lsn: s.last_record?, time: s.latest?, xid: None }));
                     before = latest.or(before);
                     continue;
                 }
                 let mut after = None;
                 self.scan(number, end, |event| {
-                    let counts = event.lsn >= snapshot.stop_lsn && event.xid().is_some() && after.is_none();
+                    let replayed = snapshot.stop_lsn..limit;
+                    let counts = replayed.contains(&event.lsn) && event.xid().is_some() && after.is_none();
                     match counts {
                         true if event.time > time => after = Some(Neighbour::from(&event)),
                         true => before = Some(Neighbour::from(&event)),
@@ -298,7 +333,33 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        Err(self.unreachable(snapshot, end).await?)
+        self.nothing_after(time, snapshot, reach, before).await
+    }
+
+    /// A time that no later transaction follows: when the WAL is known to go further, everything in it happened by then. A time as
+    /// target would end recovery with FATAL, after all the work (rule 43).
+    async fn nothing_after(
+        &self,
+        time: Timestamp,
+        snapshot: &Manifest,
+        reach: &Reach,
+        before: Option<Neighbour>,
+    ) -> Result<Found, FindError> {
+        let end = self.end(snapshot, reach).await?;
+        let on_path = self.candidates.iter().map(|(manifest, _)| *manifest);
+        if time > reach.known_until(self.archive, &end, snapshot, on_path) {
+            return Err(self.unreachable(snapshot, reach).await?);
+        }
+        let recovery = match end.last < snapshot.stop_lsn {
+            true => RecoveryTarget::Immediate,
+            false => RecoveryTarget::Lsn { lsn: end.last, inclusive: true },
+        };
+        let mut found = self.found(snapshot, recovery, end.last.max(snapshot.stop_lsn).segment(self.archive.segment_bytes));
+        found.last_segment = found.last_segment.min(reach.end);
+        found.before = before.or_else(|| neighbour(&end));
+        let last = found.before.as_ref().map_or(snapshot.stop_time, |last| last.time);
+        found.notes.push(format!("no transaction after {last} is known: this is the end of the WAL that the archive has"));
+        Ok(found)
     }
 
     async fn xid(&self, xid: u32, inclusive: bool) -> Result<Found, FindError> {
@@ -318,6 +379,7 @@ impl<'a> Search<'a> {
         let found = self.search(may_hold, matches, true).await?;
         if let Some(event) = found.first() {
             let (snapshot, end) = self.before_lsn(event.lsn)?;
+            self.check_replayed(snapshot, event.lsn, inclusive).await?;
             let recovery = RecoveryTarget::Lsn { lsn: event.lsn, inclusive };
             let last = event.lsn.segment(self.archive.segment_bytes).min(end);
             let mut found = self.found(snapshot, recovery, last);
@@ -369,6 +431,7 @@ impl<'a> Search<'a> {
             [] => Err(FindError::UnknownName { name: name.into() }),
             [event] => {
                 let (snapshot, _) = self.before_lsn(event.lsn)?;
+                self.check_replayed(snapshot, event.lsn, true).await?;
                 // Recovery to a name stops after its record.
                 let recovery = RecoveryTarget::Lsn { lsn: event.lsn, inclusive: true };
                 let last = event.lsn.segment(self.archive.segment_bytes);
@@ -428,36 +491,27 @@ impl<'a> Search<'a> {
         Ok(scan::segment(self.archive, &self.path, number, end, visit).await?)
     }
 
-    /// Where the last complete record begins.
-    async fn last_record(&self, snapshot: &Manifest, end: u64) -> Result<Lsn, FindError> {
-        let first = snapshot.start_lsn.segment(self.archive.segment_bytes);
-        for number in (first..=end).rev() {
-            let summaries = self.archive.summaries(&self.path, [number]).await?;
-            if let Some((_, Some(SegmentSummary { last_record: Some(lsn), .. }))) = summaries.first() {
-                return Ok(self.archive.ends_at_fork(&self.path, number).map_or(*lsn, |fork| fork.min(*lsn)));
-            }
+    /// A record that was found must be one that replay gets to.
+    async fn check_replayed(&self, snapshot: &Manifest, lsn: Lsn, inclusive: bool) -> Result<(), FindError> {
+        let reach = self.reach(snapshot).await?;
+        let is_replayed = |limit: Lsn| lsn < limit || (lsn == limit && !inclusive);
+        match reach.limit.is_none_or(is_replayed) {
+            true => Ok(()),
+            false => Err(self.unreachable(snapshot, &reach).await?),
         }
-        Ok(snapshot.stop_lsn)
     }
+}
 
-    /// The last transaction end up to segment `end`, from the summaries of a few segments.
-    async fn last_event(&self, snapshot: &Manifest, end: u64) -> Result<Option<Neighbour>, FindError> {
-        let first = snapshot.start_lsn.segment(self.archive.segment_bytes).max(end.saturating_sub(64));
-        for number in (first..=end).rev() {
-            let summaries = self.archive.summaries(&self.path, [number]).await?;
-            if let Some((_, Some(SegmentSummary { latest: Some(time), last_record: Some(lsn), .. }))) = summaries.first() {
-                return Ok(Some(Neighbour { lsn: *lsn, time: *time, xid: None }));
-            }
-        }
-        Ok(None)
-    }
+fn neighbour(end: &End) -> Option<Neighbour> {
+    end.transaction.map(|(lsn, time)| Neighbour { lsn, time, xid: None })
 }
 
 /// The newest timeline on whose path a snapshot lies: a history file alone makes no target.
 fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<History, FindError> {
     let holds =
         |path: &History| manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn));
-    let paths = archive.followed().into_iter().filter_map(|timeline| archive.path(timeline));
+    let followed = archive.newest().map(|path| path.timeline());
+    let paths = followed.into_iter().chain(archive.followed()).filter_map(|timeline| archive.path(timeline));
     let newest = manifests.iter().map(|m| m.timeline).max().unwrap_or(Timeline(1));
     paths.into_iter().find(holds).ok_or(FindError::NoCandidate {
         timeline: newest,

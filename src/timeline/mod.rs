@@ -11,6 +11,8 @@
 //!   numbers.
 //! - [`estimate`]: how long a restore will take, from how long others took.
 //! - [`inside`]: targets in the middle of what cannot be divided.
+//! - [`reach`]: how far replay goes from a snapshot. [`latest`]: which timeline `latest` means. [`elsewhere`]: a time that lies on
+//!   several timelines.
 //! - [`find`]: from a target to a snapshot, a path of timelines and an exact position.
 //!
 //! Every target becomes an LSN, exclusive or inclusive, by reading the WAL that decides it. Two reasons: recovery to a time
@@ -21,12 +23,16 @@ pub mod archive;
 pub mod before;
 pub mod catalogue;
 pub mod classify;
+mod elsewhere;
 pub mod estimate;
 pub mod events;
 pub mod find;
+mod find_error;
 pub mod indexes;
 pub mod inside;
+pub mod latest;
 pub mod listing;
+pub mod reach;
 pub mod scan;
 pub mod story;
 pub mod tail;

@@ -4,112 +4,148 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::Archive;
-use super::find;
+use super::find::FindError;
+use super::reach::{Reach, Stop, Stops};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};
-use crate::postgres::wal::transaction::SegmentSummary;
 use crate::repo::RepoError;
 use crate::repo::manifest::Manifest;
 
-/// From a snapshot's stop to the end of the WAL that follows it without a gap.
+/// From a snapshot's stop to where replay from it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Window {
     pub timeline: Timeline,
     pub from_time: Timestamp,
     pub from_lsn: Lsn,
-    /// The last transaction; the snapshot's stop when none followed.
+    /// The latest time up to which all that was committed is known: of the last transaction, or of what the WAL tells later.
     pub to_time: Timestamp,
+    /// The last record that can be replayed; the snapshot's stop when none followed.
     pub to_lsn: Lsn,
+    /// When the last transaction ended; absent when the last segments hold none.
+    pub last_transaction: Option<Timestamp>,
     pub snapshots: Vec<String>,
     /// The first segment that is missing after it, when more follows: a gap, not the end.
     pub gap_at: Option<String>,
+    /// Where replay stops, when the WAL goes on: nothing that is later can be reached from these snapshots.
+    pub stop: Option<Stop>,
 }
 
-/// All windows, by timeline and time; and the snapshots that none holds, with the reason.
+/// All windows, by snapshot and timeline; and the snapshots that none holds, with the reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Windows {
     pub windows: Vec<Window>,
     pub unusable: Vec<(String, String)>,
 }
 
+impl Windows {
+    /// Windows that end where replay stops, on timelines that are followed, when no later snapshot leads past it.
+    pub fn unsolved<'w>(&'w self, archive: &'w Archive) -> impl Iterator<Item = (&'w Window, Stop)> {
+        let followed = archive.followed();
+        self.windows.iter().filter_map(move |window| {
+            let stop = window.stop?;
+            let leads_past = |other: &Window| other.timeline >= window.timeline && other.from_lsn > stop.lsn;
+            let is_open = followed.contains(&window.timeline) && !self.windows.iter().any(leads_past);
+            is_open.then_some((window, stop))
+        })
+    }
+}
+
+/// A snapshot rolled forward on one path.
+struct Future {
+    path: History,
+    reach: Reach,
+}
+
 /// Computes the windows of one history.
 pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Windows, RepoError> {
     let mut all = Windows::default();
-    // Timeline and last segment of each window: what tells two windows apart.
-    let mut ends: Vec<(Timeline, u64)> = Vec::new();
+    // Timeline, last segment and stop of each window: what tells two windows apart.
+    let mut ends: Vec<(Timeline, u64, Option<Stop>)> = Vec::new();
+    let paths: Vec<History> = archive.timelines().into_iter().filter_map(|timeline| archive.path(timeline)).collect();
+    let mut stops: Vec<Stops> = paths.iter().map(|_| Stops::default()).collect();
     for manifest in manifests.iter().filter(|m| m.system_identifier == archive.system) {
-        let mut reached = false;
         let mut problem = format!("the history file of timeline {} is missing", manifest.timeline);
-        for (path, end) in futures(archive, manifest, &mut problem) {
-            reached = true;
-            let key = (path.timeline(), end);
+        let futures = futures(archive, manifest, &paths, &mut stops, &mut problem).await?;
+        if futures.is_empty() {
+            all.unusable.push((manifest.id.clone(), problem));
+        }
+        for Future { path, reach } in futures {
+            let key = (path.timeline(), reach.end, reach.stop);
             match ends.iter().position(|known| *known == key) {
                 Some(at) => join(&mut all.windows[at], manifest),
                 None => {
                     ends.push(key);
-                    all.windows.push(window(archive, &path, manifest, end).await?);
+                    all.windows.push(window(archive, &path, manifest, &reach).await?);
                 }
             }
-        }
-        if !reached {
-            all.unusable.push((manifest.id.clone(), problem));
         }
     }
     Ok(all)
 }
 
-/// Every timeline to which a snapshot can be rolled forward, with the last segment that is reached on it. A timeline that was left
-/// at a fork, and has nothing behind it, is only the beginning of the one that followed and not listed.
-fn futures(archive: &Archive, manifest: &Manifest, problem: &mut String) -> Vec<(History, u64)> {
-    let paths = archive.timelines().into_iter().filter_map(|timeline| archive.path(timeline));
-    let mut found = Vec::new();
-    for path in paths.filter(|path| path.contains(manifest.timeline, manifest.stop_lsn)) {
-        match find::reached(archive, &path, manifest) {
-            Ok(end) => found.push((path, end)),
+/// Every timeline to which a snapshot can be rolled forward. A timeline that was left at a fork, and has nothing behind it, is only
+/// the beginning of the one that followed and not listed.
+async fn futures(
+    archive: &Archive,
+    manifest: &Manifest,
+    paths: &[History],
+    stops: &mut [Stops],
+    problem: &mut String,
+) -> Result<Vec<Future>, RepoError> {
+    let mut found: Vec<Future> = Vec::new();
+    for (path, stops) in paths.iter().zip(stops).filter(|(path, _)| path.contains(manifest.timeline, manifest.stop_lsn)) {
+        match stops.reach(archive, path, manifest).await {
+            Ok(reach) => found.push(Future { path: path.clone(), reach }),
+            Err(FindError::Repo(error)) => return Err(error),
             Err(error) => *problem = error.to_string(),
         }
     }
-    let is_beginning = |(path, end): &(History, u64)| {
-        found.iter().any(|(other, other_end)| match other.left(path.timeline()) {
-            Some(Some(fork)) => *end <= fork.segment(archive.segment_bytes) && *other_end >= *end,
-            _ => false,
-        })
-    };
-    let keep: Vec<bool> = found.iter().map(|future| !is_beginning(future)).collect();
+    let mut keep = Vec::new();
+    for one in &found {
+        keep.push(!is_beginning(archive, one, &found).await?);
+    }
     let mut keep = keep.into_iter();
     found.retain(|_| keep.next().unwrap_or(true));
-    found
+    Ok(found)
+}
+
+async fn is_beginning(archive: &Archive, one: &Future, all: &[Future]) -> Result<bool, RepoError> {
+    for other in all {
+        let Some(Some(fork)) = other.path.left(one.path.timeline()) else { continue };
+        let fork_segment = fork.segment(archive.segment_bytes);
+        if one.reach.end > fork_segment || other.reach.end < one.reach.end {
+            continue;
+        }
+        // In the fork's own segment only the records tell.
+        let goes_on = one.reach.end == fork_segment && one.reach.last(archive, &one.path).await? >= Some(fork);
+        if !goes_on {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A later snapshot of the same window: at least its own stop can be reached.
 fn join(window: &mut Window, manifest: &Manifest) {
     window.snapshots.push(manifest.id.clone());
-    if manifest.stop_lsn > window.to_lsn {
-        (window.to_time, window.to_lsn) = (manifest.stop_time, manifest.stop_lsn);
-    }
+    window.to_time = window.to_time.max(manifest.stop_time);
+    window.to_lsn = window.to_lsn.max(manifest.stop_lsn);
 }
 
-async fn window(archive: &Archive, path: &History, manifest: &Manifest, end: u64) -> Result<Window, RepoError> {
-    let mut to = (manifest.stop_time, manifest.stop_lsn);
-    let first = manifest.stop_lsn.last_segment_before(archive.segment_bytes).max(end.saturating_sub(64));
-    for number in (first..=end).rev() {
-        let summaries = archive.summaries(path, [number]).await?;
-        if let Some((_, Some(SegmentSummary { latest: Some(time), last_record: Some(lsn), .. }))) = summaries.first() {
-            if *lsn > to.1 {
-                to = (*time, *lsn);
-            }
-            break;
-        }
-    }
+async fn window(archive: &Archive, path: &History, manifest: &Manifest, reach: &Reach) -> Result<Window, RepoError> {
+    let end = reach.end(archive, path, manifest).await?;
     // Where WAL was expired on purpose, a snapshot's own few segments are all that was meant to stay.
-    let gap = archive.after_gap(path, end).is_some() && !archive.gone().has(path.segment(end + 1, archive.segment_bytes));
+    let next = path.segment(reach.end + 1, archive.segment_bytes);
+    let gap = reach.stop.is_none() && archive.after_gap(path, reach.end).is_some() && !archive.gone().has(next);
     Ok(Window {
         timeline: path.timeline(),
         from_time: manifest.stop_time,
         from_lsn: manifest.stop_lsn,
-        to_time: to.0,
-        to_lsn: to.1,
+        to_time: reach.known_until(archive, &end, manifest, std::iter::empty()),
+        to_lsn: end.last.max(manifest.stop_lsn),
+        last_transaction: end.transaction.map(|(_, time)| time),
         snapshots: vec![manifest.id.clone()],
-        gap_at: gap.then(|| path.segment(end + 1, archive.segment_bytes).to_string()),
+        gap_at: gap.then(|| next.to_string()),
+        stop: reach.stop,
     })
 }

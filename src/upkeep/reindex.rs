@@ -14,7 +14,9 @@ use std::sync::Arc;
 use crate::monitor::Monitor;
 use crate::postgres::history::History;
 use crate::postgres::wal::index::MappedFiles;
+use crate::postgres::wal::index::proof::Proof;
 use crate::postgres::wal::name::{SegmentName, WalFile};
+use crate::postgres::wal::replay::Chain;
 use crate::repo::RepoError;
 use crate::repo::rollup::{self, Builder, Group};
 use crate::timeline::archive::Archive;
@@ -45,6 +47,8 @@ pub struct Reindexed {
     pub read: u64,
     /// Segments of which no index can be made.
     pub without: u64,
+    /// Groups of which no roll-up is made, because replay stops within them.
+    pub stopped: u64,
     /// Groups that are left: damaged or deleted segments, no right to read them, or more than was to be done at once.
     pub left: u64,
 }
@@ -58,6 +62,7 @@ pub async fn reindex(
     monitor: &dyn Monitor,
 ) -> Result<Reindexed, RepoError> {
     let mut done = Reindexed::default();
+    let mut stopped: Vec<Group> = Vec::new();
     for level in rollup::LEVELS {
         let missing = missing(archive, level);
         if missing.is_empty() {
@@ -75,12 +80,21 @@ pub async fn reindex(
                 done.left += 1;
                 continue;
             }
+            let holds_one = |below: &Group| below.timeline == group.timeline && group.numbers().contains(&below.first);
+            if stopped.iter().any(holds_one) || (fetched > 0 && level == 1 && stops(archive, &group).await?) {
+                stopped.push(group);
+                done.stopped += 1;
+                continue;
+            }
             if level > 1 && would_be_too_long(archive, &group).await? {
                 continue;
             }
             bounds.segments -= Group::size(level);
             bounds.fetched -= fetched;
-            make(archive, local, &mapped, group, &mut done).await?;
+            if !make(archive, local, &mapped, group, &mut done).await? {
+                stopped.push(group);
+                done.stopped += 1;
+            }
         }
     }
     Ok(done)
@@ -125,23 +139,39 @@ async fn would_be_too_long(archive: &Archive, group: &Group) -> Result<bool, Rep
     Ok(bytes > rollup::STORED_MAX_BYTES as u64)
 }
 
+/// Asked of the trailers, so that such a group does not cost its segments each time.
+async fn stops(archive: &Archive, group: &Group) -> Result<bool, RepoError> {
+    let path = History::first(group.timeline);
+    let (mut chain, mut is_stopped) = (Chain::default(), false);
+    for (_, summary) in archive.summaries(&path, group.numbers()).await? {
+        let Some(summary) = summary else {
+            chain = Chain::default();
+            continue;
+        };
+        is_stopped |= chain.next(&summary.link()).is_err() || summary.replay.is_some_and(|replay| replay.minimal.is_some());
+    }
+    Ok(is_stopped)
+}
+
+/// `false` where replay stops within the group.
 async fn make(
     archive: &mut Archive,
     local: Local<'_>,
     mapped: &Arc<MappedFiles>,
     group: Group,
     done: &mut Reindexed,
-) -> Result<(), RepoError> {
+) -> Result<bool, RepoError> {
     let cluster = archive.cluster().clone();
     let mut builder = Builder::new(&cluster, archive.system, archive.segment_bytes, group);
     let path = History::first(group.timeline);
     let wanted = Wanted { archive, path: &path, numbers: group.numbers(), local, mapped: mapped.clone(), passes_sealed: false };
-    let (mut next, mut without) = (group.first, 0);
+    let (mut next, mut without, mut proof) = (group.first, 0, Proof::new(group.timeline));
     let read = indexes::each(&wanted, &mut |indexed| {
         if indexed.number != next {
             return false;
         }
         next += 1;
+        proof.add(indexed.index.as_ref().ok());
         let raw = indexed.index.and_then(|index| index.to_bytes()).unwrap_or_default();
         without += u64::from(raw.is_empty());
         builder.add(&raw);
@@ -156,10 +186,13 @@ async fn make(
     }
     if next <= *group.numbers().end() {
         done.left += 1;
-        return Ok(());
+        return Ok(true);
+    }
+    if !proof.holds() {
+        return Ok(false);
     }
     if !builder.store(&cluster).await? {
-        return Ok(());
+        return Ok(true);
     }
     if is_there(archive, &group).await? {
         archive.add_group(group);
@@ -169,7 +202,7 @@ async fn make(
         cluster.storage().delete(&[group.key(&cluster, archive.system, archive.segment_bytes)]).await?;
         done.left += 1;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Whether the first and the last segment are still there: whoever deletes begins at an end.

@@ -28,7 +28,7 @@ use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
 use crate::timeline::tail::Tail;
-use crate::timeline::windows::{self, Window};
+use crate::timeline::windows::{self, Window, Windows};
 use crate::upkeep::hidden;
 
 /// Of so many problems a bucket is asked what was there before; each is a request.
@@ -390,7 +390,29 @@ impl Verifier<'_> {
             }
             self.window(archive, manifests, window).await?;
         }
+        self.stops(archive, &all);
         Ok(())
+    }
+
+    /// Where replay stops: a problem as long as no later snapshot leads past it.
+    fn stops(&mut self, archive: &Archive, all: &Windows) {
+        let unsolved: Vec<_> = all.unsolved(archive).collect();
+        for window in &all.windows {
+            let Some(stop) = window.stop else { continue };
+            let broken = format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
+            if !unsolved.iter().any(|(other, _)| *other == window) {
+                self.report.warnings.push(format!("window {broken} ends early: {stop}"));
+                continue;
+            }
+            let number = stop.lsn.segment(archive.segment_bytes);
+            let name = archive.path(window.timeline).and_then(|path| archive.on_path(&path, number));
+            let key = match name {
+                Some(name) => self.cluster.layout().wal(archive.system, &WalFile::Segment(name)).to_string(),
+                None => stop.lsn.to_string(),
+            };
+            let what = format!("{stop}; no snapshot leads past it: `lastgood backup` takes one");
+            self.problem(key, what).windows.insert(broken);
+        }
     }
 
     async fn window(&mut self, archive: &Archive, manifests: &[Manifest], window: &Window) -> Result<(), RepoError> {

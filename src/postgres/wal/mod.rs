@@ -6,6 +6,7 @@
 //! - Payloads: [`ended`] (commits and aborts), [`heap`], [`storage`] (files, locks, the relation map), [`database`] (and
 //!   tablespaces), [`xlog`] (checkpoints, parameters, restore points).
 //! - [`index`]: what the records of a segment did, small enough to be kept beside it.
+//! - [`replay`]: what stops replay, and whether two segments follow one another.
 //! - [`transaction`]: what a restore target can mean, and the summary of that for a segment.
 //!
 //! Everything here is pure: bytes in, values out. Whatever the bytes are, nothing panics and memory stays bounded.
@@ -22,6 +23,7 @@ pub mod name;
 pub mod pages;
 pub mod reader;
 pub mod reference;
+pub mod replay;
 pub mod storage;
 pub mod transaction;
 pub mod xlog;

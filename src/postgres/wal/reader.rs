@@ -93,18 +93,36 @@ pub struct Walk {
     resume_at: Lsn,
     /// Where the last complete record begins: the next one names it.
     previous: Option<Lsn>,
+    /// What the first complete record names as the one before it.
+    first_previous: Option<Lsn>,
     records: u64,
 }
 
 impl Walk {
     /// A walk that begins at any page border; what continues a record from before is passed over.
     pub fn new(segment_bytes: u64) -> Walk {
-        Walk { segment_bytes, major: 0, unfinished: None, spare: None, resume_at: Lsn(0), previous: None, records: 0 }
+        Walk {
+            segment_bytes,
+            major: 0,
+            unfinished: None,
+            spare: None,
+            resume_at: Lsn(0),
+            previous: None,
+            first_previous: None,
+            records: 0,
+        }
     }
 
     /// Complete records seen so far.
     pub fn records(&self) -> u64 {
         self.records
+    }
+
+    /// What the first record names as the one before it, as far as its header is there.
+    pub fn first_previous(&self) -> Option<Lsn> {
+        let open = self.unfinished.as_ref().filter(|_| self.records == 0);
+        let of_open = || Some(Lsn(u64::from_le_bytes(open?.header.get(8..16)?.try_into().ok()?)));
+        self.first_previous.or_else(of_open)
     }
 
     /// Resource manager of a record that the pages so far begin but do not finish; `Some(None)` when even its header
@@ -233,6 +251,7 @@ impl Walk {
             return Err(End::Broken(lsn, "a record does not follow the one before"));
         }
         self.previous = Some(lsn);
+        self.first_previous.get_or_insert(Lsn(previous));
         let record = Record {
             major: self.major,
             lsn,

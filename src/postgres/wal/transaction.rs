@@ -8,6 +8,7 @@ use super::database::{self, TablespaceChange};
 use super::ended::{self, Ended};
 use super::manager;
 use super::reader::{End, PAGE_BYTES, Record, Walk};
+use super::replay::{Link, Replay};
 use super::xlog::{self, Control};
 use crate::postgres::lsn::Lsn;
 
@@ -99,6 +100,9 @@ pub struct SegmentSummary {
     /// Where the WAL ends before the segment does, other than by a switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Lsn>,
+    /// How far replay goes; absent in summaries from before this was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
 }
 
 impl SegmentSummary {
@@ -107,10 +111,19 @@ impl SegmentSummary {
         manager.is_none_or(|m| matches!(m, manager::XLOG | manager::TRANSACTION | manager::TABLESPACE))
     }
 
+    /// What its neighbours must agree to.
+    pub fn link(&self) -> Link<'_> {
+        let boundary = self.replay.as_ref().map(|replay| &replay.boundary);
+        Link { boundary, last_record: self.last_record, ends_at: self.ends_at }
+    }
+
     pub(super) fn add(&mut self, record: &Record) {
         self.last_record = Some(record.lsn);
         self.tablespaces.extend(tablespace_created(record));
+        let replay = self.replay.get_or_insert_default();
+        replay.add(record);
         let Some(event) = event(record) else { return };
+        replay.saw(event.time);
         match &event.kind {
             Kind::RestorePoint { name } => {
                 self.restore_points.push(name.clone());

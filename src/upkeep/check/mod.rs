@@ -2,14 +2,17 @@
 //!
 //! Each step gives findings: what is so, and the mend when it should not be. Silence is never green: no snapshot, an old one, or an
 //! archive that does not move are failures (rule 60). [`server`] asks the server and its data directory, [`repository`] the store
-//! and whether archiving works, [`snapshots`] what can be restored.
+//! and whether archiving works, [`snapshots`] what can be restored, [`replay`]
+//! how far.
 
+pub mod replay;
 pub mod repository;
 pub mod server;
 pub mod snapshots;
 
 use serde::Serialize;
 
+pub use replay::replay;
 pub use repository::{archiving, encryption, registration, repository};
 pub use server::{Server, server};
 pub use snapshots::{reading, snapshots};

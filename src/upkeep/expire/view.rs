@@ -298,7 +298,7 @@ async fn wal(
     for history in &record.histories {
         let system = history.system_identifier;
         let mut archive = Archive::load(cluster, system, history.wal_segment_bytes.into()).await?;
-        archive.abandon(&record.abandoned(system));
+        archive.decide(record);
         let windows = windows::windows(&archive, manifests).await?;
         unusable.extend(windows.unusable);
         let mut ends: BTreeMap<Timeline, Timestamp> = BTreeMap::new();

@@ -30,7 +30,7 @@ const ITEMS_MAX: usize = 20_000;
 const USES_MAX: usize = 256;
 /// Open transactions that an index tells of.
 const OPEN_MAX: usize = 1000;
-const MARKS_MAX: usize = 10_000;
+pub(super) const MARKS_MAX: usize = 10_000;
 
 /// Where mapped catalogs lie, by database and OID. What is not in it lies where initdb put it: in the file of its OID.
 pub type MappedFiles = BTreeMap<(u32, u32), u32>;

@@ -12,13 +12,14 @@ use super::changed::{Change, ChangedBlocks, Fork};
 use super::codec::{Coded, In, Out, Read, Xid, damaged};
 use super::facts::{BriefEnd, CatalogChange, End, RowPlace, Transaction, Use};
 use super::seam::{Continuation, Kept, OpenRecord};
-use super::{Activity, Cut, Mark, NoIndex, SegmentIndex, What};
+use super::{Activity, Cut, Mark, Neighbour, NoIndex, SegmentIndex, What};
 use crate::postgres::wal::ended::DroppedStats;
 use crate::postgres::wal::heap::ClassRow;
 use crate::postgres::wal::storage::RelationMap;
 use crate::postgres::wal::xlog::Parameters;
 
-const VERSION: u64 = 1;
+/// The first had no [`Neighbour`].
+const VERSION: u64 = 2;
 /// An index that would be longer is not made: the segment is read itself where it is wanted.
 const MAX_BYTES: usize = 16 << 20;
 
@@ -51,10 +52,29 @@ fields! {
     DroppedStats { kind, database, object }
     Continuation { kept, crc, crc_8, crc_16, is_end }
     Cut { transactions, blocks }
-    SegmentIndex {
-        major, timeline, start, records, first_record, last_record, ends_at, activity, changed, marks, transactions, early_ends,
-        oldest_running, continuation, open, cut
-    }
+    Neighbour { previous, overwrites }
+}
+
+/// Fields in their order, and what only some versions have at the end.
+macro_rules! index {
+    ($($field:ident),*; $($later:ident),*) => {
+        impl SegmentIndex {
+            fn put(&self, out: &mut Out) {
+                $(self.$field.put(out);)*
+                $(self.$later.put(out);)*
+            }
+            fn get(from: &mut In, version: u64) -> Read<Self> {
+                $(let $field = Coded::get(from)?;)*
+                $(let $later = if version > 1 { Coded::get(from)? } else { None };)*
+                Ok(SegmentIndex { $($field,)* $($later),* })
+            }
+        }
+    };
+}
+
+index! {
+    major, timeline, start, records, first_record, last_record, ends_at, activity, changed, marks, transactions, early_ends,
+    oldest_running, continuation, open, cut; neighbour
 }
 
 impl Coded for Kept {
@@ -284,10 +304,10 @@ impl SegmentIndex {
     pub fn parse(raw: &[u8]) -> Result<SegmentIndex, NoIndex> {
         let mut from = In::new(raw);
         let version = from.number()?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(NoIndex::Newer { version });
         }
-        let index = SegmentIndex::get(&mut from)?;
+        let index = SegmentIndex::get(&mut from, version)?;
         if from.is_empty() { Ok(index) } else { damaged("it goes on behind its end") }
     }
 }

@@ -2,11 +2,12 @@
 
 use super::collect::{Collect, MappedFiles};
 use super::seam::{Continuation, OpenRecord};
-use super::{NoIndex, SegmentIndex};
+use super::{Neighbour, NoIndex, SegmentIndex};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::header::{self, PageHeader};
 use crate::postgres::wal::pages::Pages;
 use crate::postgres::wal::reader::{PAGE_BYTES, Walk};
+use crate::postgres::wal::replay::Boundary;
 use crate::postgres::wal::transaction::SegmentSummary;
 
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Fold {
     pages: Pages,
     timeline: u32,
     continuation: Option<Continuation>,
+    overwrites: bool,
+    limit: Lsn,
     state: State,
     problem: Option<NoIndex>,
     summary: SegmentSummary,
@@ -49,10 +52,17 @@ impl Fold {
             pages: Pages::new(start),
             timeline: 0,
             continuation: None,
+            overwrites: false,
+            limit: Lsn(u64::MAX),
             state: State::New,
             problem: None,
             summary: SegmentSummary::default(),
         }
+    }
+
+    /// Leaves out records from this position on.
+    pub fn before(self, limit: Lsn) -> Fold {
+        Fold { limit, ..self }
     }
 
     /// Bytes of the segment, in whatever pieces they come.
@@ -69,8 +79,11 @@ impl Fold {
         if self.state != State::Reading {
             self.begin(page, address);
         }
-        let (collect, problem, summary) = (&mut self.collect, &mut self.problem, &mut self.summary);
+        let (collect, problem, summary, limit) = (&mut self.collect, &mut self.problem, &mut self.summary, self.limit);
         let walked = self.walk.page(page, address, &mut |record| {
+            if record.lsn >= limit {
+                return;
+            }
             summary.add(&record);
             if problem.is_none() && collect.record(&record).is_err() {
                 *problem = Some(NoIndex::Malformed { lsn: record.lsn });
@@ -96,6 +109,7 @@ impl Fold {
         if !continues {
             // Begun twice: the server did not finish what it had begun.
             self.continuation = None;
+            self.overwrites = header.flags & header::FIRST_IS_OVERWRITE != 0;
             self.state = State::Reading;
             return;
         }
@@ -109,18 +123,22 @@ impl Fold {
     pub fn finish(mut self) -> Folded {
         let has_ended = matches!(self.state, State::Ended(_));
         self.summary.open = !has_ended && self.walk.open_record().is_some_and(SegmentSummary::wants);
-        Folded { summary: std::mem::take(&mut self.summary), index: self.index() }
+        let open = self.walk.unfinished().filter(|_| !has_ended).map(OpenRecord::of);
+        if self.state != State::New {
+            let boundary = Boundary::new(self.walk.first_previous(), self.overwrites, self.continuation.as_ref(), open.as_ref());
+            self.summary.replay.get_or_insert_default().boundary = boundary;
+        }
+        Folded { summary: std::mem::take(&mut self.summary), index: self.index(open) }
     }
 
-    fn index(self) -> Result<SegmentIndex, NoIndex> {
+    fn index(self, open: Option<OpenRecord>) -> Result<SegmentIndex, NoIndex> {
         if let Some(problem) = self.problem {
             return Err(problem);
         }
-        let open = match self.state {
-            State::New => return Err(NoIndex::NoWal),
-            State::Ended(_) => None,
-            State::Continuing | State::Reading => self.walk.unfinished().map(OpenRecord::of),
-        };
+        if self.state == State::New {
+            return Err(NoIndex::NoWal);
+        }
+        let previous = self.walk.first_previous();
         let mut index = self.collect.finish();
         if let State::Ended(lsn) = self.state {
             index.ends_at = Some(lsn);
@@ -129,6 +147,7 @@ impl Fold {
             }
         }
         (index.timeline, index.open, index.continuation) = (self.timeline, open, self.continuation);
+        index.neighbour = Some(Neighbour { previous, overwrites: self.overwrites });
         Ok(index)
     }
 }

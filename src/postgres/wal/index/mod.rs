@@ -22,6 +22,7 @@ mod collect;
 pub mod encode;
 pub mod facts;
 pub mod fold;
+pub mod proof;
 pub mod seam;
 
 pub use collect::MappedFiles;
@@ -30,6 +31,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::replay::Boundary;
 use super::storage::RelationMap;
 use super::xlog::Parameters;
 use crate::postgres::lsn::{Lsn, Timeline};
@@ -66,12 +68,29 @@ pub struct SegmentIndex {
     /// The head of a record that ends in the next segment.
     pub open: Option<OpenRecord>,
     pub cut: Cut,
+    /// Absent in indexes from before this was looked at.
+    pub neighbour: Option<Neighbour>,
+}
+
+/// What the segment says of the one before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Neighbour {
+    /// What the first record that begins here names as the one before it.
+    pub previous: Option<Lsn>,
+    /// The record that the segment before begins was never finished.
+    pub overwrites: bool,
 }
 
 /// Rows of one relation, changed or deleted in one segment by one transaction, that are worth a second look.
 const MANY_ROWS: u64 = 1000;
 
 impl SegmentIndex {
+    /// What the neighbours must agree to; `None` where nobody looked.
+    pub fn boundary(&self) -> Option<Boundary> {
+        let Neighbour { previous, overwrites } = self.neighbour?;
+        Some(Boundary::new(previous, overwrites, self.continuation.as_ref(), self.open.as_ref()))
+    }
+
     /// Whether a closer look may find that something was destroyed here, or began to be: cheap, and never wrongly `false` but for
     /// fewer than [`MANY_ROWS`] rows.
     pub fn may_destroy(&self) -> bool {

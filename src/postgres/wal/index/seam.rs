@@ -9,6 +9,7 @@ use super::{NoIndex, SegmentIndex};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::manager;
 use crate::postgres::wal::reader::{RECORD_HEADER_BYTES, Record, Unfinished};
+use crate::postgres::wal::replay::crc_after;
 
 /// Kept of a head: more than all block headers. Of a transaction's end (its relations stand there) much more.
 const HEAD_BYTES: usize = 2 << 10;
@@ -95,13 +96,7 @@ impl Continuation {
 
     /// The CRC of what follows the first `skipped` bytes.
     fn crc_after(&self, skipped: u64) -> u32 {
-        let prefix = match skipped {
-            8 => self.crc_8,
-            16 => self.crc_16,
-            _ => return self.crc,
-        };
-        let rest = self.kept.bytes.saturating_sub(skipped) as usize;
-        self.crc ^ crc32c::crc32c_combine(prefix, 0, rest)
+        crc_after((self.crc, self.crc_8, self.crc_16), self.kept.bytes, skipped)
     }
 }
 
