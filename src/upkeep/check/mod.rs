@@ -4,15 +4,18 @@
 //! archive that does not move are failures (rule 60). [`server`] asks the server and its data directory, [`repository`] the store
 //! and whether archiving works, [`snapshots`] what can be restored.
 
+pub mod command;
 pub mod repository;
 pub mod server;
 pub mod snapshots;
+pub mod windows;
 
 use serde::Serialize;
 
 pub use repository::{archiving, encryption, registration, repository};
 pub use server::{Server, server};
-pub use snapshots::{reading, snapshots};
+pub use snapshots::{presence, reading, snapshots};
+pub use windows::windows;
 
 /// A host clock further from the server's or the store's makes times in messages misleading.
 const CLOCK_SKEW_MAX_S: f64 = 5.0;
