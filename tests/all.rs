@@ -17,6 +17,7 @@ mod incidents;
 mod lease;
 mod main_job;
 mod mirror;
+mod presence;
 mod privilege;
 mod property;
 mod restore;

@@ -24,12 +24,14 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
+use crate::snapshot::lines::Rules;
 use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
+use crate::timeline::gaps;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window};
-use crate::upkeep::hidden;
+use crate::upkeep::{documents, hidden};
 
 /// Of so many problems a bucket is asked what was there before; each is a request.
 const ASKED_PROBLEMS: usize = 200;
@@ -102,6 +104,7 @@ pub async fn verify(
         verifier.wal(archive, &readable).await?;
     }
     verifier.audit(&readable).await?;
+    verifier.documents(archives).await?;
     verifier.versions().await?;
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
@@ -161,11 +164,31 @@ impl Verifier<'_> {
         self.problem(object, what).snapshots.insert(snapshot.into());
     }
 
-    /// Damage becomes a problem of the report; a store that does not answer ends the verification.
+    /// What no restore needs.
+    async fn documents(&mut self, archives: &[Archive]) -> Result<(), RepoError> {
+        if self.request.quick {
+            return Ok(());
+        }
+        for kind in documents::kinds(self.cluster, archives.iter().map(|archive| archive.system)) {
+            let mut found = Vec::new();
+            documents::prove(self.cluster, &kind, &mut |key, error| found.push((key, error))).await?;
+            for (key, error) in found {
+                match error {
+                    error if kind.is_brief || error.is_newer_epoch() => {
+                        self.report.warnings.push(format!("{error} ({})", kind.cost));
+                    }
+                    error => drop(self.problem(key, format!("{error} ({})", kind.cost))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Damage becomes a problem of the report, and so does what must be thawed before anybody can tell; a store that does not answer ends the verification.
     fn damage<T>(&mut self, result: Result<T, RepoError>, snapshot: &str, object: String) -> Result<Option<T>, RepoError> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_damage() => {
+            Err(error) if error.is_damage() || error.is_frozen() => {
                 self.costs(object, error.to_string(), snapshot);
                 Ok(None)
             }
@@ -173,34 +196,59 @@ impl Verifier<'_> {
         }
     }
 
+    /// Everything that the snapshot needs is there and can be read; answers its packs.
+    async fn presence(&mut self, manifest: &Manifest) -> Result<Vec<PackLine>, RepoError> {
+        let presence = presence::of(self.cluster, manifest).await?;
+        for lack in presence.lacks {
+            self.costs(lack.key, lack.what, &manifest.id);
+        }
+        for frozen in presence.frozen {
+            let mend = presence::thaw(self.cluster.storage().place(), &frozen.key);
+            self.costs(frozen.key, format!("it is frozen in {}, and cannot be read: {mend}", frozen.class), &manifest.id);
+        }
+        for unknown in presence.unknown {
+            self.report.warnings.push(format!("whether {} can be read is unknown: {}", unknown.key, unknown.what));
+        }
+        Ok(presence.packs)
+    }
+
     async fn snapshot(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
         if !manifest.damaged_pages.is_empty() {
             let (id, count) = (&manifest.id, manifest.damaged_pages.len());
             self.report.warnings.push(format!("snapshot {id} holds {count} pages that were damaged in the database already"));
         }
-        let key = self.cluster.layout().pack_table(&manifest.id).to_string();
-        let packs = manifest.packs(self.cluster).await;
-        let packs = self.damage(packs, &manifest.id, key)?.unwrap_or_default();
-        for (key, what) in presence::missing_packs(self.cluster, &packs).await? {
-            self.costs(key.to_string(), what, &manifest.id);
-        }
+        let packs = self.presence(manifest).await?;
         if !self.request.quick {
             self.pack_tables(manifest, packs).await?;
         }
         self.wal_table(manifest).await?;
         self.catalogue(manifest).await?;
+        if !self.request.quick {
+            self.lists(manifest).await?;
+        }
+        Ok(())
+    }
+
+    /// What each list holds, and that a restore would take them as they are.
+    async fn lists(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        let mut rules = Some(Rules::new(manifest));
         for index in 0..manifest.file_lists.len() {
-            let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
-            if self.request.quick {
-                if self.cluster.storage().stat(&key).await?.is_none() {
-                    self.costs(key.to_string(), "it is missing".into(), &manifest.id);
-                }
-                continue;
-            }
+            let key = self.cluster.layout().files(&manifest.id, index as u32 + 1).to_string();
             let lines = manifest.files(self.cluster, index).await;
-            if let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? {
-                self.files(manifest, &lines).await?;
+            let Some(lines) = self.damage(lines, &manifest.id, key.clone())? else {
+                // What follows cannot be judged without it.
+                rules = None;
+                continue;
+            };
+            let admitted = rules.as_mut().map(|rules| lines.iter().try_for_each(|line| rules.admit(line).map(drop)));
+            if let Some(Err(what)) = admitted {
+                self.costs(key, what, &manifest.id);
+                rules = None;
             }
+            self.files(manifest, &lines).await?;
+        }
+        if let Some(Err(what)) = rules.map(|rules| rules.finish()) {
+            self.costs(self.cluster.layout().manifest(&manifest.id).to_string(), what, &manifest.id);
         }
         Ok(())
     }
@@ -208,7 +256,7 @@ impl Verifier<'_> {
     /// Names for the numbers in the WAL: no restore needs them, but people do.
     async fn catalogue(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
         match catalogue::of_snapshot(self.cluster, manifest).await {
-            Err(error) if error.is_damage() => {
+            Err(error) if error.is_damage() || error.is_frozen() => {
                 let key = self.cluster.layout().catalogue(&manifest.id).to_string();
                 self.problem(key, format!("{error} (costs names in `timeline`, and no restore)"));
                 Ok(())
@@ -380,10 +428,7 @@ impl Verifier<'_> {
         }
         for window in &all.windows {
             if let Some(missing) = &window.gap_at {
-                let key = match missing.parse() {
-                    Ok(name) => self.cluster.layout().wal(archive.system, &WalFile::Segment(name)).to_string(),
-                    Err(_) => missing.clone(),
-                };
+                let Some(key) = self.gap(archive, window, missing).await? else { continue };
                 let what = "it is missing, and later segments are there: nothing in this gap can be restored".into();
                 let broken = format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
                 self.problem(key, what).windows.insert(broken);
@@ -393,12 +438,32 @@ impl Verifier<'_> {
         Ok(())
     }
 
+    /// The key of the segment at which a window ends although more follows; `None` when it was only on its way.
+    async fn gap(&self, archive: &Archive, window: &Window, missing: &str) -> Result<Option<String>, RepoError> {
+        let path = archive.path(window.timeline);
+        let first: Option<SegmentName> = missing.parse().ok();
+        let end = first.and_then(|name| name.number(archive.segment_bytes)?.checked_sub(1));
+        let resumes = path.zip(end).and_then(|(path, end)| archive.on_path(&path, archive.after_gap(&path, end)?));
+        let (Some(first), Some(resumes)) = (first, resumes) else { return Ok(Some(missing.into())) };
+        let lasting = gaps::lasting(archive, vec![first], resumes).await?;
+        Ok(lasting.first().map(|name| self.cluster.layout().wal(archive.system, &WalFile::Segment(*name)).to_string()))
+    }
+
     async fn window(&mut self, archive: &Archive, manifests: &[Manifest], window: &Window) -> Result<(), RepoError> {
         let Some(path) = archive.path(window.timeline) else { return Ok(()) };
         let of_window = |m: &&Manifest| window.snapshots.contains(&m.id);
         let starts = manifests.iter().filter(of_window).map(|m| m.start_lsn.segment(archive.segment_bytes));
         let first = starts.min().unwrap_or(0);
         let Some(last) = archive.contiguous_end(&path, first) else { return Ok(()) };
+        let name_of = |window: &Window| format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
+        if self.request.quick {
+            // The key of a roll-up outlives the segments that it stands for.
+            let names = (first..=last).filter_map(|number| archive.on_path(&path, number));
+            let names: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_none()).collect();
+            for lack in presence::missing_segments(self.cluster, archive.system, &names).await? {
+                self.problem(lack.key, lack.what).windows.insert(name_of(window));
+            }
+        }
         for number in first..=last {
             let Some(name) = archive.on_path(&path, number) else { break };
             self.report.segments += 1;
@@ -410,7 +475,7 @@ impl Verifier<'_> {
                     self.report.warnings.push(format!("WAL from {name} on is left out: {error}"));
                     break;
                 }
-                if !error.is_damage() {
+                if !error.is_damage() && !error.is_frozen() {
                     return Err(error);
                 }
                 let file = match archive.tail(name) {
@@ -421,7 +486,7 @@ impl Verifier<'_> {
                 let needing = needing(manifests, archive, name, window);
                 let problem = self.problem(key, error.to_string());
                 problem.snapshots.extend(needing);
-                problem.windows.insert(format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline));
+                problem.windows.insert(name_of(window));
             }
         }
         Ok(())
