@@ -73,8 +73,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             }
             places::check(&mut findings, &config, &repository).await;
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
-            check::presence(&mut findings, &repository.cluster(name)).await?;
-            check::windows(&mut findings, &repository.cluster(name), server.as_ref()).await?;
+            check::presence(&mut findings, &repository.cluster(name)).await;
+            check::windows(&mut findings, &repository.cluster(name), server.as_ref()).await;
             check::reading(&mut findings, &repository.cluster(name), config.verify.cycle_days).await?;
             alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
                 .await?;

@@ -143,7 +143,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     if let Err(error) = &done
         && let Some(RestoreError::Repo(damage)) = error.downcast_ref()
         && (damage.is_damage() || damage.is_frozen())
-        && let Some(next) = base::next(&plan, &manifests, &request).await
+        && let Some(next) = base::next(&plan, &manifests, &request, damage).await
     {
         desk.note(&format!(
             "snapshot {} cannot be restored as it is; {next} leads to the same moment, and everything is there that it needs: make a new \
@@ -271,7 +271,7 @@ fn show_plan(plan: &Plan) {
         format!("snapshot {} of cluster {}, consistent at {}", plan.snapshot, plan.cluster, output::time(plan.snapshot_stop)),
     );
     for passed in &plan.passed_over {
-        output::entry("PASSED OVER", format!("the newer snapshot {}: {}", passed.snapshot, passed.why));
+        output::entry("SKIPPED", format!("the newer snapshot {}: {}", passed.snapshot, passed.why));
     }
     if let Some(event) = &plan.event {
         let side = if plan.inclusive { "behind" } else { "before" };

@@ -206,11 +206,24 @@ fn begun(id: &str) -> Option<Timestamp> {
 }
 
 /// The snapshot to begin with instead of the plan's, which was found damaged since; `None` where there is none, or it cannot be found out.
-pub async fn next(plan: &Plan, manifests: &[Manifest], request: &Request) -> Option<String> {
-    let others: Vec<Manifest> = manifests.iter().filter(|m| m.id != plan.snapshot).cloned().collect();
-    let question = plan::question(request);
+pub async fn next(plan: &Plan, manifests: &[Manifest], request: &Request, damage: &RepoError) -> Option<String> {
+    let cluster = plan.archive.cluster();
+    let damaged = match damage {
+        RepoError::Damaged { key, .. } => key.to_string(),
+        RepoError::Storage(error) => error.key.clone(),
+        _ => String::new(),
+    };
+    let mut others = Vec::new();
+    for manifest in manifests.iter().rev().filter(|m| m.id != plan.snapshot).take(presence::NEWEST) {
+        // One that shares the damaged pack is no way out.
+        let packs = manifest.packs(cluster).await.unwrap_or_default();
+        if packs.iter().all(|pack| cluster.layout().pack(&pack.name).as_str() != damaged) {
+            others.push(manifest.clone());
+        }
+    }
+    others.reverse();
     let base = Base { may_pass_over: true, ..Base::default() };
-    let chosen = choose(plan.archive.cluster(), &plan.archive, &others, &question, None, &base).await.ok()?;
+    let chosen = choose(cluster, &plan.archive, &others, &plan::question(request), None, &base).await.ok()?;
     Some(chosen.found.snapshot.id)
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::archive::Archive;
 use crate::clock;
+use crate::postgres::lsn::Timeline;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::storage::ObjectKey;
@@ -18,6 +19,16 @@ const ON_ITS_WAY: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(250);
 /// Of a long hole, so many segments are asked for by name.
 const ASKED: usize = 64;
+
+/// The key of the segment `missing`, at which a window ends although more follows; `None` when it was only on its way.
+pub async fn at_end(archive: &Archive, timeline: Timeline, missing: &str) -> Result<Option<String>, RepoError> {
+    let first: Option<SegmentName> = missing.parse().ok();
+    let end = first.and_then(|name| name.number(archive.segment_bytes)?.checked_sub(1));
+    let path = archive.path(timeline);
+    let resumes = path.zip(end).and_then(|(path, end)| archive.on_path(&path, archive.after_gap(&path, end)?));
+    let (Some(first), Some(resumes)) = (first, resumes) else { return Ok(Some(missing.into())) };
+    Ok(lasting(archive, vec![first], resumes).await?.first().map(|name| key(archive, *name).to_string()))
+}
 
 /// Those of `missing` that are proven missing; `resumes` is the first segment after them.
 pub async fn lasting(archive: &Archive, missing: Vec<SegmentName>, resumes: SegmentName) -> Result<Vec<SegmentName>, RepoError> {
@@ -57,7 +68,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::postgres::lsn::{SystemId, Timeline};
+    use crate::postgres::lsn::SystemId;
     use crate::repo::repository::Repository;
     use crate::repo::seal::keys::Keys;
     use crate::storage::Storage;

@@ -12,8 +12,10 @@ use crate::monitor::Monitor;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::audit;
+use crate::repo::expired;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
+use crate::repo::gone::Gone;
 use crate::repo::layout;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, SegmentLine, What};
 use crate::repo::map::FileMap;
@@ -105,6 +107,7 @@ pub async fn verify(
     }
     verifier.audit(&readable).await?;
     verifier.documents(archives).await?;
+    verifier.forget_expired().await?;
     verifier.versions().await?;
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
@@ -129,6 +132,22 @@ impl Verifier<'_> {
         let remembered: Vec<_> = manifests.iter().filter_map(|m| Some((m.id.clone(), m.audit?))).collect();
         for (entry, what) in audit::read(self.cluster, &remembered).await?.problems {
             self.problem(layout::audit_entry(entry).to_string(), what);
+        }
+        Ok(())
+    }
+
+    /// What an expiry took away while this went on costs nothing: the manifest went first, and a note says that it was meant.
+    async fn forget_expired(&mut self) -> Result<(), RepoError> {
+        let costly: BTreeSet<String> = self.problems.values().flat_map(|problem| problem.snapshots.iter().cloned()).collect();
+        for id in costly {
+            let is_there = self.cluster.storage().stat(&self.cluster.layout().manifest(&id)).await?.is_some();
+            if is_there || !expired::ids(self.cluster).await?.contains(&id) {
+                continue;
+            }
+            self.report.warnings.push(format!("snapshot {id} was expired while it was read, and is left out"));
+            self.problems.values_mut().for_each(|problem| drop(problem.snapshots.remove(&id)));
+            self.problems
+                .retain(|object, problem| !(object.contains(&id) && problem.snapshots.is_empty() && problem.windows.is_empty()));
         }
         Ok(())
     }
@@ -428,7 +447,7 @@ impl Verifier<'_> {
         }
         for window in &all.windows {
             if let Some(missing) = &window.gap_at {
-                let Some(key) = self.gap(archive, window, missing).await? else { continue };
+                let Some(key) = gaps::at_end(archive, window.timeline, missing).await? else { continue };
                 let what = "it is missing, and later segments are there: nothing in this gap can be restored".into();
                 let broken = format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
                 self.problem(key, what).windows.insert(broken);
@@ -436,17 +455,6 @@ impl Verifier<'_> {
             self.window(archive, manifests, window).await?;
         }
         Ok(())
-    }
-
-    /// The key of the segment at which a window ends although more follows; `None` when it was only on its way.
-    async fn gap(&self, archive: &Archive, window: &Window, missing: &str) -> Result<Option<String>, RepoError> {
-        let path = archive.path(window.timeline);
-        let first: Option<SegmentName> = missing.parse().ok();
-        let end = first.and_then(|name| name.number(archive.segment_bytes)?.checked_sub(1));
-        let resumes = path.zip(end).and_then(|(path, end)| archive.on_path(&path, archive.after_gap(&path, end)?));
-        let (Some(first), Some(resumes)) = (first, resumes) else { return Ok(Some(missing.into())) };
-        let lasting = gaps::lasting(archive, vec![first], resumes).await?;
-        Ok(lasting.first().map(|name| self.cluster.layout().wal(archive.system, &WalFile::Segment(*name)).to_string()))
     }
 
     async fn window(&mut self, archive: &Archive, manifests: &[Manifest], window: &Window) -> Result<(), RepoError> {
@@ -477,6 +485,10 @@ impl Verifier<'_> {
                 }
                 if !error.is_damage() && !error.is_frozen() {
                     return Err(error);
+                }
+                // Expired since it was listed, and noted before it went.
+                if error.is_not_found() && Gone::read(self.cluster, archive.system).await?.has(name) {
+                    continue;
                 }
                 let file = match archive.tail(name) {
                     Some(Tail::Stored(file)) => *file,

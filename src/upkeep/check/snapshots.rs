@@ -34,7 +34,14 @@ pub async fn reading(findings: &mut Findings, cluster: &Cluster, cycle_days: Opt
 }
 
 /// Whether everything is there that the newest snapshots need.
-pub async fn presence(findings: &mut Findings, cluster: &Cluster) -> Result<(), RepoError> {
+pub async fn presence(findings: &mut Findings, cluster: &Cluster) {
+    // An error of the store says nothing of what is there.
+    if let Err(error) = look(findings, cluster).await {
+        findings.fail("presence", format!("what is there of the snapshots is unknown: {error}"), "see the message");
+    }
+}
+
+async fn look(findings: &mut Findings, cluster: &Cluster) -> Result<(), RepoError> {
     let readable = cluster.manifests().await?.into_iter().filter_map(|(_, manifest)| manifest.ok());
     let manifests: Vec<Manifest> = readable.collect();
     let newest = &manifests[manifests.len().saturating_sub(presence::NEWEST)..];

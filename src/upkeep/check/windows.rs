@@ -16,7 +16,13 @@ use crate::timeline::{gaps, tail};
 const NAMED: usize = 8;
 
 /// The newest window of the current history, and what the server says of its archiving.
-pub async fn windows(findings: &mut Findings, cluster: &Cluster, server: Option<&Server>) -> Result<(), RepoError> {
+pub async fn windows(findings: &mut Findings, cluster: &Cluster, server: Option<&Server>) {
+    if let Err(error) = look(findings, cluster, server).await {
+        findings.fail("windows", format!("which WAL there is, is unknown: {error}"), "see the message");
+    }
+}
+
+async fn look(findings: &mut Findings, cluster: &Cluster, server: Option<&Server>) -> Result<(), RepoError> {
     let Some(record) = cluster.record().await? else { return Ok(()) };
     let Some(history) = record.current() else { return Ok(()) };
     let system = history.system_identifier;
