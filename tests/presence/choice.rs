@@ -16,14 +16,14 @@ async fn a_plan_passes_over_what_is_proven_damaged_and_says_so() {
     let into = world.path("x");
     let restore = ["restore", "--to", "latest", "--into", into.to_str().unwrap()];
     for parts in [&["/files/", "/000001"][..], &["/packs/", "d000001"], &["/files/", "/packs"]] {
-        let key = object(&world, &[parts, &[&second]].concat());
+        let key = object(&world, &[parts, &[second.as_str()]].concat());
         let _lost = lose(&world, &key);
         let plan = plan(&world, &["--to", "latest"]);
         assert_eq!(plan["snapshot"], first.as_str(), "{key}");
         assert_eq!(plan["passed_over"][0]["snapshot"], second.as_str(), "{key}");
         assert!(plan["passed_over"][0]["why"].as_str().unwrap().contains(&key), "{plan}");
         // Nothing that was named is exchanged, and `check` stays red.
-        world.refused(&[&restore[..], &["--snapshot", &second]].concat(), 7, &[&key, "was named"]);
+        world.refused(&[&restore[..], &["--snapshot", second.as_str()]].concat(), 7, &[&key, "was named"]);
         world.refused(&["restore", "--to", &second, "--into", into.to_str().unwrap()], 7, &[&key]);
         world.refused(&["check", "--no-switch"], 9, &[&second, &format!("begins with {first} instead")]);
     }

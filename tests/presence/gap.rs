@@ -9,6 +9,15 @@ use lastgood::postgres::session::Session;
 use super::{lose, object};
 use crate::support::world::{PATIENCE, World, programs, said};
 
+/// Sets `archive_command`, and waits until whoever connects sees it.
+async fn set_command(world: &World, command: &str) {
+    world.session().alter_system("archive_command", command).await.unwrap();
+    let began = lastgood::clock::monotonic();
+    while world.connect().await.value("SHOW archive_command").await.unwrap() != command {
+        assert!(began.elapsed() < PATIENCE, "{}", world.server.log());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_that_hides_failures_and_the_hole_that_it_tore_are_red() {
     let world = World::with(15, &["--data-checksums"], "wal_keep_size = '1GB'", None).await;
@@ -17,10 +26,10 @@ async fn a_command_that_hides_failures_and_the_hole_that_it_tore_are_red() {
     world.ok(&["check", "--no-switch"]);
     let command = world.value("SHOW archive_command").await;
     for end in ["; true", " || true", " | cat", " &"] {
-        world.session().alter_system("archive_command", &format!("{command}{end}")).await.unwrap();
+        set_command(&world, &format!("{command}{end}")).await;
         world.refused(&["check", "--no-switch"], 9, &["archive_command hides failures"]);
     }
-    world.session().alter_system("archive_command", &command).await.unwrap();
+    set_command(&world, &command).await;
     // The segment is nowhere, and the server believes that it was archived.
     world.sql("INSERT INTO t VALUES (1)").await;
     world.archive().await;
