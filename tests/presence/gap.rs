@@ -12,6 +12,7 @@ use crate::support::world::{PATIENCE, World, programs, said};
 /// Sets `archive_command`, and waits until whoever connects sees it.
 async fn set_command(world: &World, command: &str) {
     world.session().alter_system("archive_command", command).await.unwrap();
+    world.session().reload().await.unwrap();
     let began = lastgood::clock::monotonic();
     while world.connect().await.value("SHOW archive_command").await.unwrap() != command {
         assert!(began.elapsed() < PATIENCE, "{}", world.server.log());
