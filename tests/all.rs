@@ -18,6 +18,7 @@ mod lease;
 mod lineage;
 mod main_job;
 mod mirror;
+mod presence;
 mod privilege;
 mod property;
 mod restore;

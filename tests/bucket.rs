@@ -14,7 +14,7 @@ use lastgood::storage::{ObjectKey, Storage};
 use crate::support::moto::{self, Moto};
 
 /// The bucket as the program opens it.
-async fn store(config: &S3) -> Arc<dyn Storage> {
+pub async fn store(config: &S3) -> Arc<dyn Storage> {
     Arc::new(S3Storage::connect(moto::BUCKET, "", config).await.unwrap().passing(is_passing))
 }
 

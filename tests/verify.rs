@@ -9,6 +9,11 @@ async fn stored() -> World {
     world.sql("DELETE FROM t WHERE x % 100 = 0").await;
     world.backup(&[]);
     world.archive().await;
+    let snapshot = world.ok(&["--json", "list"]).json()["histories"][0]["snapshots"][0]["id"].as_str().unwrap().to_string();
+    world.ok(&["pin", &snapshot, "--reason", "a test"]);
+    // Leaves a report.
+    world.ok(&["restore", "--to", "latest", "--into", world.path("restored").to_str().unwrap()]);
+    world.ok(&["verify", "--budget", "1TB"]);
     world.ok(&["verify"]);
     world.ok(&["verify", "--quick"]);
     world
@@ -16,7 +21,8 @@ async fn stored() -> World {
 
 /// What may be missing without harm: the record's own checks say so elsewhere.
 fn is_of_interest(key: &str) -> bool {
-    ["/packs/", "/files/", "/snapshots/", "/segments/"].iter().any(|kind| key.contains(kind))
+    let kinds = ["/packs/", "/files/", "/snapshots/", "/segments/", "/pins/", "/reports/", "/verified/"];
+    kinds.iter().any(|kind| key.contains(kind))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,12 +50,12 @@ async fn every_damage_is_found_and_named() {
         tamper(&path, |bytes| bytes.truncate(bytes.len() / 2));
         found(&world, &key, "cut short");
         std::fs::remove_file(&path).unwrap();
-        if !key.contains("/snapshots/") && !key.contains("/segments/") {
+        if ["/packs/", "/files/"].iter().any(|kind| key.contains(kind)) {
             found(&world, &key, "deleted");
         }
         std::fs::write(&path, &good).unwrap();
     }
-    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["files", "packs", "snapshots", "wal"]);
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["files", "packs", "pins", "reports", "snapshots", "verified", "wal"]);
     world.ok(&["verify"]);
 }
 
@@ -57,7 +63,7 @@ fn found(world: &World, key: &str, how: &str) {
     let said = world.run(&["verify"]);
     assert_eq!(said.code, 7, "{key} {how}: {}", said.all());
     assert!(said.out.contains(key), "{key} {how} is not named: {}", said.all());
-    let costs = ["costs snapshot", "breaks the window", "costs names"].iter().any(|words| said.out.contains(words));
+    let costs = ["costs snapshot", "breaks the window", "costs names", "(costs "].iter().any(|words| said.out.contains(words));
     assert!(costs, "{key} {how}: the cost is not told: {}", said.all());
 }
 
@@ -87,4 +93,47 @@ async fn silence_is_not_green() {
     let world = World::new(15).await;
     world.refused(&["verify"], 7, &["there is no snapshot"]);
     world.refused(&["check", "--no-switch"], 9, &["nothing can be restored"]);
+}
+
+/// Lists that hold by their checksums, and that no restore could write: whoever made them, `verify` refuses what `restore` refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_a_restore_refuses_are_refused() {
+    use lastgood::repo::manifest::{FileLine, ListWriter, Manifest, What};
+    let world = World::new(15).await;
+    let id = world.backup(&[])["id"].as_str().unwrap().to_string();
+    let storage = std::sync::Arc::new(lastgood::storage::fs::DirectoryStorage::new(world.repository()));
+    let keys = lastgood::repo::seal::keys::Keys::default();
+    let cluster = lastgood::repo::repository::Repository::open(storage, &keys).await.unwrap().cluster("shop");
+    let manifest = Manifest::read(&cluster, &id).await.unwrap();
+    assert_eq!(manifest.file_lists.len(), 1);
+    let lines = manifest.files(&cluster, 0).await.unwrap();
+    let base = lines.iter().position(|line| line.path == "base" && matches!(line.what, What::Directory)).unwrap();
+    type Change<'a> = &'a dyn Fn(&mut Vec<FileLine>);
+    let changes: [(&str, Change); 5] = [
+        ("comes twice", &|lines| lines.insert(base, lines[base].clone())),
+        ("not in its place", &|lines| lines.swap(0, 1)),
+        ("is not in the file lists", &|lines| drop(lines.remove(base))),
+        ("no tablespace of the manifest", &|lines| lines[base].what = What::Tablespace { target: "/etc".into() }),
+        ("can never start", &|lines| lines.retain(|line| line.path != "global/pg_control")),
+    ];
+    for (number, (words, change)) in changes.into_iter().enumerate() {
+        let mut lines = lines.clone();
+        change(&mut lines);
+        for key in [cluster.layout().files(&id, 1), cluster.layout().manifest(&id)] {
+            std::fs::remove_file(world.repository().join(key.as_str())).unwrap();
+        }
+        let mut writer = ListWriter::new(&cluster, &id);
+        for line in &lines {
+            writer.add(line).await.unwrap();
+        }
+        let (file_lists, root) = writer.finish().await.unwrap();
+        Manifest { file_lists, root, ..manifest.clone() }.commit(&cluster).await.unwrap();
+        for key in [cluster.layout().files(&id, 1), cluster.layout().manifest(&id)] {
+            let path = world.repository().join(key.as_str());
+            std::os::unix::fs::chown(&path, world.user().map(|user| user.uid), world.user().map(|user| user.gid)).unwrap();
+        }
+        world.refused(&["verify"], 7, &[words, &format!("costs snapshot {id}")]);
+        let into = world.path(&format!("into{number}"));
+        world.refused(&["restore", "--to", &id, "--into", into.to_str().unwrap()], 7, &[words]);
+    }
 }

@@ -47,6 +47,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     exposure::store(&mut findings, &config);
     exposure::secret_files(&mut findings, &config, default_credentials());
+    exposure::spool(&mut findings, &config);
     let repository = match context::storage(&config).await {
         Ok(storage) => match keys::keys(&config, Need::Write) {
             Ok(keys) => Repository::open(storage, &keys).await.map_err(anyhow::Error::from),
@@ -73,6 +74,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             places::check(&mut findings, &config, &repository).await;
             check::snapshots(&mut findings, &repository.cluster(name), config.snapshot.max_age_hours).await?;
             check::replay(&mut findings, &repository.cluster(name)).await?;
+            check::presence(&mut findings, &repository.cluster(name)).await;
+            check::windows(&mut findings, &repository.cluster(name), server.as_ref()).await;
             check::reading(&mut findings, &repository.cluster(name), config.verify.cycle_days).await?;
             alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
                 .await?;

@@ -8,7 +8,7 @@ use crate::postgres::session::SessionError;
 use crate::repo::RepoError;
 use crate::restore::RestoreError;
 use crate::snapshot::SnapshotError;
-use crate::storage::StorageError;
+use crate::storage::{Fault, StorageError};
 use crate::timeline::before::EventError;
 use crate::timeline::find::FindError;
 use crate::timeline::target::TargetError;
@@ -90,6 +90,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn repo(error: &RepoError) -> u8 {
     match error {
         RepoError::Damaged { .. } => DAMAGE,
+        RepoError::Storage(error) if error.fault == Fault::Frozen => DAMAGE,
         RepoError::WrongKey { .. }
         | RepoError::WriterKey { .. }
         | RepoError::NeedsReader { .. }
@@ -143,7 +144,8 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,
         RestoreError::Gone { .. } => REPOSITORY,
         RestoreError::Expired { .. } => TARGET,
-        RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
+        RestoreError::Missing { .. } | RestoreError::Frozen { .. } => DAMAGE,
+        RestoreError::NoControl | RestoreError::ReadBack { .. } => DAMAGE,
         RestoreError::Io { .. } => OTHER,
     }
 }

@@ -11,6 +11,7 @@ use crate::clock;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::repo::keep::{self, Keep};
 use crate::repo::manifest::Manifest;
+use crate::repo::presence::{self, Presence};
 use crate::timeline::archive::Archive;
 use crate::timeline::estimate::{Estimate, Experience};
 use crate::timeline::latest::Followed;
@@ -26,6 +27,8 @@ struct Listing {
     cluster: String,
     histories: Vec<HistoryListing>,
     unreadable: Vec<(String, String)>,
+    /// Whether everything is there that the newest snapshots need; of older ones it is not known.
+    presence: Vec<Presence>,
     /// Snapshots that somebody wants to keep.
     pins: BTreeMap<String, Keep>,
 }
@@ -53,14 +56,22 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
     let mut pins = keep::all(&place.cluster).await?;
     pins.retain(|_, pin| pin.holds(clock::now()));
     let (manifests, unreadable) = place.snapshots().await?;
-    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable, pins };
+    let newest = &manifests[manifests.len().saturating_sub(presence::NEWEST)..];
+    let presence = presence::of_all(&place.cluster, newest).await?;
+    let problems: Vec<(String, String)> = presence.iter().filter_map(|p| Some((p.snapshot.clone(), p.problem()?))).collect();
+    let is_whole = |m: &&Manifest| problems.iter().all(|(id, _)| *id != m.id);
+    let whole: Vec<Manifest> = manifests.iter().filter(is_whole).cloned().collect();
+    let mut listing = Listing { cluster: place.cluster.name().into(), histories: Vec::new(), unreadable, presence, pins };
     let experience = Experience::load(&place.cluster).await?;
     for history in &place.record.histories {
         let system = history.system_identifier;
         let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
         archive.decide(&place.record);
-        let windows = windows::windows(&archive, &manifests).await?;
-        let snapshots = manifests.iter().filter(|m| m.system_identifier == system).cloned().collect();
+        // Nothing is promised from a snapshot that lacks something.
+        let mut windows = windows::windows(&archive, &whole).await?;
+        let snapshots: Vec<Manifest> = manifests.iter().filter(|m| m.system_identifier == system).cloned().collect();
+        let is_here = |(id, _): &&(String, String)| snapshots.iter().any(|m| m.id == *id);
+        windows.unusable.extend(problems.iter().filter(is_here).cloned());
         let estimates = windows.windows.iter().map(|window| estimate_of(window, &manifests, &experience)).collect();
         let (major, wal_segments) = (history.major, archive.count());
         let is_current = place.record.current().is_some_and(|current| current.system_identifier == system);
@@ -106,7 +117,7 @@ fn show(listing: &Listing) {
             output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
             continue;
         }
-        output::line(snapshots(&history.snapshots));
+        output::line(snapshots(&history.snapshots, &listing.presence));
         for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
             output::line(format!("  {id} is {}", pin.describe()));
         }
@@ -118,16 +129,12 @@ fn show(listing: &Listing) {
     }
 }
 
-fn snapshots(manifests: &[Manifest]) -> Table {
+fn snapshots(manifests: &[Manifest], presence: &[Presence]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["snapshot", "restorable from (UTC)", "took", "raw", "new", "stored", "timeline", "WAL", "damage"]);
     for m in manifests {
         let took = m.stop_time.duration_since(m.start_time).as_secs_f64();
-        let damage = match m.damaged_pages.len() {
-            0 => "none".to_string(),
-            count => output::count(count as u64, "page"),
-        };
         table.add_row([
             m.id.clone(),
             output::time(m.stop_time),
@@ -137,7 +144,7 @@ fn snapshots(manifests: &[Manifest]) -> Table {
             output::bytes(m.totals.stored_bytes),
             m.timeline.to_string(),
             format!("{} to {}", m.start_lsn, m.stop_lsn),
-            damage,
+            damage(m, presence.iter().find(|p| p.snapshot == m.id)),
         ]);
     }
     for column in 2..6 {
@@ -148,9 +155,34 @@ fn snapshots(manifests: &[Manifest]) -> Table {
     table
 }
 
+/// What is wrong with a snapshot, as far as it was asked.
+fn damage(manifest: &Manifest, presence: Option<&Presence>) -> String {
+    let pages = manifest.damaged_pages.len() as u64;
+    let mut words = Vec::new();
+    if pages > 0 {
+        words.push(output::count(pages, "page"));
+    }
+    match presence {
+        Some(presence) if presence.lacks.is_empty() && presence.frozen.is_empty() => {
+            words.extend((!presence.unknown.is_empty()).then(|| "unknown".to_string()));
+        }
+        Some(presence) => {
+            let (lacks, frozen) = (presence.lacks.len() as u64, presence.frozen.len() as u64);
+            words.extend((lacks > 0).then(|| format!("{} missing", output::count(lacks, "object"))));
+            words.extend((frozen > 0).then(|| format!("{} frozen", output::count(frozen, "object"))));
+        }
+        None => words.push("unknown".into()),
+    }
+    if words.is_empty() { "none".into() } else { words.join(", ") }
+}
+
 fn show_windows(history: &HistoryListing) {
     let HistoryListing { windows, estimates, .. } = history;
-    output::line("windows (any moment in them can be restored):");
+    if windows.windows.is_empty() {
+        output::line("no window: nothing can be restored");
+    } else {
+        output::line("windows (any moment in them can be restored):");
+    }
     for (window, estimate) in windows.windows.iter().zip(estimates) {
         let length = window.to_time.duration_since(window.from_time).as_secs_f64().max(0.0);
         output::line(format!(

@@ -14,11 +14,12 @@ use crate::postgres::settings::TargetAction;
 use crate::repo::record::History;
 use crate::repo::report::Span;
 use crate::restore::RestoreError;
+use crate::restore::base::{self, Base, Look};
 use crate::restore::execute::{self, Options};
 use crate::restore::guard::Approval;
 use crate::restore::loss::Loss;
 use crate::restore::pinned;
-use crate::restore::plan::{self, Packs, Plan, Request};
+use crate::restore::plan::{self, Plan, Request};
 use crate::restore::replaced::Replaced;
 use crate::restore::standing::Occupant;
 use crate::timeline::archive::Archive;
@@ -41,6 +42,9 @@ pub struct Args {
     /// Where to: a directory that is empty, does not exist yet, or holds a stopped cluster
     #[arg(long, value_name = "DIRECTORY")]
     into: PathBuf,
+    /// Begin with this snapshot (its id, or the beginning of it) and no other [default: the newest that leads there and is whole]
+    #[arg(long, value_name = "ID")]
+    snapshot: Option<String>,
     /// Stop just before the record at the LSN, or before the transaction's commit, instead of after it
     #[arg(long)]
     exclusive: bool,
@@ -89,13 +93,16 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let manifests = place.manifests(global.json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
-    let wanted = if let Asked::Target(Target::Snapshot(id)) = &asked { of_snapshot(id) } else { None };
+    let wanted = match (&asked, &args.snapshot) {
+        (Asked::Target(Target::Snapshot(id)), _) | (_, Some(id)) => of_snapshot(id),
+        _ => None,
+    };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let desk = Desk::new("restore", &place, global);
     // Asked for at once, and waited for where it is needed.
     desk.learn_end();
-    let packs = Packs::of_newest(&place.cluster, &manifests);
+    let look = Look::at_newest(&place.cluster, &manifests);
     let experience = Experience::ask(&place.cluster);
     let archive = archive(&place, history).await?;
     let into = std::path::absolute(&args.into)?;
@@ -109,9 +116,10 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         into,
         tablespaces: args.tablespace,
         tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
+        base: Base { snapshot: args.snapshot, may_pass_over: true, unreadable: place.snapshots().await?.1 },
     };
     places::warn_of_missed(&place, global.json);
-    let plan = match plan::plan(&guard::around(&place), archive, &manifests, packs, &request).await {
+    let plan = match plan::plan(&guard::around(&place), archive, &manifests, look, &request).await {
         Ok(plan) => plan,
         Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
         Err(error) => return Err(error.into()),
@@ -131,8 +139,19 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let approval = desk.pass(&plan.into, plan.care(), &seal, &args.confirm).await?;
     let options = options(global, &place, &plan)?;
-    carry_out(&place, &plan, (&approval, &code), &options, &desk, measured, global.json).await?;
-    Ok(0)
+    let done = carry_out(&place, &plan, (&approval, &code), &options, &desk, measured, global.json).await;
+    if let Err(error) = &done
+        && let Some(RestoreError::Repo(damage)) = error.downcast_ref()
+        && (damage.is_damage() || damage.is_frozen())
+        && let Some(next) = base::next(&plan, &manifests, &request, damage).await
+    {
+        desk.note(&format!(
+            "snapshot {} cannot be restored as it is; {next} leads to the same moment, and everything is there that it needs: make a new \
+             plan with --snapshot {next}",
+            plan.snapshot
+        ));
+    }
+    done.map(|()| 0)
 }
 
 fn options(global: &Global, place: &Place, plan: &Plan) -> anyhow::Result<Options> {
@@ -251,6 +270,9 @@ fn show_plan(plan: &Plan) {
         "from",
         format!("snapshot {} of cluster {}, consistent at {}", plan.snapshot, plan.cluster, output::time(plan.snapshot_stop)),
     );
+    for passed in &plan.passed_over {
+        output::entry("SKIPPED", format!("the newer snapshot {}: {}", passed.snapshot, passed.why));
+    }
     if let Some(event) = &plan.event {
         let side = if plan.inclusive { "behind" } else { "before" };
         let time = event.time.map(|time| format!(", committed at {}", output::exact_time(time))).unwrap_or_default();
@@ -309,6 +331,9 @@ fn show_plan(plan: &Plan) {
         );
     }
     plan.notes.iter().for_each(|note| output::entry("note", note));
+    for warning in &plan.warnings {
+        output::entry("warning", warning);
+    }
     if plan.damaged_pages > 0 {
         output::entry(
             "warning",

@@ -69,7 +69,9 @@ fn is_about_the_backup(error: &RestoreError) -> bool {
             error,
             FindError::NoSnapshot | FindError::Gap { .. } | FindError::Incomplete { .. } | FindError::NoCandidate { .. }
         ),
-        RestoreError::Missing { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => true,
+        RestoreError::Missing { .. } | RestoreError::Frozen { .. } | RestoreError::NoControl | RestoreError::ReadBack { .. } => {
+            true
+        }
         _ => false,
     }
 }

@@ -19,6 +19,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::record::History;
 use crate::repo::report::{Kind, Report};
 use crate::restore::RestoreError;
+use crate::restore::base::Base;
 use crate::restore::place::check_room;
 use crate::restore::plan::{self, Plan, Request as Wish};
 use crate::restore::replaced::Around;
@@ -208,6 +209,8 @@ impl Drill<'_> {
             into: into.clone(),
             tablespaces: Vec::new(),
             tablespaces_below: Some(below.clone()),
+            // A drill is there to find what is damaged.
+            base: Base::default(),
         };
         let target = match &request.wanted {
             Wanted::Target(target) => target.clone(),

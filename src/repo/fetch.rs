@@ -193,7 +193,7 @@ where
             let bytes = match fetch(cluster, &key, Part::Range { start: read.start, bytes: read.bytes }).await {
                 Ok(bytes) => Ok(bytes),
                 // Each frame of the read is lost; the caller may want to know each.
-                Err(error) if error.is_damage() => Err(error.to_string()),
+                Err(error) if error.is_damage() || error.is_frozen() => Err(error.to_string()),
                 Err(error) => return Err(error.into()),
             };
             let fetched = Fetched { key, frames, read, bytes, copies, runtime };

@@ -175,13 +175,14 @@ pub struct Extended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::Tier;
 
     fn at(text: &str) -> Timestamp {
         format!("2026-{text}T00:00:00Z").parse().unwrap()
     }
 
     fn info(key: &str, modified: Timestamp) -> ObjectInfo {
-        ObjectInfo { key: ObjectKey::new(key), bytes: 1, modified }
+        ObjectInfo { key: ObjectKey::new(key), bytes: 1, modified, tier: Tier::Ready }
     }
 
     fn note(known: &mut Known, number: u32, extension: Extension) {

@@ -159,6 +159,11 @@ impl RepoError {
         matches!(self, RepoError::File { .. })
     }
 
+    /// Whether the object is there and cannot be read until it is restored from an archive class of its store.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self, RepoError::Storage(error) if error.fault == crate::storage::Fault::Frozen)
+    }
+
     /// Whether the object was reached, and is missing or not what it should be.
     pub fn is_damage(&self) -> bool {
         use crate::storage::Fault;

@@ -306,7 +306,7 @@ impl Cluster {
         while let Some((id, manifest)) = reads.next().await {
             match manifest {
                 // A page from the safe opens what was written before it: what is newer stands as its error.
-                Err(error) if !error.is_damage() && !error.is_newer_epoch() => return Err(error),
+                Err(error) if !error.is_damage() && !error.is_newer_epoch() && !error.is_frozen() => return Err(error),
                 manifest => manifests.push((id, manifest)),
             }
         }

@@ -15,9 +15,10 @@ use crate::postgres::owner::Ids;
 use crate::repo::RepoError;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
-use crate::repo::manifest::{FileLine, MapPlace, What, decode_path};
+use crate::repo::manifest::{FileLine, MapPlace, What};
 use crate::repo::map::FileMap;
 use crate::repo::repository::Cluster;
+use crate::snapshot::lines::Rules;
 use crate::snapshot::take::CONTROL_PATH;
 
 /// Frames of one batch, which are remembered at a time: two gigabytes, or one file.
@@ -77,6 +78,7 @@ impl Site<'_> {
         let all_files = batch_files();
         let (mut most_frames, mut most_files) = (BATCH_FRAMES / FIRST, all_files.div_ceil(FIRST));
         let mut listed = Listed::default();
+        let mut rules = Rules::new(manifest);
         let mut pending = Pending::default();
         let mut first = Some(first);
         for index in 0..manifest.file_lists.len() {
@@ -85,12 +87,12 @@ impl Site<'_> {
                 None => manifest.files(self.cluster, index).await?,
             };
             for line in lines {
+                let path = self.path(&mut rules, &line)?;
                 listed.has_settings |= line.path == "postgresql.conf";
                 if line.path == CONTROL_PATH {
                     listed.control = Some(line);
                     continue;
                 }
-                let path = self.path(&line)?;
                 match &line.what {
                     What::Directory => self.make_directory(&path, line.mode)?,
                     What::Tablespace { .. } => self.link_tablespace(&path)?,
@@ -113,6 +115,7 @@ impl Site<'_> {
                 }
             }
         }
+        rules.finish().map_err(|what| self.damaged(what))?;
         let _ = batches.send(self.prepare(pending).await?).await;
         Ok(listed)
     }
@@ -121,9 +124,9 @@ impl Site<'_> {
         RepoError::damaged(&self.cluster.layout().manifest(&self.plan.snapshot), what).into()
     }
 
-    fn path(&self, line: &FileLine) -> Result<PathBuf, RestoreError> {
+    fn path(&self, rules: &mut Rules, line: &FileLine) -> Result<PathBuf, RestoreError> {
         use std::os::unix::ffi::OsStringExt;
-        let bytes = decode_path(&line.path).ok_or_else(|| self.damaged(format!("a file list names the path {:?}", line.path)))?;
+        let bytes = rules.admit(line).map_err(|what| self.damaged(what))?;
         Ok(self.root.join(std::ffi::OsString::from_vec(bytes)))
     }
 

@@ -17,6 +17,7 @@
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
 mod assembly;
+pub mod base;
 mod batches;
 pub mod execute;
 pub mod guard;
@@ -52,8 +53,12 @@ pub enum RestoreError {
         "{place} has {free} bytes free, and {needed} are needed; the new cluster is built beside what stands there, and nothing is deleted to make room: free some, restore to another file system with --into, or move what stands there away yourself"
     )]
     NoRoom { place: PathBuf, free: u64, needed: u64 },
-    #[error("{} of the objects that this restore needs are missing or cut short; the first is {}: {}; `lastgood verify` says what it costs", found.len(), found[0].0, found[0].1)]
-    Missing { found: Vec<(String, String)> },
+    #[error("{} of the objects that this restore needs are missing or cut short; the first is {}: {}; `lastgood verify` says what it costs{hint}", found.len(), found[0].0, found[0].1)]
+    Missing { found: Vec<(String, String)>, hint: String },
+    #[error(
+        "{count} of the objects of snapshot {snapshot} are in an archive class of the store, and cannot be read as they are; the first is {key}, in {class}: {mend}; or begin with an older snapshot that is not frozen (--snapshot ID)"
+    )]
+    Frozen { snapshot: String, count: usize, key: String, class: &'static str, mend: String },
     #[error(
         "{path} holds a cluster, and nobody has confirmed that it shall be {verb}; read the plan, then type what is asked for at a terminal (not through a pipe), or pass --confirm with the plan's code; --yes, piped input and environment variables never count"
     )]

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use futures::future::OptionFuture;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::RestoreError;
+use super::base::{self, Base, Look, PassedOver};
 use super::guard::Care;
 use super::loss::{self, Loss};
 use super::place::{self, Standing};
@@ -18,12 +18,10 @@ use super::switch;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
 use crate::postgres::wal::name::SegmentName;
-use crate::repo::RepoError;
 use crate::repo::manifest::{Manifest, What};
-use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
-use crate::timeline::find::{self, Found, Neighbour, Question};
+use crate::timeline::find::{Found, Neighbour, Question};
 use crate::timeline::inside;
 use crate::timeline::tail::Tail;
 use crate::timeline::target::Target;
@@ -44,6 +42,7 @@ pub struct Request {
     pub tablespaces: Vec<(String, PathBuf)>,
     /// Places for all others: a directory below this one, named by OID.
     pub tablespaces_below: Option<PathBuf>,
+    pub base: Base,
 }
 
 /// One tablespace: where it was and where it goes.
@@ -65,6 +64,12 @@ pub struct Plan {
     pub event: Option<Told>,
     pub snapshot: String,
     pub snapshot_stop: Timestamp,
+    /// Newer snapshots that would have been the beginning, and why they are not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
+    /// What a person must know, and what keeps nobody from going on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub timeline: Timeline,
     /// Where recovery stops; absent at the end of the WAL or where the snapshot is consistent.
     pub stop_lsn: Option<Lsn>,
@@ -135,23 +140,19 @@ impl TablespacePlan {
     }
 }
 
-/// What a look at a snapshot's packs gave, before it is certain that it is the one.
-#[derive(Debug)]
-pub struct Packs {
-    snapshot: String,
-    found: Result<(), RestoreError>,
+/// What the server does at the target.
+fn action(request: &Request) -> TargetAction {
+    let usual = if request.target == Target::Latest { TargetAction::Promote } else { TargetAction::Pause };
+    request.action.unwrap_or(usual)
 }
 
-impl Packs {
-    /// Of the newest snapshot, from which most restores begin: the look takes as long as that at the WAL, and needs nothing of it.
-    /// It begins at once, whoever waits for it.
-    pub fn of_newest(cluster: &Cluster, manifests: &[Manifest]) -> Option<JoinHandle<Packs>> {
-        let (cluster, newest) = (cluster.clone(), manifests.last()?.clone());
-        let look = async move {
-            let found = check_packs(&cluster, &newest).await;
-            Packs { snapshot: newest.id, found }
-        };
-        Some(tokio::spawn(look))
+/// What is looked for in the archive.
+pub fn question(request: &Request) -> Question<'_> {
+    Question {
+        target: &request.target,
+        timeline: request.timeline,
+        inclusive: request.inclusive,
+        stop_at_end: action(request) != TargetAction::Promote,
     }
 }
 
@@ -160,7 +161,7 @@ pub async fn plan(
     around: &Around<'_>,
     mut archive: Archive,
     manifests: &[Manifest],
-    packs: Option<JoinHandle<Packs>>,
+    look: Option<JoinHandle<Look>>,
     request: &Request,
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
@@ -171,14 +172,10 @@ pub async fn plan(
         None => None,
     };
     let at_end = request.target == Target::Latest;
-    let action = request.action.unwrap_or(if at_end { TargetAction::Promote } else { TargetAction::Pause });
-    let question = Question {
-        target: &request.target,
-        timeline: request.timeline,
-        inclusive: request.inclusive,
-        stop_at_end: action != TargetAction::Promote,
-    };
-    let found = find::find(&archive, manifests, &question).await?;
+    let action = action(request);
+    let question = question(request);
+    let base::Chosen { found, passed_over, mut warnings } =
+        base::choose(cluster, &archive, manifests, &question, look, &request.base).await?;
     let manifest = &found.snapshot;
     if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
         && control.system_identifier == archive.system
@@ -192,16 +189,16 @@ pub async fn plan(
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
     let target = request.target.to_string();
-    let packs = async {
-        let looked = OptionFuture::from(packs).await;
-        match looked.and_then(Result::ok).filter(|packs| packs.snapshot == manifest.id) {
-            Some(packs) => packs.found,
-            None => check_packs(cluster, manifest).await,
-        }
-    };
     let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
-    let (_, _, _, sizes) =
-        tokio::try_join!(is_possible, check_created(&archive, &found, &tablespaces), packs, sizes(cluster, manifest),)?;
+    let (_, _, _, sizes) = tokio::try_join!(
+        is_possible,
+        check_created(&archive, &found, &tablespaces),
+        base::check_wal(&archive, &found),
+        sizes(cluster, manifest),
+    )?;
+    if at_end {
+        warnings.extend(base::gap(&archive, &found));
+    }
     let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
     let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
     let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();
@@ -220,6 +217,8 @@ pub async fn plan(
         event: request.event.clone(),
         snapshot: manifest.id.clone(),
         snapshot_stop: manifest.stop_time,
+        passed_over,
+        warnings,
         timeline: found.path.timeline(),
         stop_lsn,
         inclusive,
@@ -240,23 +239,6 @@ pub async fn plan(
         found,
         archive,
     })
-}
-
-/// Whether the keys at hand open the packs, and all of them are there.
-async fn check_packs(cluster: &Cluster, manifest: &Manifest) -> Result<(), RestoreError> {
-    let packs = manifest.packs(cluster).await?;
-    let sealed = packs.iter().map(|pack| cluster.layout().pack(&pack.name)).find(|key| !cluster.vault().can_open(key));
-    if let Some(key) = sealed {
-        return Err(RepoError::WriterKey { key }.into());
-    }
-    let missing = presence::missing_packs(cluster, &packs).await?;
-    match missing.is_empty() {
-        true => Ok(()),
-        false => {
-            let found = missing.into_iter().map(|(key, problem)| (key.to_string(), problem)).collect();
-            Err(RestoreError::Missing { found })
-        }
-    }
 }
 
 /// Where recovery stops, and that in words; `reads_on` when it goes through WAL that is not archived.

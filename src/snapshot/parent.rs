@@ -8,6 +8,7 @@ use crate::postgres::lsn::Lsn;
 use crate::repo::RepoError;
 use crate::repo::manifest::{FileLine, Manifest, What, decode_path};
 use crate::repo::pack_table::PackLine;
+use crate::repo::presence;
 use crate::repo::repository::Cluster;
 
 /// What must be the same in a parent, or page LSNs prove nothing (rule 16).
@@ -61,31 +62,67 @@ pub async fn foresee(cluster: &Cluster, newest: &str) -> Option<Parent> {
     Some(Parent { manifest, packs })
 }
 
-/// The newest snapshot of `ids` that can be built on.
+/// What is built on, and what is not although it would fit: the snapshot, and why.
+#[derive(Debug, Default)]
+pub struct Choice {
+    pub parent: Option<Parent>,
+    pub passed_over: Vec<(String, String)>,
+}
+
+impl Choice {
+    /// For people, once for each snapshot that is not built on.
+    pub fn warnings(&self) -> impl Iterator<Item = String> {
+        let instead = match &self.parent {
+            Some(parent) => format!("this snapshot is built on {} instead", parent.manifest.id),
+            None => "this snapshot stores everything anew".into(),
+        };
+        let warn = move |(id, why): &(String, String)| {
+            format!("snapshot {id} cannot be restored as it is ({why}); {instead}. `lastgood verify` says what is lost")
+        };
+        self.passed_over.iter().map(warn)
+    }
+}
+
+/// The newest snapshot of `ids` that can be built on, and of which everything is there: what is missing for it, or must be thawed first,
+/// would be missing for the new one.
 pub async fn find(
     cluster: &Cluster,
     ids: &[String],
     conditions: &Conditions<'_>,
     foreseen: Option<Parent>,
-) -> Result<Option<Parent>, RepoError> {
-    let is_right = |parent: &Parent| ids.last() == Some(&parent.manifest.id) && conditions.objection(&parent.manifest).is_none();
-    if let Some(parent) = foreseen.filter(is_right) {
-        cluster.vault().remember(cluster, &parent.packs);
-        return Ok(Some(parent));
-    }
+) -> Result<Choice, RepoError> {
+    let mut choice = Choice::default();
+    let mut foreseen = foreseen.filter(|parent| ids.last() == Some(&parent.manifest.id));
     for id in ids.iter().rev() {
-        match Manifest::read(cluster, id).await {
-            Ok(manifest) if conditions.objection(&manifest).is_none() => {
-                let packs = manifest.packs(cluster).await?;
-                return Ok(Some(Parent { manifest, packs }));
+        let (manifest, packs) = match foreseen.take() {
+            Some(Parent { manifest, packs }) => (manifest, Some(packs)),
+            None => match Manifest::read(cluster, id).await {
+                Ok(manifest) => (manifest, None),
+                Err(error) if error.is_damage() || error.is_frozen() => {
+                    choice.passed_over.push((id.clone(), error.to_string()));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        if conditions.objection(&manifest).is_some() {
+            continue;
+        }
+        let presence = match packs {
+            Some(packs) => presence::of_known(cluster, &manifest, packs).await?,
+            None => presence::of(cluster, &manifest).await?,
+        };
+        match presence.problem() {
+            // With a table that this key does not open, nothing could be carried over.
+            None if presence.packs.is_empty() => choice.passed_over.push((id.clone(), "its pack table cannot be read".into())),
+            None => {
+                choice.parent = Some(Parent { manifest, packs: presence.packs });
+                break;
             }
-            Ok(_) => {}
-            // A damaged manifest is verify's to report; here it is no parent.
-            Err(error) if error.is_damage() => {}
-            Err(error) => return Err(error),
+            Some(problem) => choice.passed_over.push((id.clone(), problem)),
         }
     }
-    Ok(None)
+    Ok(choice)
 }
 
 /// The parent's lines in the order of the walk, one file list in memory at a time. For a thread that may block.

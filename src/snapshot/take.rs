@@ -301,7 +301,7 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// The snapshot to build on, whose packs are all there, and the packs of older ones that this one does without.
+    /// The snapshot to build on, of which everything is there, and the packs of older ones that this one does without.
     async fn parent(
         &self,
         history: &History,
@@ -320,13 +320,9 @@ impl Snapshot<'_> {
             catalog_version: self.control.catalog_version,
             before,
         };
-        let Some(parent) = parent::find(&self.cluster, &self.ids, &conditions, foreseen).await? else { return Ok(None) };
-        let missing = presence::missing_packs(&self.cluster, &parent.packs).await?;
-        if let Some((key, what)) = missing.first() {
-            let text = format!("{key}: {what}; the snapshots that need it are lost, and this one stores everything anew");
-            self.monitor.warn(&text);
-            return Ok(None);
-        }
+        let choice = parent::find(&self.cluster, &self.ids, &conditions, foreseen).await?;
+        choice.warnings().for_each(|warning| self.monitor.warn(&warning));
+        let Some(parent) = choice.parent else { return Ok(None) };
         let retire = Retire::plan(&self.cluster, &self.ids, &parent, self.request.retire).await?;
         Ok(Some((parent, retire)))
     }

@@ -22,7 +22,7 @@ use rustix::fs::{AtFlags, CWD, OFlags};
 
 use super::direct;
 use super::memory::paginate;
-use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError};
+use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError, Tier};
 use crate::aligned::Pool;
 use crate::durable;
 
@@ -253,7 +253,7 @@ fn stat_now(path: &Path, key: ObjectKey) -> io::Result<ObjectInfo> {
 
 fn info(key: ObjectKey, metadata: &fs::Metadata) -> ObjectInfo {
     let modified = Timestamp::new(metadata.mtime(), metadata.mtime_nsec() as i32).unwrap_or(Timestamp::UNIX_EPOCH);
-    ObjectInfo { key, bytes: metadata.len(), modified }
+    ObjectInfo { key, bytes: metadata.len(), modified, tier: Tier::Ready }
 }
 
 fn fill(file: &File, body: &Body) -> io::Result<()> {

@@ -154,6 +154,7 @@ fn kind(fault: Fault) -> &'static str {
         Fault::Truncated => "cut short",
         Fault::NoPlace => "no place",
         Fault::Denied => "denied",
+        Fault::Frozen => "frozen",
         Fault::Locked => "locked",
         Fault::Credentials => "credentials",
         Fault::Full => "full",

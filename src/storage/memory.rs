@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
-    Body, Created, Depth, Fault, LIST_PAGE_KEYS, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError,
+    Body, Created, Depth, Fault, LIST_PAGE_KEYS, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError, Tier,
 };
 
 #[derive(Debug, Default)]
@@ -122,6 +122,7 @@ impl Storage for MemoryStorage {
             key: key.clone(),
             bytes: bytes.len() as u64,
             modified: *modified,
+            tier: Tier::Ready,
         }))
     }
 
@@ -130,7 +131,12 @@ impl Storage for MemoryStorage {
         let keys = objects
             .iter()
             .filter(|(key, _)| key.as_str().starts_with(prefix) && after.is_none_or(|a| key.as_str() > a))
-            .map(|(key, (bytes, modified))| ObjectInfo { key: key.clone(), bytes: bytes.len() as u64, modified: *modified });
+            .map(|(key, (bytes, modified))| ObjectInfo {
+                key: key.clone(),
+                bytes: bytes.len() as u64,
+                modified: *modified,
+                tier: Tier::Ready,
+            });
         Ok(paginate(prefix, keys, depth))
     }
 

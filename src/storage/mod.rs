@@ -157,6 +157,18 @@ pub struct ObjectInfo {
     pub bytes: u64,
     /// By the store's clock.
     pub modified: Timestamp,
+    pub tier: Tier,
+}
+
+/// Whether an object's bytes can be read now, as far as the answer tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tier {
+    #[default]
+    Ready,
+    /// In this archive class, and the store shows no restored copy: reading is refused ([`Fault::Frozen`]) until there is one.
+    Frozen(&'static str),
+    /// This class has archive tiers, and a listing does not tell which objects are in them: [`Storage::stat`] does.
+    Unknown(&'static str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,6 +250,8 @@ pub enum Fault {
     Denied,
     /// Nobody may delete it before a day that has not come.
     Locked,
+    /// It is in an archive class, and must be restored there before it can be read.
+    Frozen,
     /// Wrong, missing or expired credentials.
     Credentials,
     /// No space left.
@@ -260,6 +274,9 @@ impl Fault {
             Fault::NoPlace => "the repository's place does not exist (bucket missing, or directory not mounted?)",
             Fault::Denied => "permission denied",
             Fault::Locked => "the object is locked",
+            Fault::Frozen => {
+                "the object is frozen in an archive class of the store and must be thawed (restored there) before it can be read"
+            }
             Fault::Credentials => "the credentials were not accepted",
             Fault::Full => "no space left",
             Fault::ReadOnly => "the place is read-only",

@@ -48,6 +48,7 @@ mod clock;
 mod delete;
 mod errors;
 mod read;
+mod tier;
 mod versions;
 mod writes;
 
@@ -259,8 +260,28 @@ impl S3Storage {
 
     /// One ListObjectsV2, and where it ended.
     async fn list_once(&self, prefix: &str, after: Option<&str>, depth: Depth) -> Result<(Page, Option<String>)> {
+        let told = self.ask_list(prefix, after, depth, None).await?;
+        if !tier::has_frozen(&told.0) {
+            return Ok(told);
+        }
+        // Only where something is frozen: not every store knows what is asked for here.
+        let copies = types::OptionalObjectAttributes::RestoreStatus;
+        match self.ask_list(prefix, after, depth, Some(copies)).await {
+            Err(error) if error.fault == Fault::Other => Ok(told),
+            told => told,
+        }
+    }
+
+    async fn ask_list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        depth: Depth,
+        more: Option<types::OptionalObjectAttributes>,
+    ) -> Result<(Page, Option<String>)> {
         let full_prefix = format!("{}{prefix}", self.prefix);
         let mut request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&full_prefix);
+        request = request.set_optional_object_attributes(more.map(|more| vec![more]));
         request = request.max_keys(LIST_PAGE_KEYS as i32).set_start_after(after.map(|after| format!("{}{after}", self.prefix)));
         if depth == Depth::Folder {
             request = request.delimiter("/");
@@ -278,7 +299,8 @@ impl S3Storage {
             // Other people's objects are none of ours; `init` gives the repository a prefix of its own.
             if ObjectKey::is_valid(key) {
                 let modified = timestamp(object.last_modified());
-                page.objects.push(ObjectInfo { key: ObjectKey::new(key), bytes: length(object.size()), modified });
+                let (key, bytes, tier) = (ObjectKey::new(key), length(object.size()), tier::of_listing(object));
+                page.objects.push(ObjectInfo { key, bytes, modified, tier });
             }
         }
         for folder in answer.common_prefixes() {
@@ -332,6 +354,7 @@ impl Storage for S3Storage {
             key: key.clone(),
             bytes: length(head.content_length()),
             modified: timestamp(head.last_modified()),
+            tier: tier::of_head(&head),
         }))
     }
 

@@ -519,7 +519,8 @@ fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<His
     })
 }
 
-fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
+/// The one whose id begins so.
+pub fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
     let found: Vec<&Manifest> = manifests.iter().filter(|m| m.id.starts_with(id)).collect();
     match found.as_slice() {
         [] => Err(FindError::UnknownSnapshot { id: id.into() }),

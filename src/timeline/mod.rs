@@ -4,6 +4,7 @@
 //! - [`indexes`]: what the records of segments did, in order, from wherever it is known.
 //! - [`scan`]: the events of a segment.
 //! - [`tail`]: ends of WAL that are no whole archived segments.
+//! - [`gaps`]: which segments of a hole are missing, and not on their way.
 //! - [`windows`]: the stretches of time to which a restore can go.
 //! - [`target`]: what a person types after `--to`.
 //! - [`before`]: which event a person means. [`story`]: what happened in a stretch of time; [`told`]: an event in words.
@@ -28,6 +29,7 @@ pub mod estimate;
 pub mod events;
 pub mod find;
 mod find_error;
+pub mod gaps;
 pub mod indexes;
 pub mod inside;
 pub mod latest;

@@ -11,6 +11,7 @@ use crate::postgres::session::{Session, Transport};
 
 /// Rights of group and others.
 const OTHERS: u32 = 0o077;
+const OTHERS_WRITE: u32 = 0o022;
 
 /// How the connection to the server travels.
 pub async fn server(findings: &mut Findings, session: &Session) {
@@ -58,11 +59,40 @@ pub fn secret_files(findings: &mut Findings, config: &Config, default_credential
     let s3 = &config.repository.s3;
     let is_s3 = config.repository.url.starts_with("s3://");
     let credentials = s3.credentials_file.clone().or(default_credentials).filter(|_| is_s3);
-    let files = [("password_file", config.postgres.password_file.clone()), ("credentials_file", credentials)];
+    let encryption = &config.encryption;
+    let files = [
+        ("password_file", config.postgres.password_file.clone()),
+        ("credentials_file", credentials),
+        ("passphrase_file", encryption.passphrase_file.clone()),
+        ("identity_file", encryption.identity_file.clone()),
+        ("key_file", encryption.key_file.clone()),
+    ];
     for (key, path) in files {
         if let Some(path) = path {
             secret_file(findings, key, &path);
         }
+    }
+}
+
+/// The spool: what lies there counts as archived, or is handed to a server in recovery. Whoever else may write there decides about both.
+pub fn spool(findings: &mut Findings, config: &Config) {
+    let root = &config.archive.spool;
+    let below = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let mut is_closed = true;
+    for directory in [root.clone()].into_iter().chain(below) {
+        let Ok(metadata) = std::fs::metadata(&directory) else { continue };
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & OTHERS_WRITE != 0 {
+            is_closed = false;
+            let what = format!(
+                "the spool {} has mode {mode:04o}: others than its owner can put WAL and acknowledgements there",
+                directory.display()
+            );
+            findings.warn("spool", what, format!("chmod go-w {}, and see whose the files in it are", directory.display()));
+        }
+    }
+    if is_closed && root.exists() {
+        findings.ok("spool", format!("{} can be written by its owner only", root.display()));
     }
 }
 

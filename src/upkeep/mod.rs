@@ -1,12 +1,13 @@
 //! Keeping a repository sound: [`check`] proves the chain before it is needed, and [`exposure`] says what others could read,
 //! [`alarms`] what nobody acknowledged, [`drills`] whether restores are tried, [`mirrors`] how mirrors are; [`verify`] reads what is
-//! stored and says what damage costs, [`rounds`] reads it in portions; [`sweep`] removes what a broken snapshot left behind, and
+//! stored and says what damage costs, [`documents`] those of it that no restore needs, [`rounds`] reads it in portions; [`sweep`] removes what a broken snapshot left behind, and
 //! [`expire`] what no rule keeps; [`mirror`] copies what another repository lacks, and [`repair`] puts sound copies in the place of
 //! damaged ones; [`reindex`] makes roll-ups of the WAL index that are missing. In buckets, [`locks`] keeps locked what stays, [`hidden`]
 //! finds what somebody deleted and versions still have, and [`protection`] says how all that is set up.
 
 pub mod alarms;
 pub mod check;
+pub mod documents;
 pub mod drills;
 pub mod expire;
 pub mod exposure;

@@ -78,6 +78,8 @@ async fn one(cluster: &Cluster, others: &[(String, Vault)], object: &str) -> Res
             None => false,
         },
         Err(error) if error.is_damage() => true,
+        // Nobody deletes what is there and only has to be thawed.
+        Err(error) if error.is_frozen() => return left(error.to_string()),
         Err(error) => return Err(error),
     };
     let mut why = "no other repository has it".to_string();

@@ -1,7 +1,7 @@
 //! Reads the repository in portions, so that every object is read again within a set number of days.
 //!
 //! # What
-//! A unit is a pack, the lists and tables of one snapshot, or a block of at most 256 WAL segments. Each run takes those that were never
+//! A unit is a pack, the lists and tables of one snapshot, a block of at most 256 WAL segments, or all objects of a kind that no restore needs. Each run takes those that were never
 //! read, then those that were read longest ago, until its budget is used up, and writes down what it read ([`verified`]). A
 //! damaged unit is not written down: every run reads it again, and stays red.
 //!
@@ -15,6 +15,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::documents::{self, Kind};
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::lsn::SystemId;
@@ -53,9 +54,19 @@ pub struct Report {
 /// What is read and remembered as one.
 #[derive(Debug, Clone)]
 enum Unit {
-    Pack { name: String, bytes: u64 },
-    Lists { id: String },
-    Block { system: SystemId, folder: String },
+    Pack {
+        name: String,
+        bytes: u64,
+    },
+    Lists {
+        id: String,
+    },
+    Block {
+        system: SystemId,
+        folder: String,
+    },
+    /// All objects of a kind that no restore needs.
+    Documents(Kind),
 }
 
 /// Reads until the budget is used up.
@@ -104,7 +115,7 @@ fn written(unit: &Unit, now: Timestamp) -> Timestamp {
     let id = match unit {
         Unit::Pack { name, .. } => name.split('/').next().unwrap_or_default(),
         Unit::Lists { id } => id,
-        Unit::Block { .. } => return now,
+        Unit::Block { .. } | Unit::Documents(_) => return now,
     };
     let second = id.split('-').next().unwrap_or_default();
     jiff::fmt::strtime::parse("%Y%m%dT%H%M%SZ", second)
@@ -135,6 +146,13 @@ async fn units(cluster: &Cluster, record: &ClusterRecord) -> Result<BTreeMap<Str
             units.insert(folder.clone(), Unit::Block { system: history.system_identifier, folder });
         }
     }
+    let kinds = documents::kinds(cluster, record.histories.iter().map(|history| history.system_identifier));
+    // What every run of this writes anew is not worth a place in it.
+    for kind in kinds.into_iter().filter(|kind| !kind.is_brief && kind.prefix != layout.verified()) {
+        if !cluster.storage().list(&kind.prefix, None, Depth::All).await?.objects.is_empty() {
+            units.insert(kind.prefix.clone(), Unit::Documents(kind));
+        }
+    }
     Ok(units)
 }
 
@@ -145,7 +163,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Damage becomes a problem; a store that does not answer ends the run.
+    /// Damage becomes a problem, and so does what must be thawed; a store that does not answer ends the run.
     fn judge<T>(&mut self, key: &str, result: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -165,6 +183,13 @@ impl Work<'_> {
             }
             Unit::Lists { id } => self.lists(id).await,
             Unit::Block { system, folder } => self.block(*system, folder).await,
+            Unit::Documents(kind) => {
+                let mut found = Vec::new();
+                self.report.bytes += documents::prove(self.cluster, kind, &mut |key, error| found.push((key, error))).await?;
+                let damage = found.into_iter().filter(|(_, error)| !error.is_newer_epoch());
+                self.report.problems.extend(damage.map(|(key, error)| (key, format!("{error} ({})", kind.cost))));
+                Ok(())
+            }
         }
     }
 

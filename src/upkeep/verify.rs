@@ -12,8 +12,10 @@ use crate::monitor::Monitor;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
 use crate::repo::audit;
+use crate::repo::expired;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
+use crate::repo::gone::Gone;
 use crate::repo::layout;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, SegmentLine, What};
 use crate::repo::map::FileMap;
@@ -24,12 +26,14 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
+use crate::snapshot::lines::Rules;
 use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
+use crate::timeline::gaps;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window, Windows};
-use crate::upkeep::hidden;
+use crate::upkeep::{documents, hidden};
 
 /// Of so many problems a bucket is asked what was there before; each is a request.
 const ASKED_PROBLEMS: usize = 200;
@@ -102,6 +106,8 @@ pub async fn verify(
         verifier.wal(archive, &readable).await?;
     }
     verifier.audit(&readable).await?;
+    verifier.documents(archives).await?;
+    verifier.forget_expired().await?;
     verifier.versions().await?;
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
@@ -126,6 +132,22 @@ impl Verifier<'_> {
         let remembered: Vec<_> = manifests.iter().filter_map(|m| Some((m.id.clone(), m.audit?))).collect();
         for (entry, what) in audit::read(self.cluster, &remembered).await?.problems {
             self.problem(layout::audit_entry(entry).to_string(), what);
+        }
+        Ok(())
+    }
+
+    /// What an expiry took away while this went on costs nothing: the manifest went first, and a note says that it was meant.
+    async fn forget_expired(&mut self) -> Result<(), RepoError> {
+        let costly: BTreeSet<String> = self.problems.values().flat_map(|problem| problem.snapshots.iter().cloned()).collect();
+        for id in costly {
+            let is_there = self.cluster.storage().stat(&self.cluster.layout().manifest(&id)).await?.is_some();
+            if is_there || !expired::ids(self.cluster).await?.contains(&id) {
+                continue;
+            }
+            self.report.warnings.push(format!("snapshot {id} was expired while it was read, and is left out"));
+            self.problems.values_mut().for_each(|problem| drop(problem.snapshots.remove(&id)));
+            self.problems
+                .retain(|object, problem| !(object.contains(&id) && problem.snapshots.is_empty() && problem.windows.is_empty()));
         }
         Ok(())
     }
@@ -161,11 +183,31 @@ impl Verifier<'_> {
         self.problem(object, what).snapshots.insert(snapshot.into());
     }
 
-    /// Damage becomes a problem of the report; a store that does not answer ends the verification.
+    /// What no restore needs.
+    async fn documents(&mut self, archives: &[Archive]) -> Result<(), RepoError> {
+        if self.request.quick {
+            return Ok(());
+        }
+        for kind in documents::kinds(self.cluster, archives.iter().map(|archive| archive.system)) {
+            let mut found = Vec::new();
+            documents::prove(self.cluster, &kind, &mut |key, error| found.push((key, error))).await?;
+            for (key, error) in found {
+                match error {
+                    error if kind.is_brief || error.is_newer_epoch() => {
+                        self.report.warnings.push(format!("{error} ({})", kind.cost));
+                    }
+                    error => drop(self.problem(key, format!("{error} ({})", kind.cost))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Damage becomes a problem of the report, and so does what must be thawed before anybody can tell; a store that does not answer ends the verification.
     fn damage<T>(&mut self, result: Result<T, RepoError>, snapshot: &str, object: String) -> Result<Option<T>, RepoError> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.is_damage() => {
+            Err(error) if error.is_damage() || error.is_frozen() => {
                 self.costs(object, error.to_string(), snapshot);
                 Ok(None)
             }
@@ -173,34 +215,59 @@ impl Verifier<'_> {
         }
     }
 
+    /// Everything that the snapshot needs is there and can be read; answers its packs.
+    async fn presence(&mut self, manifest: &Manifest) -> Result<Vec<PackLine>, RepoError> {
+        let presence = presence::of(self.cluster, manifest).await?;
+        for lack in presence.lacks {
+            self.costs(lack.key, lack.what, &manifest.id);
+        }
+        for frozen in presence.frozen {
+            let mend = presence::thaw(self.cluster.storage().place(), &frozen.key);
+            self.costs(frozen.key, format!("it is frozen in {}, and cannot be read: {mend}", frozen.class), &manifest.id);
+        }
+        for unknown in presence.unknown {
+            self.report.warnings.push(format!("whether {} can be read is unknown: {}", unknown.key, unknown.what));
+        }
+        Ok(presence.packs)
+    }
+
     async fn snapshot(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
         if !manifest.damaged_pages.is_empty() {
             let (id, count) = (&manifest.id, manifest.damaged_pages.len());
             self.report.warnings.push(format!("snapshot {id} holds {count} pages that were damaged in the database already"));
         }
-        let key = self.cluster.layout().pack_table(&manifest.id).to_string();
-        let packs = manifest.packs(self.cluster).await;
-        let packs = self.damage(packs, &manifest.id, key)?.unwrap_or_default();
-        for (key, what) in presence::missing_packs(self.cluster, &packs).await? {
-            self.costs(key.to_string(), what, &manifest.id);
-        }
+        let packs = self.presence(manifest).await?;
         if !self.request.quick {
             self.pack_tables(manifest, packs).await?;
         }
         self.wal_table(manifest).await?;
         self.catalogue(manifest).await?;
+        if !self.request.quick {
+            self.lists(manifest).await?;
+        }
+        Ok(())
+    }
+
+    /// What each list holds, and that a restore would take them as they are.
+    async fn lists(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        let mut rules = Some(Rules::new(manifest));
         for index in 0..manifest.file_lists.len() {
-            let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
-            if self.request.quick {
-                if self.cluster.storage().stat(&key).await?.is_none() {
-                    self.costs(key.to_string(), "it is missing".into(), &manifest.id);
-                }
-                continue;
-            }
+            let key = self.cluster.layout().files(&manifest.id, index as u32 + 1).to_string();
             let lines = manifest.files(self.cluster, index).await;
-            if let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? {
-                self.files(manifest, &lines).await?;
+            let Some(lines) = self.damage(lines, &manifest.id, key.clone())? else {
+                // What follows cannot be judged without it.
+                rules = None;
+                continue;
+            };
+            let admitted = rules.as_mut().map(|rules| lines.iter().try_for_each(|line| rules.admit(line).map(drop)));
+            if let Some(Err(what)) = admitted {
+                self.costs(key, what, &manifest.id);
+                rules = None;
             }
+            self.files(manifest, &lines).await?;
+        }
+        if let Some(Err(what)) = rules.map(|rules| rules.finish()) {
+            self.costs(self.cluster.layout().manifest(&manifest.id).to_string(), what, &manifest.id);
         }
         Ok(())
     }
@@ -208,7 +275,7 @@ impl Verifier<'_> {
     /// Names for the numbers in the WAL: no restore needs them, but people do.
     async fn catalogue(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
         match catalogue::of_snapshot(self.cluster, manifest).await {
-            Err(error) if error.is_damage() => {
+            Err(error) if error.is_damage() || error.is_frozen() => {
                 let key = self.cluster.layout().catalogue(&manifest.id).to_string();
                 self.problem(key, format!("{error} (costs names in `timeline`, and no restore)"));
                 Ok(())
@@ -380,10 +447,7 @@ impl Verifier<'_> {
         }
         for window in &all.windows {
             if let Some(missing) = &window.gap_at {
-                let key = match missing.parse() {
-                    Ok(name) => self.cluster.layout().wal(archive.system, &WalFile::Segment(name)).to_string(),
-                    Err(_) => missing.clone(),
-                };
+                let Some(key) = gaps::at_end(archive, window.timeline, missing).await? else { continue };
                 let what = "it is missing, and later segments are there: nothing in this gap can be restored".into();
                 let broken = format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
                 self.problem(key, what).windows.insert(broken);
@@ -421,6 +485,15 @@ impl Verifier<'_> {
         let starts = manifests.iter().filter(of_window).map(|m| m.start_lsn.segment(archive.segment_bytes));
         let first = starts.min().unwrap_or(0);
         let Some(last) = archive.contiguous_end(&path, first) else { return Ok(()) };
+        let name_of = |window: &Window| format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline);
+        if self.request.quick {
+            // The key of a roll-up outlives the segments that it stands for.
+            let names = (first..=last).filter_map(|number| archive.on_path(&path, number));
+            let names: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_none()).collect();
+            for lack in presence::missing_segments(self.cluster, archive.system, &names).await? {
+                self.problem(lack.key, lack.what).windows.insert(name_of(window));
+            }
+        }
         for number in first..=last {
             let Some(name) = archive.on_path(&path, number) else { break };
             self.report.segments += 1;
@@ -432,8 +505,12 @@ impl Verifier<'_> {
                     self.report.warnings.push(format!("WAL from {name} on is left out: {error}"));
                     break;
                 }
-                if !error.is_damage() {
+                if !error.is_damage() && !error.is_frozen() {
                     return Err(error);
+                }
+                // Expired since it was listed, and noted before it went.
+                if error.is_not_found() && Gone::read(self.cluster, archive.system).await?.has(name) {
+                    continue;
                 }
                 let file = match archive.tail(name) {
                     Some(Tail::Stored(file)) => *file,
@@ -443,7 +520,7 @@ impl Verifier<'_> {
                 let needing = needing(manifests, archive, name, window);
                 let problem = self.problem(key, error.to_string());
                 problem.snapshots.extend(needing);
-                problem.windows.insert(format!("{} to {} (timeline {})", window.from_time, window.to_time, window.timeline));
+                problem.windows.insert(name_of(window));
             }
         }
         Ok(())

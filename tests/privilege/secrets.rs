@@ -189,6 +189,37 @@ async fn check_names_files_with_secrets_that_others_can_read() {
     }
 }
 
+/// Who may read a passphrase reads the backups, and who may write into the spool decides what counts as archived.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_a_passphrase_and_a_spool_that_are_open() {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE t (x int)").await;
+    world.archive().await;
+    let found = |subject: &str, level: &str| {
+        let said = world.run(&["--json", "check", "--no-switch"]);
+        let wanted = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["finding"]["subject"] == subject && line["finding"]["level"] == level
+        };
+        assert!(said.out.lines().any(wanted), "{subject} {level}: {said:?}");
+    };
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    found("spool", "ok");
+    for open in [0o777, 0o770, 0o702] {
+        mode(&world.path("spool"), open);
+        found("spool", "warning");
+    }
+    mode(&world.path("spool"), 0o755);
+    found("spool", "ok");
+    let file = world.write_private("passphrase", "correct horse");
+    world.write_config(None, &format!("[encryption]\npassphrase_file = \"{}\"\n", file.display()));
+    found("secrets", "ok");
+    for open in [0o644, 0o640] {
+        mode(&file, open);
+        found("secrets", "warning");
+    }
+}
+
 /// A process of ours, held while it knows the S3 secret, dies of an abort; one that is not ours dies beside it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_leaves_no_core() {

@@ -116,6 +116,7 @@ fn by_code(code: &str, message: &str) -> Option<Fault> {
         // In the words of AWS and Ceph, and of MinIO.
         "AccessDenied" if message.contains("object lock") => Fault::Locked,
         "InvalidRequest" | "ObjectLocked" if message.contains("WORM protected") => Fault::Locked,
+        "InvalidObjectState" => Fault::Frozen,
         "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => Fault::Denied,
         "RequestTimeTooSkewed" => Fault::Transient,
         "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" | "EntityQuotaExceeded" => Fault::Full,
@@ -230,6 +231,7 @@ mod tests {
             (404, None, Fault::NotFound),
             (403, Some("AccessDenied"), Fault::Denied),
             (403, Some("InvalidAccessKeyId"), Fault::Credentials),
+            (403, Some("InvalidObjectState"), Fault::Frozen),
             (403, Some("SignatureDoesNotMatch"), Fault::Credentials),
             (400, Some("ExpiredToken"), Fault::Credentials),
             (403, Some("RequestTimeTooSkewed"), Fault::Transient),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::{LIST_PAGE_KEYS, ObjectInfo, Page};
+use super::super::{LIST_PAGE_KEYS, ObjectInfo, Page, Tier};
 
 enum Entry {
     Object(ObjectInfo),
@@ -27,8 +27,10 @@ pub fn merge(prefix: &str, pages: Vec<Page>) -> Page {
             entries.insert(format!("{prefix}{folder}"), Entry::Folder(folder));
         }
         for object in page.objects {
-            let longer = |entry: &Entry| matches!(entry, Entry::Object(there) if there.bytes >= object.bytes);
-            if !entries.get(object.key.as_str()).is_some_and(longer) {
+            // The longest is whole; of those, one that can be read now.
+            let rank = |object: &ObjectInfo| (object.bytes, object.tier == Tier::Ready);
+            let better = |entry: &Entry| matches!(entry, Entry::Object(there) if rank(there) >= rank(&object));
+            if !entries.get(object.key.as_str()).is_some_and(better) {
                 entries.insert(object.key.to_string(), Entry::Object(object));
             }
         }

@@ -6,16 +6,19 @@
 //! how far.
 
 pub mod replay;
+pub mod command;
 pub mod repository;
 pub mod server;
 pub mod snapshots;
+pub mod windows;
 
 use serde::Serialize;
 
 pub use replay::replay;
 pub use repository::{archiving, encryption, registration, repository};
 pub use server::{Server, server};
-pub use snapshots::{reading, snapshots};
+pub use snapshots::{presence, reading, snapshots};
+pub use windows::windows;
 
 /// A host clock further from the server's or the store's makes times in messages misleading.
 const CLOCK_SKEW_MAX_S: f64 = 5.0;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::command::{self, Verdict};
 use super::{Findings, clock_skew};
 use crate::clock;
 use crate::config::Config;
@@ -15,6 +16,8 @@ use crate::upkeep::exposure;
 pub struct Server {
     pub session: Session,
     pub facts: Facts,
+    /// Where this host sees its WAL.
+    pub pg_wal: PathBuf,
 }
 
 /// Role, versions, settings, data directory.
@@ -47,7 +50,7 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
     archiver(findings, &session).await;
     data_directory(findings, config, &facts);
     clock_skew(findings, "clock", "the server's", facts.clock_skew_s);
-    Some(Server { session, facts })
+    Some(Server { session, facts, pg_wal: dir.join("pg_wal") })
 }
 
 /// What the server itself says of archiving; asked also where no segment is switched.
@@ -97,11 +100,8 @@ fn settings(findings: &mut Findings, facts: &Facts) {
         findings.fail("settings", what, "ALTER SYSTEM RESET archive_library, then reload");
     } else if facts.archive_command.is_empty() || facts.archive_command == "(disabled)" {
         findings.fail("settings", "archive_command is empty", "`lastgood init` prints the one to set");
-    } else if !facts.archive_command.contains("archive-push") {
-        let what = format!("archive_command does not call lastgood: {}", facts.archive_command);
-        findings.fail("settings", what, "`lastgood init` prints the one to set; WAL that goes elsewhere is missing here");
     } else {
-        findings.ok("settings", "archive_command calls archive-push");
+        archive_command(findings, &facts.archive_command);
     }
     if facts.archive_timeout_s == 0 {
         let mend = "set archive_timeout = '1min', so that at most a minute of commits is only on this host";
@@ -112,6 +112,30 @@ fn settings(findings: &mut Findings, facts: &Facts) {
     if !facts.data_checksums {
         let mend = "stop the server once and run pg_checksums --enable";
         findings.warn("settings", "data checksums are off: damaged pages cannot be told from good ones", mend);
+    }
+}
+
+fn archive_command(findings: &mut Findings, line: &str) {
+    let mend = "`lastgood init` prints the one to set";
+    match command::judge(line) {
+        Verdict::Told => findings.ok("settings", "archive_command calls archive-push, and tells the server when it fails"),
+        Verdict::Hidden(why) => {
+            let what = format!("archive_command hides failures of archive-push: {why}: {line}");
+            let mend = format!("{mend}, with nothing after it; then take a new snapshot: segments may be missing already");
+            findings.fail("settings", what, mend);
+        }
+        Verdict::Foreign => {
+            let mend = format!("{mend}; WAL that goes elsewhere is missing here");
+            findings.fail("settings", format!("archive_command does not call lastgood: {line}"), mend);
+        }
+        Verdict::Unknown(why) => {
+            let mend = format!("see that it exits with archive-push's own exit code; {mend}");
+            findings.warn(
+                "settings",
+                format!("whether archive_command tells the server of failures is unknown: {why}: {line}"),
+                mend,
+            );
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use super::Findings;
 use crate::clock;
+use crate::repo::manifest::Manifest;
+use crate::repo::presence::{self, Presence};
 use crate::repo::repository::Cluster;
 use crate::repo::verified::Verified;
 use crate::repo::{RepoError, lease};
@@ -10,7 +12,14 @@ use crate::repo::{RepoError, lease};
 pub async fn reading(findings: &mut Findings, cluster: &Cluster, cycle_days: Option<u32>) -> Result<(), RepoError> {
     let Some(days) = cycle_days else { return Ok(()) };
     let mend = "run `lastgood verify --budget` often enough, or with more; see why its schedule did not run";
-    let Some(verified) = Verified::read(cluster).await? else {
+    let verified = match Verified::read(cluster).await {
+        Err(error) if error.is_damage() => {
+            findings.fail("reading", error.to_string(), "the next `lastgood verify --budget` begins anew");
+            return Ok(());
+        }
+        verified => verified?,
+    };
+    let Some(verified) = verified else {
         findings.fail("reading", "nothing was ever read again by `lastgood verify --budget`", mend);
         return Ok(());
     };
@@ -22,6 +31,59 @@ pub async fn reading(findings: &mut Findings, cluster: &Cluster, cycle_days: Opt
         false => findings.ok("reading", what),
     }
     Ok(())
+}
+
+/// Whether everything is there that the newest snapshots need.
+pub async fn presence(findings: &mut Findings, cluster: &Cluster) {
+    // An error of the store says nothing of what is there.
+    if let Err(error) = look(findings, cluster).await {
+        findings.fail("presence", format!("what is there of the snapshots is unknown: {error}"), "see the message");
+    }
+}
+
+async fn look(findings: &mut Findings, cluster: &Cluster) -> Result<(), RepoError> {
+    let readable = cluster.manifests().await?.into_iter().filter_map(|(_, manifest)| manifest.ok());
+    let manifests: Vec<Manifest> = readable.collect();
+    let newest = &manifests[manifests.len().saturating_sub(presence::NEWEST)..];
+    let all = presence::of_all(cluster, newest).await?;
+    let whole = all.iter().rev().find(|presence| presence.is_whole());
+    for presence in all.iter().rev() {
+        if let Some(problem) = presence.problem() {
+            findings.fail(
+                "presence",
+                format!("{} cannot be restored: {problem}", presence.snapshot),
+                mend(cluster, presence, whole),
+            );
+        }
+        for lack in &presence.harmless {
+            let what = format!("{}: {}: what happened before it is told in numbers, without names", lack.key, lack.what);
+            findings.warn("presence", what, "no restore needs it; the next snapshot has its own");
+        }
+        if let (Some(first), None) = (presence.unknown.first(), presence.problem()) {
+            let what = format!("whether {} can be restored is unknown: {}: {}", presence.snapshot, first.key, first.what);
+            findings.warn("presence", what, "run `lastgood verify`");
+        }
+    }
+    if !all.is_empty() && all.iter().all(Presence::is_whole) {
+        let which =
+            if all.len() == 1 { "the snapshot needs".to_string() } else { format!("the newest {} snapshots need", all.len()) };
+        findings.ok("presence", format!("everything is there that {which}"));
+    }
+    Ok(())
+}
+
+fn mend(cluster: &Cluster, presence: &Presence, whole: Option<&Presence>) -> String {
+    if let (true, Some(first)) = (presence.lacks.is_empty(), presence.frozen.first()) {
+        return presence::thaw(cluster.storage().place(), &first.key);
+    }
+    let until = match whole {
+        Some(whole) => format!("a restore begins with {} instead", whole.snapshot),
+        None => "until then none of the newest snapshots can be restored".into(),
+    };
+    format!(
+        "take a new snapshot (`lastgood backup`); {until}. A mirror may have what is missing (`lastgood verify --repair`); find out who \
+         deleted it"
+    )
 }
 
 /// The age of the last snapshot, and leases of snapshots that run.
