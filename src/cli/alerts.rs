@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::context::{Global, Place};
 use super::keys::Need;
-use super::output::{self, Colour};
+use super::output::{self, Colour, Part};
 use super::{guard, progress};
 use crate::archive::spool::{Note, Spool};
 use crate::clock;
@@ -105,14 +105,18 @@ fn event_of(id: &str) -> Option<String> {
 }
 
 fn show(id: &str, acknowledged: bool, alert: &Alert) {
-    let what = if acknowledged { alert.what.clone() } else { output::paint(Colour::Red, &alert.what) };
-    output::line(what);
+    match acknowledged {
+        true => output::line(&alert.what),
+        false => output::parts(&[Part::In(Colour::Red, &alert.what)]),
+    }
     output::entry("rule", format!("{}{}", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
     output::entry("alert", id);
     output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
-    output::entry("undo it", &alert.restore);
+    // Made of checked parts: whoever wrote the alert decides no command that people copy.
+    let words = |words: &[&str]| output::shell_words(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
+    output::entry("undo it", words(&["lastgood", "restore", "--before", &alert.event, "--into", "DIRECTORY"]));
     if !acknowledged {
-        output::entry("was meant", format!("lastgood alerts --acknowledge {} --reason TEXT", alert.event));
+        output::entry("was meant", words(&["lastgood", "alerts", "--acknowledge", &alert.event, "--reason", "TEXT"]));
     }
 }
 
