@@ -11,6 +11,8 @@ use crate::postgres::session::{Session, Transport};
 
 /// Rights of group and others.
 const OTHERS: u32 = 0o077;
+/// Of these, to change what is there.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// How the connection to the server travels.
 pub async fn server(findings: &mut Findings, session: &Session) {
@@ -58,11 +60,32 @@ pub fn secret_files(findings: &mut Findings, config: &Config, default_credential
     let s3 = &config.repository.s3;
     let is_s3 = config.repository.url.starts_with("s3://");
     let credentials = s3.credentials_file.clone().or(default_credentials).filter(|_| is_s3);
-    let files = [("password_file", config.postgres.password_file.clone()), ("credentials_file", credentials)];
+    let encryption = &config.encryption;
+    let files = [
+        ("password_file", config.postgres.password_file.clone()),
+        ("credentials_file", credentials),
+        ("passphrase_file", encryption.passphrase_file.clone()),
+        ("identity_file", encryption.identity_file.clone()),
+        ("key_file", encryption.key_file.clone()),
+    ];
     for (key, path) in files {
         if let Some(path) = path {
             secret_file(findings, key, &path);
         }
+    }
+    spool(findings, &config.archive.spool);
+}
+
+/// WAL lies in it on its way to and from the archive, and notes that say what need not be archived any more.
+fn spool(findings: &mut Findings, path: &Path) {
+    let Ok(metadata) = std::fs::metadata(path) else { return };
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & OTHERS_WRITE != 0 {
+        findings.fail(
+            "spool",
+            format!("INSECURE: others than its owner can write into the spool {} (mode {mode:04o})", path.display()),
+            format!("chmod 0700 {}", path.display()),
+        );
     }
 }
 
