@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{self, Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
@@ -35,6 +36,16 @@ pub struct Alert {
     pub what: String,
     /// The command that brings back the moment before it.
     pub restore: String,
+}
+
+impl Document for Alert {
+    fn defect(&self) -> Option<String> {
+        first_defect([
+            (document::is_time(self.noticed) && self.time.is_none_or(document::is_time), "its times are impossible"),
+            (document::is_lsn(self.target), "its target is impossible"),
+            (self.timeline > Timeline(0), "its timeline is 0"),
+        ])
+    }
 }
 
 /// Who has seen an alert, and what they say.

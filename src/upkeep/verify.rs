@@ -24,6 +24,7 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
+use crate::repo::validate::Lists;
 use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
@@ -189,6 +190,7 @@ impl Verifier<'_> {
         }
         self.wal_table(manifest).await?;
         self.catalogue(manifest).await?;
+        let mut seen = Some(Lists::default());
         for index in 0..manifest.file_lists.len() {
             let key = self.cluster.layout().files(&manifest.id, index as u32 + 1);
             if self.request.quick {
@@ -198,9 +200,19 @@ impl Verifier<'_> {
                 continue;
             }
             let lines = manifest.files(self.cluster, index).await;
-            if let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? {
-                self.files(manifest, &lines).await?;
+            // Of lists of which one is missing, the rest says nothing about the whole.
+            let Some(lines) = self.damage(lines, &manifest.id, key.to_string())? else {
+                seen = None;
+                continue;
+            };
+            if let Some(what) = seen.as_mut().and_then(|seen| lines.iter().find_map(|line| seen.line(line))) {
+                self.costs(key.to_string(), what, &manifest.id);
+                seen = None;
             }
+            self.files(manifest, &lines).await?;
+        }
+        if let Some(what) = seen.filter(|_| !self.request.quick).and_then(|seen| seen.end(manifest)) {
+            self.costs(self.cluster.layout().manifest(&manifest.id).to_string(), what, &manifest.id);
         }
         Ok(())
     }
@@ -315,10 +327,9 @@ impl Verifier<'_> {
 
     /// A map that fits its file; its frames.
     fn map(&mut self, manifest: &Manifest, line: &FileLine, map: &FileMap) -> Vec<FrameRef> {
-        let What::File { bytes, digest, .. } = &line.what else { return Vec::new() };
-        if map.bytes() != *bytes || map.digest() != *digest || map.defect().is_some() {
+        if let Some(what) = line.map_defect(map) {
             let key = self.cluster.layout().manifest(&manifest.id).to_string();
-            self.costs(key, format!("the map of {} does not fit the file", line.path), &manifest.id);
+            self.costs(key, format!("{:?}: {what}", line.path), &manifest.id);
             return Vec::new();
         }
         map.frames.clone()
