@@ -82,7 +82,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let mut shown = 0;
     for (id, acknowledged) in known.into_iter().filter(|(_, done)| args.all || !done) {
-        let alert = Alert::read(&place.cluster, &id).await?;
+        let alert = Alert::read_or_unreadable(&place.cluster, &id).await?;
         shown += 1;
         if global.json {
             output::json(&Shown { id, acknowledged, alert });
@@ -112,11 +112,9 @@ fn show(id: &str, acknowledged: bool, alert: &Alert) {
     output::entry("rule", format!("{}{}", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
     output::entry("alert", id);
     output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
-    // Made of checked parts: whoever wrote the alert decides no command that people copy.
-    let words = |words: &[&str]| output::shell_words(&words.iter().map(ToString::to_string).collect::<Vec<_>>());
-    output::entry("undo it", words(&["lastgood", "restore", "--before", &alert.event, "--into", "DIRECTORY"]));
+    output::entry("undo it", alert.command());
     if !acknowledged {
-        output::entry("was meant", words(&["lastgood", "alerts", "--acknowledge", &alert.event, "--reason", "TEXT"]));
+        output::entry("was meant", format!("lastgood alerts --acknowledge {} --reason TEXT", alert.event));
     }
 }
 
