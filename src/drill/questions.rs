@@ -60,13 +60,11 @@ pub async fn ask_again(server: &Server, locked: &[&Question], report: &mut Repor
 }
 
 fn note(question: &Question, answer: Result<String, SessionError>, report: &mut Report) {
-    {
-        report.checked.questions += 1;
-        match answer.map(|answer| judge(question, &answer).map(|()| answer)) {
-            Ok(Ok(answer)) => report.ok("question", format!("{}: {answer}", question.label())),
-            Ok(Err(problem)) => report.fail("question", format!("{}: {problem}", question.label())),
-            Err(error) => report.fail("question", format!("{}: {error}", question.label())),
-        }
+    report.checked.questions += 1;
+    match answer.map(|answer| judge(question, &answer).map(|()| answer)) {
+        Ok(Ok(answer)) => report.ok("question", format!("{}: {answer}", question.label())),
+        Ok(Err(problem)) => report.fail("question", format!("{}: {problem}", question.label())),
+        Err(error) => report.fail("question", format!("{}: {error}", question.label())),
     }
 }
 

@@ -146,14 +146,14 @@ pub struct Report {
 
 impl Document for Report {
     fn defect(&self) -> Option<String> {
-        let times = [self.began, self.ended].into_iter().chain(self.last_transaction);
+        let mut times = [self.began, self.ended].into_iter().chain(self.last_transaction);
         let spans = self.estimated.iter().flat_map(|span| [span.typical_s, span.low_s, span.high_s]);
-        let seconds = self.phases.iter().map(|phase| phase.seconds).chain(self.rto_s).chain(self.rpo_s).chain(spans);
+        let mut seconds = self.phases.iter().map(|phase| phase.seconds).chain(self.rto_s).chain(self.rpo_s).chain(spans);
         first_defect([
             (document::is_report_id(&self.id), "its id is no report's"),
             (config::is_cluster_name(&self.cluster), "its cluster has an impossible name"),
-            ({ times }.all(document::is_time), "its times are impossible"),
-            ({ seconds }.all(document::is_seconds), "its measurements are impossible"),
+            (times.all(document::is_time), "its times are impossible"),
+            (seconds.all(document::is_seconds), "its measurements are impossible"),
             (
                 self.phases.iter().all(|phase| phase.bytes.max(phase.files) <= document::BYTES_MAX),
                 "its measurements are impossible",

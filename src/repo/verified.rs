@@ -31,8 +31,8 @@ pub struct Verified {
 
 impl Document for Verified {
     fn defect(&self) -> Option<String> {
-        let times = self.stretches.iter().map(|stretch| stretch.at).chain([self.at]).chain(self.oldest);
-        first_defect([({ times }.all(document::is_time), "its times are impossible")])
+        let mut times = self.stretches.iter().map(|stretch| stretch.at).chain([self.at]).chain(self.oldest);
+        first_defect([(times.all(document::is_time), "its times are impossible")])
     }
 }
 
