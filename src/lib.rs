@@ -16,7 +16,7 @@
 //! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases, seal.
 //! - [`postgres`]: what we know of PostgreSQL: LSNs, control file, pages, WAL records, data directory, session, scratch server.
 //! - [`storage`]: objects: a small trait with its contract, three stores, and wrappers that add behaviour.
-//! - [`config`], [`clock`], [`durable`], [`aligned`], [`monitor`], [`tls`]: one file each, for everybody.
+//! - [`config`], [`child`], [`clock`], [`durable`], [`aligned`], [`monitor`], [`tls`]: one file each, for everybody.
 //!
 //! # Who may call whom
 //! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `drill`, `upkeep`, `watch`); operations call
@@ -30,6 +30,7 @@
 
 pub mod aligned;
 pub mod archive;
+pub mod child;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -9,6 +9,7 @@ use crate::support::world::{Said, World};
 mod estimate;
 mod interrupted;
 mod ledger;
+mod locked;
 mod mutations;
 mod pace;
 mod versions;

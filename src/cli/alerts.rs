@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::context::{Global, Place};
 use super::keys::Need;
-use super::output::{self, Colour};
+use super::output::{self, Colour, Part};
 use super::{guard, progress};
 use crate::archive::spool::{Note, Spool};
 use crate::clock;
@@ -82,7 +82,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let mut shown = 0;
     for (id, acknowledged) in known.into_iter().filter(|(_, done)| args.all || !done) {
-        let alert = Alert::read(&place.cluster, &id).await?;
+        let alert = Alert::read_or_unreadable(&place.cluster, &id).await?;
         shown += 1;
         if global.json {
             output::json(&Shown { id, acknowledged, alert });
@@ -105,12 +105,14 @@ fn event_of(id: &str) -> Option<String> {
 }
 
 fn show(id: &str, acknowledged: bool, alert: &Alert) {
-    let what = if acknowledged { alert.what.clone() } else { output::paint(Colour::Red, &alert.what) };
-    output::line(what);
+    match acknowledged {
+        true => output::line(&alert.what),
+        false => output::parts(&[Part::In(Colour::Red, &alert.what)]),
+    }
     output::entry("rule", format!("{}{}", alert.rule, if acknowledged { ", acknowledged" } else { "" }));
     output::entry("alert", id);
     output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
-    output::entry("undo it", &alert.restore);
+    output::entry("undo it", alert.command());
     if !acknowledged {
         output::entry("was meant", format!("lastgood alerts --acknowledge {} --reason TEXT", alert.event));
     }

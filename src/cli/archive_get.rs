@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::context::Global;
 use super::keys::{self, Need};
-use super::{error, places};
+use super::{error, output, places};
 use crate::archive::ahead::{self, Ahead};
 use crate::archive::get::{self, Got};
 use crate::archive::inquiry::Desk;
@@ -93,7 +93,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     match call.have(file, destination, source).await? {
         Got::Fetched => Ok(0),
         Got::Absent => {
-            eprintln!("lastgood: {file} is not in the archive");
+            output::complain(&format!("lastgood: {file} is not in the archive"));
             Ok(error::ABSENT)
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::context::{self, Global};
 use super::keys::{self, Need};
 use super::moment;
-use super::output::{self, Colour};
+use super::output::{self, Colour, Part};
 use super::{error, evidence, places};
 use crate::archive::spool::Note;
 use crate::config::Config;
@@ -125,11 +125,13 @@ fn default_credentials() -> Option<PathBuf> {
 
 fn show(finding: &Finding) {
     let mark = match finding.level {
-        Level::Ok => "ok     ".to_string(),
-        Level::Warning => output::paint(Colour::Yellow, "WARNING"),
-        Level::Failure => output::paint(Colour::Red, "FAILED "),
+        Level::Ok => Part::Plain("ok     "),
+        Level::Warning => Part::In(Colour::Yellow, "WARNING"),
+        Level::Failure => Part::In(Colour::Red, "FAILED "),
     };
-    let what = if finding.level == Level::Failure { output::paint(Colour::Red, &finding.what) } else { finding.what.clone() };
-    let mend = if finding.mend.is_empty() { String::new() } else { format!("\n        {:<15} -> {}", "", finding.mend) };
-    output::line(format!("{mark} {:<15} {what}{mend}", finding.subject));
+    let colour = (finding.level == Level::Failure).then_some(Colour::Red);
+    output::finding(mark, &format!("{:<15}", finding.subject), &finding.what, colour);
+    if !finding.mend.is_empty() {
+        output::line(format!("        {:<15} -> {}", "", finding.mend));
+    }
 }

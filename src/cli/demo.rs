@@ -50,8 +50,9 @@ pub async fn run(_: &Global, args: Args) -> anyhow::Result<u8> {
     let demo = Demo { place: &place.0, bin, user, program };
     let began = clock::monotonic();
     demo.play().await?;
+    output::line("");
     output::line(format!(
-        "\nThe whole demonstration took {}. Everything it made has been removed.",
+        "The whole demonstration took {}. Everything it made has been removed.",
         output::duration(began.elapsed().as_secs_f64())
     ));
     Ok(0)
@@ -197,5 +198,6 @@ impl Demo<'_> {
 }
 
 fn title(text: &str) {
-    output::line(format!("\n{text}"));
+    output::line("");
+    output::line(text);
 }

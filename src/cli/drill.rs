@@ -3,7 +3,8 @@
 use super::context::{self, Global, Place};
 use super::estimate;
 use super::guard::{self, Desk};
-use super::{error, output, progress};
+use super::output::{self, Colour, Part};
+use super::{error, progress};
 use crate::drill::prepare::{Drill, Prepared, Request, Wanted};
 use crate::drill::run::Kept;
 use crate::drill::{DrillError, place, verdict};
@@ -118,7 +119,8 @@ impl Work<'_> {
         let spool = spool.replace('%', "%%");
         let pace = self.drill.config.bytes_per_s.map(|rate| format!(" --bytes-per-s {rate}")).unwrap_or_default();
         let get = format!("archive-get --system-identifier {system}{until}{pace} --spool {spool} %f \"%p\"");
-        let command = self.global.server_command(&self.place.config, &get)?;
+        let lent = dir.lend_environment(prepared.user)?.replace('%', "%%");
+        let command = format!("{lent}{}", self.global.server_command(&self.place.config, &get)?);
         Ok(self.drill.carry_out(dir, prepared, self.request, command, report, monitor).await?)
     }
 }
@@ -162,11 +164,11 @@ fn show_plan(global: &Global, prepared: Option<&Prepared>, report: &Report) {
 fn show(report: &Report, kept: Option<&Kept>) {
     for finding in &report.findings {
         let mark = match finding.level {
-            Level::Ok => "ok     ".to_string(),
-            Level::Warning => output::paint(output::Colour::Yellow, "WARNING"),
-            Level::Failure => output::paint(output::Colour::Red, "FAILED "),
+            Level::Ok => Part::Plain("ok     "),
+            Level::Warning => Part::In(Colour::Yellow, "WARNING"),
+            Level::Failure => Part::In(Colour::Red, "FAILED "),
         };
-        output::line(format!("{mark} {:<10} {}", finding.subject, finding.what));
+        output::finding(mark, &format!("{:<10}", finding.subject), &finding.what, None);
     }
     let phases = report.phases.iter().map(|phase| {
         let bytes = if phase.bytes > 0 { format!(" ({})", output::bytes(phase.bytes)) } else { String::new() };

@@ -7,7 +7,7 @@ use super::output;
 
 /// `about 4 min (3 to 6), from 5 drills`
 pub fn words(estimate: Option<&Estimate>) -> String {
-    let Some(estimate) = estimate else { return "not known yet: no drill and no restore has measured it".into() };
+    let Some(estimate) = estimate else { return "not known yet: no drill and no restore of such a size has measured it".into() };
     let from: Vec<String> = [(estimate.drills, "drill"), (estimate.restores, "restore")]
         .into_iter()
         .filter(|(count, _)| *count > 0)

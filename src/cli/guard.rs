@@ -100,15 +100,16 @@ impl<'a> Desk<'a> {
         }
         match care {
             Care::Free => return None,
-            Care::Code => eprint!("Type the code of this plan to go on, anything else to stop: "),
+            Care::Code => output::ask("Type the code of this plan to go on, anything else to stop: "),
             Care::Production { name, .. } => {
                 let verb = match self.operation {
                     "release" => "release it",
                     "undo" => "put the old one in its place",
                     _ => "move it aside",
                 };
-                eprintln!("This is production. Type the name of the cluster ({name}) to {verb}, anything else to stop.");
-                eprint!("name: ");
+                let what = format!("This is production. Type the name of the cluster ({name}) to {verb}, anything else to stop.");
+                output::complain(&what);
+                output::ask("name: ");
             }
         }
         let mut line = String::new();

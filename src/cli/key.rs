@@ -226,9 +226,10 @@ async fn list(global: &Global, opened: &Opened) -> anyhow::Result<u8> {
             (Wrap::Recipient { recipient, .. }, None) => recipient.clone(),
             (Wrap::Passphrase { .. }, None) => String::new(),
         };
-        table.add_row([&slot.id, &slot.role.to_string(), slot.wrap.kind(), &output::time(slot.created), &whose]);
+        let (id, whose) = (output::escaped(&slot.id), output::escaped(&whose));
+        table.add_row([&*id, &slot.role.to_string(), slot.wrap.kind(), &output::time(slot.created), &*whose]);
     }
-    output::line(table);
+    output::block(table);
     Ok(0)
 }
 
@@ -245,7 +246,7 @@ fn export(global: &Global, opened: &Opened, args: Export) -> anyhow::Result<u8> 
             let page = page.as_str();
             output::json(&serde_json::json!({ "event": "result", "action": "export", "role": exported.role(), "paper": page }));
         } else {
-            output::line(page.as_str());
+            output::block(page.as_str());
         }
         return Ok(0);
     };

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use zeroize::Zeroizing;
 
+use super::output;
+use crate::child;
 use crate::config::{Config, ConfigError, Encryption};
 use crate::repo::seal::keys::Keys;
 use crate::repo::seal::text;
@@ -95,7 +97,8 @@ fn passphrase(encryption: &Encryption) -> anyhow::Result<Option<Zeroizing<String
     if let Some((program, rest)) = encryption.passphrase_command.split_first() {
         let failed = |why: String| invalid(format!("passphrase_command {program} {why}"), "run it by hand as this user");
         let mut command = Command::new(program);
-        let output = command.args(rest).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+        command.args(rest).stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = child::without_secrets(&mut command).output();
         let output = output.map_err(|error| failed(format!("cannot be run: {error}")))?;
         let text = Zeroizing::new(output.stdout);
         if !output.status.success() {
@@ -126,7 +129,7 @@ pub fn ask_new_passphrase() -> anyhow::Result<Zeroizing<String>> {
 
 fn ask(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     use rustix::termios::{LocalModes, OptionalActions, isatty, tcgetattr, tcsetattr};
-    use std::io::{BufRead, Write};
+    use std::io::BufRead;
     let stdin = std::io::stdin();
     if !isatty(&stdin) {
         return Err(invalid("there is no terminal to ask for a passphrase".into(), "pass --passphrase-file or --recipient"));
@@ -135,12 +138,11 @@ fn ask(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);
     tcsetattr(&stdin, OptionalActions::Flush, &silent).context("turn off the terminal's echo")?;
-    eprint!("{prompt}");
-    let _ = std::io::stderr().flush();
+    output::ask(prompt);
     let mut line = Zeroizing::new(String::new());
     let read = stdin.lock().read_line(&mut line);
     let _ = tcsetattr(&stdin, OptionalActions::Now, &before);
-    eprintln!();
+    output::complain("");
     read.context("read the passphrase")?;
     trimmed(&line).context("an empty passphrase protects nothing; nothing was changed")
 }

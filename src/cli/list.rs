@@ -100,7 +100,8 @@ pub async fn run(global: &Global, _: Args) -> anyhow::Result<u8> {
 
 fn estimate_of(window: &Window, manifests: &[Manifest], experience: &Experience) -> Option<Estimate> {
     let newest = manifests.iter().rev().find(|manifest| window.snapshots.contains(&manifest.id))?;
-    experience.estimate(newest.totals.raw_bytes, window.to_lsn.0.saturating_sub(newest.start_lsn.0))
+    let size = (newest.totals.raw_bytes, newest.totals.files);
+    experience.estimate(size, window.to_lsn.0.saturating_sub(newest.start_lsn.0))
 }
 
 fn show(listing: &Listing) {
@@ -117,7 +118,7 @@ fn show(listing: &Listing) {
             output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
             continue;
         }
-        output::line(snapshots(&history.snapshots, &listing.presence));
+        output::block(snapshots(&history.snapshots, &listing.presence));
         for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
             output::line(format!("  {id} is {}", pin.describe()));
         }

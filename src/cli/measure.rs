@@ -13,18 +13,19 @@ pub struct Restore {
     cluster: Cluster,
     report: Report,
     bytes: u64,
+    files: u64,
     pub estimate: Option<Estimate>,
 }
 
 impl Restore {
     /// What is known beforehand.
     pub fn new(place: &Place, experience: &Experience, plan: &Plan) -> Restore {
-        let estimate = experience.estimate(plan.bytes, plan.wal_segments * plan.archive.segment_bytes);
+        let estimate = experience.estimate((plan.bytes, plan.files), plan.wal_segments * plan.archive.segment_bytes);
         let mut report = Report::begin(Kind::Restore, &place.cluster, plan.system_identifier, &guard::who(), plan.target.clone());
         report.snapshot = Some(plan.snapshot.clone());
         (report.timeline, report.stop_lsn) = (Some(plan.timeline), plan.stop_lsn);
         report.estimated = estimate.as_ref().map(|estimate| estimate.restore);
-        Restore { cluster: place.cluster.clone(), report, bytes: plan.bytes, estimate }
+        Restore { cluster: place.cluster.clone(), report, bytes: plan.bytes, files: plan.files, estimate }
     }
 
     /// Writes the report of a restore that was done; `None` where there is none, or nothing can be written.
@@ -34,7 +35,7 @@ impl Restore {
         }
         self.report.ended = clock::now();
         self.report.passed = true;
-        self.report.phases.push(Phase { name: RESTORE.into(), seconds, bytes: self.bytes });
+        self.report.phases.push(Phase { name: RESTORE.into(), seconds, bytes: self.bytes, files: self.files });
         match self.report.put(&self.cluster).await {
             Ok(reference) => Some(reference),
             Err(error) => {

@@ -43,7 +43,7 @@ impl Monitor for Bar {
             "{msg:<16} {spinner} {elapsed}"
         };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(total_bytes).with_style(style).with_message(name.to_string());
+        let bar = ProgressBar::new(total_bytes).with_style(style).with_message(output::escaped(name).into_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         let before = self.current.lock().unwrap_or_else(PoisonError::into_inner).replace(bar);
         if let Some(before) = before {
@@ -57,8 +57,8 @@ impl Monitor for Bar {
 
     fn note(&self, text: &str) {
         match self.current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::complain(text)),
+            None => output::complain(text),
         }
     }
 
@@ -79,20 +79,20 @@ struct Lines;
 impl Monitor for Lines {
     fn phase(&self, name: &str, total_bytes: u64) {
         if total_bytes > 0 {
-            eprintln!("{name}: {}", output::bytes(total_bytes));
+            output::complain(&format!("{name}: {}", output::bytes(total_bytes)));
         } else {
-            eprintln!("{name}");
+            output::complain(name);
         }
     }
 
     fn advance(&self, _: u64) {}
 
     fn note(&self, text: &str) {
-        eprintln!("{text}");
+        output::complain(text);
     }
 
     fn warn(&self, text: &str) {
-        eprintln!("warning: {text}");
+        output::complain(&format!("warning: {text}"));
     }
 }
 

@@ -41,7 +41,7 @@ pub fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let (name, user, (hour, minute)) = (&config.cluster.name, &args.user, args.at);
     let drills = config.drill.is_some();
     let expires = config.retention.is_configured();
-    output::line(match args.print {
+    output::block(match args.print {
         // In a crontab % is a newline.
         Scheduler::Cron => cron(name, user, (hour, minute), &command.replace('%', "\\%"), (drills, expires)),
         Scheduler::Systemd => systemd(name, user, (hour, minute), &command.replace('%', "%%"), (drills, expires)),

@@ -22,6 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncReadExt;
 
 use super::Command;
+use crate::child;
 use crate::config::{self, ConfigError};
 
 /// A command that asks a person at a terminal must not hang a nightly job.
@@ -64,7 +65,8 @@ async fn answer(key: &'static str, words: &[String]) -> anyhow::Result<SecretStr
     let Some((program, arguments)) = words.split_first() else { bail!(failed("names no program".into())) };
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
+    let mut child =
+        child::without_secrets(&mut command).spawn().map_err(|error| failed(format!("cannot be started: {error}")))?;
     let Some(out) = child.stdout.take() else { bail!(failed("has no output".into())) };
     let ran = async {
         let mut text = String::new();

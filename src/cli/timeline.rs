@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::context::{Global, Place};
-use super::output::{self, Colour};
+use super::output::{self, Colour, Part};
 use super::{moment, progress, restore};
 use crate::clock;
 use crate::postgres::lsn::SystemId;
@@ -204,21 +204,23 @@ fn show(listing: &Listing) {
     show_gaps(&story.gaps);
     for refused in &listing.refused {
         let text = format!("{} on {}: {}", output::time(refused.at), refused.host, refused.why);
-        output::entry("REFUSED", output::paint(Colour::Yellow, &text));
+        output::entry_in(Colour::Yellow, "REFUSED", &text);
     }
     if story.events.is_empty() {
-        return output::line("\nNothing of what was asked for happened in the WAL that was read.");
+        output::line("");
+        return output::line("Nothing of what was asked for happened in the WAL that was read.");
     }
     story.events.iter().for_each(show_event);
     if story.is_cut {
-        output::line("\nThere was more than a list can hold: ask for a shorter time.");
+        output::line("");
+        output::line("There was more than a list can hold: ask for a shorter time.");
     }
 }
 
 fn show_gaps(gaps: &[Gap]) {
     for gap in gaps {
         let text = format!("{} to {}: {}; what happened there is not known", gap.from, gap.to, gap.reason);
-        output::entry("GAP", output::paint(Colour::Yellow, &text));
+        output::entry_in(Colour::Yellow, "GAP", &text);
     }
 }
 
@@ -235,8 +237,9 @@ fn show_event(told: &Told) {
         }
         None => "at a time that no record tells".into(),
     };
-    let text = if told.kind.is_destructive() { output::paint(Colour::Red, &told.text) } else { told.text.clone() };
-    output::line(format!("\n{time}  {text}"));
+    let text = if told.kind.is_destructive() { Part::In(Colour::Red, &told.text) } else { Part::Plain(&told.text) };
+    output::line("");
+    output::parts(&[Part::Plain(&time), Part::Plain("  "), text]);
     let mut facts = Vec::new();
     if told.xid != 0 {
         facts.push(format!("transaction {}", told.xid));

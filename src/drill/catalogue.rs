@@ -29,7 +29,15 @@ const NAMED: usize = 10;
 struct There {
     catalogue: Catalogue,
     bytes: HashMap<(u32, u32), u64>,
+    /// Locked, so that nobody can ask how long they are.
+    locked: HashSet<(u32, u32)>,
 }
+
+/// How long each table is. Asking that of a table that is locked would wait for replay, which waits for us.
+const SIZES: &str = "SELECT c.oid || ' ' || CASE WHEN c.oid IN (SELECT l.relation FROM pg_locks l WHERE l.granted \
+     AND l.mode = 'AccessExclusiveLock' AND l.relation IS NOT NULL \
+     AND l.database IN (0, (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))) \
+     THEN 'locked' ELSE coalesce(pg_relation_size(c.oid), 0)::text END FROM pg_class c WHERE c.relkind IN ('r', 'm')";
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Differences {
@@ -39,6 +47,8 @@ struct Differences {
     /// Tables, as `database.schema.name`.
     relations: Vec<String>,
     shrunk: Vec<(String, u64, u64)>,
+    /// Tables that the transaction at the target has locked: replay has paused, and it never ends.
+    locked: Vec<String>,
 }
 
 /// Compares, and puts what it finds into the report.
@@ -62,6 +72,11 @@ pub async fn check(
     };
     let found = compare(&before, &there);
     report.checked.catalogued = found.compared;
+    if let Some(first) = found.locked.first() {
+        let more = if found.locked.len() > 1 { format!(" and {} more", found.locked.len() - 1) } else { String::new() };
+        let text = format!("table {first}{more} cannot be measured yet: locked by the transaction at the target");
+        report.warn("catalogue", text);
+    }
     if found.databases.is_empty() && found.relations.is_empty() && found.shrunk.is_empty() {
         let tables = found.compared;
         let databases = before.databases.len();
@@ -90,18 +105,18 @@ pub async fn check(
 async fn look(server: &Server) -> Result<There, SessionError> {
     let session = server.session(server.database()).await?;
     let (catalogue, _) = catalogue::take(&session).await?;
-    let mut bytes = HashMap::new();
+    let (mut bytes, mut locked) = (HashMap::new(), HashSet::new());
     for database in catalogue.databases.iter().filter(|database| !database.relations.is_empty()) {
-        let sql = "SELECT oid || ' ' || coalesce(pg_relation_size(oid), 0) FROM pg_class WHERE relkind IN ('r', 'm')";
-        for line in server.session(&database.name).await?.column(sql).await? {
-            if let Some((oid, size)) = line.split_once(' ')
-                && let (Ok(oid), Ok(size)) = (oid.parse(), size.parse())
-            {
-                bytes.insert((database.oid, oid), size);
+        for line in server.session(&database.name).await?.column(SIZES).await? {
+            let Some((oid, size)) = line.split_once(' ') else { continue };
+            match (oid.parse(), size.parse()) {
+                (Ok(oid), Ok(size)) => drop(bytes.insert((database.oid, oid), size)),
+                (Ok(oid), Err(_)) => drop(locked.insert((database.oid, oid))),
+                _ => {}
             }
         }
     }
-    Ok(There { catalogue, bytes })
+    Ok(There { catalogue, bytes, locked })
 }
 
 fn is_table(relation: &&Relation) -> bool {
@@ -127,6 +142,7 @@ fn compare(before: &Catalogue, there: &There) -> Differences {
 fn compare_one(database: &Database, relation: &Relation, there: &There, found: &mut Differences) {
     let name = || format!("{}.{}.{}", database.name, relation.schema, relation.name);
     match there.bytes.get(&(database.oid, relation.oid)) {
+        None if there.locked.contains(&(database.oid, relation.oid)) => found.locked.push(name()),
         None => found.relations.push(name()),
         Some(bytes) if relation.bytes >= BYTES_MIN && (*bytes as f64) < SHARE_MIN * relation.bytes as f64 => {
             found.shrunk.push((name(), relation.bytes, *bytes));
@@ -190,13 +206,14 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_has_shrunk_is_found() {
-        let before = catalogue(&[(1, 1 << 20), (2, 1 << 20), (3, 8192), (4, 1 << 20)]);
+        let before = catalogue(&[(1, 1 << 20), (2, 1 << 20), (3, 8192), (4, 1 << 20), (9, 1 << 20)]);
         let bytes = HashMap::from([((5, 1), 1 << 20), ((5, 2), 8192), ((5, 3), 0)]);
-        let there = There { catalogue: catalogue(&[]), bytes };
+        let there = There { catalogue: catalogue(&[]), bytes, locked: HashSet::from([(5, 9)]) };
         let found = compare(&before, &there);
-        assert_eq!((found.compared, &found.relations[..]), (4, &["shop.s.t4".to_string()][..]));
+        assert_eq!((found.compared, &found.relations[..]), (5, &["shop.s.t4".to_string()][..]));
+        assert_eq!(found.locked, ["shop.s.t9"]);
         assert_eq!(found.shrunk, [("shop.s.t2".to_string(), 1 << 20, 8192)]);
-        let nothing = There { catalogue: Catalogue::default(), bytes: HashMap::new() };
+        let nothing = There { catalogue: Catalogue::default(), bytes: HashMap::new(), locked: HashSet::new() };
         assert_eq!(compare(&before, &nothing).databases, ["shop"]);
     }
 }

@@ -10,7 +10,15 @@ use crate::monitor::Monitor;
 /// Dumps one database; answers how many bytes came out.
 pub async fn database(server: &Server, name: &str, monitor: &dyn Monitor) -> Result<u64, String> {
     let mut command = server.scratch().command("pg_dump");
-    command.arg("-h").arg(server.scratch().sockets()).args(["-p", "5432", "-U", server.role(), "--no-password", "-d"]);
+    command.arg("-h").arg(server.scratch().sockets()).args([
+        "-p",
+        "5432",
+        "-U",
+        server.role(),
+        "--no-password",
+        "--lock-wait-timeout=10s",
+        "-d",
+    ]);
     command.arg(format!("dbname={}", quoted(name)));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut command = tokio::process::Command::from(command);

@@ -18,6 +18,7 @@
 pub mod amcheck;
 pub mod catalogue;
 pub mod dump;
+mod own_settings;
 pub mod pages;
 pub mod place;
 pub mod prepare;

@@ -13,7 +13,9 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::DrillError;
+use crate::child;
 use crate::clock;
+use crate::durable;
 use crate::monitor::Monitor;
 use crate::postgres::owner::Ids;
 use crate::postgres::postmaster;
@@ -93,6 +95,34 @@ impl Place {
         self.dir.join("settings")
     }
 
+    /// What `restore_command` reads before it starts us, where our environment has what that needs: the server's has nothing.
+    pub fn environment(&self) -> PathBuf {
+        self.settings().join("environment")
+    }
+
+    /// Hands our environment to `restore_command`; answers what to put before it. Only the server's user can read it.
+    pub fn lend_environment(&self, user: Option<Ids>) -> Result<String, DrillError> {
+        let Some(text) = child::own_environment() else { return Ok(String::new()) };
+        let path = self.environment();
+        write_environment(&path, &text, user)?;
+        Ok(format!(". '{}' && ", path.display().to_string().replace('\'', "'\\''")))
+    }
+}
+
+/// Takes the environment away again: the server stands where it should, and from now on code of the restored database runs in it. Whatever
+/// it asks for when it ends recovery is not there.
+pub fn withdraw_environment(path: &Path, user: Option<Ids>) -> Result<(), DrillError> {
+    if path.exists() { write_environment(path, b"exit 1\n", user) } else { Ok(()) }
+}
+
+fn write_environment(path: &Path, text: &[u8], user: Option<Ids>) -> Result<(), DrillError> {
+    let failed = |source| DrillError::Io { doing: "write", path: path.into(), source };
+    durable::replace(path, text, 0o600).map_err(failed)?;
+    let Some(user) = user else { return Ok(()) };
+    std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid)).map_err(failed)
+}
+
+impl Place {
     /// Leaves everything where it is, for people.
     pub fn keep(mut self) -> Result<PathBuf, DrillError> {
         let failed = |source| DrillError::Io { doing: "write", path: self.dir.join(MARK), source };

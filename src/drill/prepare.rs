@@ -251,7 +251,7 @@ impl Drill<'_> {
         let bin = programs::find(plan.major, configured)?;
         let version = programs::version(&bin).unwrap_or_default();
         let experience = Experience::load(self.around.cluster).await?;
-        let estimate = experience.estimate(plan.bytes, wal_bytes);
+        let estimate = experience.estimate((plan.bytes, plan.files), wal_bytes);
         Ok(Prepared { user: user(&manifest.owner)?, plan, bin, version, quarantine, estimate, time, is_latest })
     }
 }
@@ -276,7 +276,7 @@ pub fn check_memory(quarantine: &Quarantine) -> Result<(), DrillError> {
 }
 
 pub fn phase(name: &str, took: Duration, bytes: u64) -> crate::repo::report::Phase {
-    crate::repo::report::Phase { name: name.into(), seconds: took.as_secs_f64(), bytes }
+    crate::repo::report::Phase { name: name.into(), seconds: took.as_secs_f64(), bytes, files: 0 }
 }
 
 /// Without its history file a timeline is not followed, and an older one would be taken for the newest.

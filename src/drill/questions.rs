@@ -36,20 +36,35 @@ async fn relations(server: &Server, database: &str) -> Result<String, SessionErr
     server.session(database).await?.value("SELECT count(*) FROM pg_class").await
 }
 
-/// Asks everything that is configured.
-pub async fn ask(server: &Server, questions: &[Question], report: &mut Report) {
+/// Asks everything that is configured. Answers what the transaction at the target has locked: it can be asked when recovery has ended.
+pub async fn ask<'q>(server: &Server, questions: &'q [Question], report: &mut Report) -> Vec<&'q Question> {
     report.checked.questions_configured = questions.len() as u64;
     if questions.is_empty() {
         report.warn("question", "none of your own was asked: write what must be so into [[drill.question]]");
     }
+    let mut locked = Vec::new();
     for question in questions {
-        let answer = answer(server, question).await;
-        report.checked.questions += 1;
-        match answer.map(|answer| judge(question, &answer).map(|()| answer)) {
-            Ok(Ok(answer)) => report.ok("question", format!("{}: {answer}", question.label())),
-            Ok(Err(problem)) => report.fail("question", format!("{}: {problem}", question.label())),
-            Err(error) => report.fail("question", format!("{}: {error}", question.label())),
+        match answer(server, question).await {
+            Err(SessionError::Locked { .. }) => locked.push(question),
+            answer => note(question, answer, report),
         }
+    }
+    locked
+}
+
+/// Asks again what was locked.
+pub async fn ask_again(server: &Server, locked: &[&Question], report: &mut Report) {
+    for question in locked {
+        note(question, answer(server, question).await, report);
+    }
+}
+
+fn note(question: &Question, answer: Result<String, SessionError>, report: &mut Report) {
+    report.checked.questions += 1;
+    match answer.map(|answer| judge(question, &answer).map(|()| answer)) {
+        Ok(Ok(answer)) => report.ok("question", format!("{}: {answer}", question.label())),
+        Ok(Err(problem)) => report.fail("question", format!("{}: {problem}", question.label())),
+        Err(error) => report.fail("question", format!("{}: {error}", question.label())),
     }
 }
 

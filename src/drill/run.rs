@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::place::Place;
+use super::place::{self, Place};
 use super::prepare::{Drill, Prepared, Request, check_memory, phase};
 use super::server::{Server, Setup, Trouble};
 use super::target::{Expected, Reached};
-use super::{DrillError, amcheck, catalogue, dump, is_about_the_backup, is_damage, pages, questions, verdict};
+use super::{DrillError, amcheck, catalogue, dump, is_about_the_backup, is_damage, own_settings, pages, questions, verdict};
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::control::ControlFile;
 use crate::postgres::quarantine;
 use crate::repo::RepoError;
 use crate::repo::lease::Lease;
-use crate::repo::report::{REPLAY, RESTORE, Report};
+use crate::repo::report::{Phase, REPLAY, RESTORE, Report};
 use crate::restore::execute::{self, Options};
 use crate::restore::guard::{self, Brought, Seal};
 use crate::restore::pinned;
@@ -86,6 +86,8 @@ impl Drill<'_> {
         if !self.adjust(&data, &place, &mut prepared, report)? {
             return Ok(None);
         }
+        // Before they are replaced.
+        own_settings::check(&prepared.bin, &data, prepared.user, report);
         let setup = Setup {
             bin: prepared.bin.clone(),
             data: data.clone(),
@@ -100,7 +102,9 @@ impl Drill<'_> {
         };
         let mut server = Server::new(setup)?;
         monitor.phase("replay WAL", 0);
-        if let Some(reached) = self.replay(&mut server, &prepared, report).await? {
+        let reached = self.replay(&mut server, &prepared, report).await?;
+        place::withdraw_environment(&place.environment(), prepared.user)?;
+        if let Some(reached) = reached {
             self.question(&mut server, &prepared, request, &reached, report, &*monitor).await;
         }
         if !request.keep {
@@ -143,7 +147,7 @@ impl Drill<'_> {
             Ok(pinned) => execute::execute(cluster, plan, &approval, pinned, &options, monitor).await,
             Err(error) => Err(error),
         };
-        report.phases.push(phase(RESTORE, began.elapsed(), plan.bytes));
+        report.phases.push(Phase { files: plan.files, ..phase(RESTORE, began.elapsed(), plan.bytes) });
         match restored {
             Ok(mut restored) => {
                 // The drill holds a pin of its own.
@@ -253,7 +257,7 @@ impl Drill<'_> {
             Ok(databases) => databases,
             Err(error) => return report.fail("databases", error.to_string()),
         };
-        questions::ask(server, &self.config.question, report).await;
+        let locked = questions::ask(server, &self.config.question, report).await;
         match catalogue::check(server, &plan.archive, (plan.manifest(), &expected), reached, report).await {
             Ok(()) => {}
             Err(error) if is_damage(&error) => report.fail("catalogue", error.to_string()),
@@ -261,19 +265,24 @@ impl Drill<'_> {
         }
         report.phases.push(phase("ask", began.elapsed(), 0));
         self.read_pages(plan.into.clone(), plan.manifest(), report, monitor);
+        let began = clock::monotonic();
+        // A transaction that was going on at the target ends here, and with it its locks.
+        let promoted = server.promote().await;
+        questions::ask_again(server, &locked, report).await;
+        let waited = began.elapsed();
         if request.dump {
             self.dump(server, &databases, report, monitor).await;
         }
         monitor.phase("amcheck", 0);
         let began = clock::monotonic();
-        match server.promote().await {
+        match promoted {
             Ok(()) => {
                 let budget = Duration::from_secs(self.config.check_budget_s);
                 amcheck::check(server, &databases, budget, report, monitor).await;
             }
             Err(trouble) => report.fail("amcheck", format!("the server could not be made writable: {trouble}")),
         }
-        report.phases.push(phase("amcheck", began.elapsed(), 0));
+        report.phases.push(phase("amcheck", waited + began.elapsed(), 0));
     }
 
     fn read_pages(&self, data: PathBuf, manifest: &crate::repo::manifest::Manifest, report: &mut Report, monitor: &dyn Monitor) {

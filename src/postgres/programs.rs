@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::child;
+
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the programs of PostgreSQL {major} are not on this host (looked in {}); install them, or name their directory under [drill.programs]: {major} = \"/path/bin\"",
@@ -28,7 +30,8 @@ pub fn find(major: u32, configured: Option<&Path>) -> Result<PathBuf, NoPrograms
 
 /// What `postgres --version` says, such as `15.14 (Debian 15.14-0+deb12u1)`.
 pub fn version(bin: &Path) -> Option<String> {
-    let output = Command::new(bin.join("postgres")).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let mut command = Command::new(bin.join("postgres"));
+    let output = child::bare(command.arg("--version").stdin(Stdio::null())).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_string();
     let version = text.rsplit_once("(PostgreSQL) ").map(|(_, version)| version.to_string())?;
     output.status.success().then_some(version)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::owner::{self, Ids};
 use super::session::{Connection, Session, Tls};
+use crate::child;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScratchError {
@@ -196,12 +197,7 @@ impl Scratch {
 
     /// A program of this server's version, as its user.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
-        command.current_dir("/").env("LC_ALL", "C");
-        if let Some(user) = self.user {
-            command.uid(user.uid).gid(user.gid).env("HOME", "/");
-        }
-        command
+        self::program(&self.bin, program, self.user)
     }
 }
 
@@ -209,6 +205,17 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         self.stop(Stop::Immediate);
     }
+}
+
+/// A program of PostgreSQL as the user of a server, which gets nothing of our secrets: such a server runs the code of its databases.
+pub fn program(bin: &Path, name: &str, user: Option<Ids>) -> Command {
+    let mut command = Command::new(bin.join(name));
+    child::bare(&mut command);
+    command.current_dir("/").env("LC_ALL", "C");
+    if let Some(user) = user {
+        command.uid(user.uid).gid(user.gid).env("HOME", "/");
+    }
+    command
 }
 
 /// Lets the kernel send SIGQUIT (an immediate shutdown) to the command when the thread that started it ends.

@@ -5,6 +5,7 @@
 //! pinged all the while (rule 8). When it dies, so does the backup, and the server forgets it: nothing needs cleaning up.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -56,6 +57,8 @@ pub enum SessionError {
     Connect { target: String, detail: String },
     #[error("{doing}: PostgreSQL answered {detail}{}", hint.map(|h| format!("; {h}")).unwrap_or_default())]
     Query { doing: &'static str, detail: String, hint: Option<&'static str> },
+    #[error("{doing}: what it needs is locked by another transaction, which did not end within 10 s")]
+    Locked { doing: &'static str },
     #[error("{doing}: the connection to PostgreSQL is lost")]
     Lost { doing: &'static str },
     #[error("role {role} may not read the setting {setting}; as a superuser run: GRANT pg_read_all_settings TO {role}")]
@@ -128,6 +131,8 @@ pub struct Session {
     /// Absent for a socket.
     host: Option<String>,
     major: u32,
+    /// Statements may take as long as they take, see [`Session::run`].
+    is_unlimited: AtomicBool,
 }
 
 /// Longest time to wait for a connection.
@@ -142,17 +147,28 @@ pub struct FailingArchive {
 }
 
 impl Session {
-    /// Connects and makes the session safe for long work (rule 2).
+    /// Connects and makes the session safe for long work (rule 2): it stays open for as long as we want, and no statement waits for ever,
+    /// neither for a lock nor for anything else. What may take longer says so.
     pub async fn open(connection: &Connection) -> Result<Session, SessionError> {
         let config = configuration(connection);
         let target = describe(&config);
-        let client = connect(&config, connection, &target).await?;
-        let mut session = Session { client, connection: connection.clone(), target, host: network_host(&config), major: 0 };
+        // A server whose catalogs are locked takes the connection, and then says nothing.
+        let detail = || format!("it did not let us in within {} s", CONNECT_TIMEOUT.as_secs());
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connect(&config, connection, &target)).await;
+        let client = connected.map_err(|_| SessionError::Connect { target: target.clone(), detail: detail() })??;
+        let mut session = Session {
+            client,
+            connection: connection.clone(),
+            target,
+            host: network_host(&config),
+            major: 0,
+            is_unlimited: AtomicBool::new(false),
+        };
         session
             .execute(
                 "prepare the session",
                 "SET search_path = pg_catalog; SET client_encoding = 'UTF8'; SET max_parallel_workers_per_gather = 0; \
-                 SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = 0; \
+                 SET statement_timeout = '10min'; SET idle_in_transaction_session_timeout = 0; SET lock_timeout = '10s'; \
                  SET standard_conforming_strings = on; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'",
             )
             .await?;
@@ -241,7 +257,10 @@ impl Session {
         let start = if self.major >= 15 { "pg_backup_start($1, $2)" } else { "pg_start_backup($1, $2, false)" };
         let sql = format!("SELECT {start}::text, (extract(epoch FROM clock_timestamp()) * 1000000)::int8");
         let doing = "start the base backup";
+        // A checkpoint that is spread takes as long as the server likes, and up to `checkpoint_timeout`, which may be a day.
+        self.execute(doing, "SET statement_timeout = 0").await?;
         let row = self.client.query_one(&sql, &[&label, &fast]).await.map_err(|e| self.error(doing, e))?;
+        self.execute(doing, "SET statement_timeout = '10min'").await?;
         Ok((lsn(&row, doing)?, timestamp(row.get(1))))
     }
 
@@ -316,8 +335,12 @@ impl Session {
         self.execute("reload the settings", "SELECT pg_reload_conf()").await
     }
 
-    /// Runs SQL that answers nothing; for the demo and for tests.
+    /// Runs SQL that answers nothing, for as long as it takes: checkpoints, extensions, the demo, tests. Statements behind it are not
+    /// limited either, if it does not limit them itself; only waiting for locks is.
     pub async fn run(&self, sql: &str) -> Result<(), SessionError> {
+        if !self.is_unlimited.swap(true, Ordering::Relaxed) {
+            self.execute("run SQL", "SET statement_timeout = 0").await?;
+        }
         self.execute("run SQL", sql).await
     }
 
@@ -363,6 +386,7 @@ impl Session {
                 let hint = match database.code().code() {
                     "42501" => Some("run `lastgood check` for the GRANTs that this role needs"),
                     "57P01" | "57P02" | "57P03" => return SessionError::Lost { doing },
+                    "55P03" => return SessionError::Locked { doing },
                     _ => None,
                 };
                 SessionError::Query { doing, detail: format!("{:?} ({})", database.message(), database.code().code()), hint }

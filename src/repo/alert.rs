@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{self, Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
@@ -37,6 +38,22 @@ pub struct Alert {
     pub restore: String,
 }
 
+impl Document for Alert {
+    fn defect(&self) -> Option<String> {
+        first_defect([
+            (document::is_time(self.noticed) && self.time.is_none_or(document::is_time), "its times are impossible"),
+            (document::is_lsn(self.target), "its target is impossible"),
+            (self.timeline > Timeline(0), "its timeline is 0"),
+            (is_plain(&self.event), "its event is none"),
+        ])
+    }
+}
+
+/// Whether text says nothing to a shell.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.len() < 1000 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./:=,+@".contains(&b))
+}
+
 /// Who has seen an alert, and what they say.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Acknowledgement {
@@ -51,6 +68,42 @@ impl Alert {
     /// One for each event and rule, whoever notices it.
     pub fn id(&self) -> String {
         format!("{}-{}-{:016X}-{}", self.system_identifier, self.timeline, self.target.0, self.rule)
+    }
+
+    /// The command that brings back the moment before it, to be copied. Whoever may write into the store has written the one in it, so
+    /// that is taken only if it is a restore of ours and nothing else.
+    pub fn command(&self) -> String {
+        let words: Vec<&str> = self.restore.split(' ').collect();
+        let is_restore = matches!(words[..], ["lastgood", "restore", ..] | ["lastgood", "--cluster", _, "restore", ..]);
+        match is_restore && is_plain(&self.restore.replace(' ', "")) {
+            true => self.restore.clone(),
+            false => format!("lastgood restore --before {} --into DIRECTORY", self.event),
+        }
+    }
+
+    /// Stands for one that cannot be read: it was raised, and nobody has acknowledged it.
+    fn unreadable(error: &RepoError) -> Alert {
+        Alert {
+            noticed: Timestamp::UNIX_EPOCH,
+            host: "an unknown host".into(),
+            system_identifier: SystemId(0),
+            timeline: Timeline(0),
+            target: Lsn(0),
+            event: "all".into(),
+            time: None,
+            xid: 0,
+            rule: "unknown".into(),
+            what: format!("an alert cannot be read: {error}"),
+            restore: String::new(),
+        }
+    }
+
+    /// The alert, or what says that it cannot be read.
+    pub async fn read_or_unreadable(cluster: &Cluster, id: &str) -> Result<Alert, RepoError> {
+        match Alert::read(cluster, id).await {
+            Err(error) if error.is_damage() => Ok(Alert::unreadable(&error)),
+            read => read,
+        }
     }
 
     /// Writes it; `false` when it was there: the event was noticed before.
@@ -85,7 +138,7 @@ pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, bool>, RepoError>
 pub async fn open(cluster: &Cluster) -> Result<Vec<(String, Alert)>, RepoError> {
     let mut open = Vec::new();
     for (id, _) in all(cluster).await?.into_iter().filter(|(_, is_acknowledged)| !is_acknowledged) {
-        let alert = Alert::read(cluster, &id).await?;
+        let alert = Alert::read_or_unreadable(cluster, &id).await?;
         open.push((id, alert));
     }
     Ok(open)
@@ -97,5 +150,35 @@ pub async fn acknowledge(cluster: &Cluster, id: &str, by: &Acknowledgement) -> R
     match object::put_document(cluster.vault(), &key, &object::to_json(by)).await {
         Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_restore_of_ours_is_a_command_to_copy() {
+        let said = |restore: &str| {
+            let alert = serde_json::json!({ "noticed": "2026-11-21T00:00:00Z", "host": "h", "system_identifier": "7", "timeline": 1,
+                "target": "0/1", "event": "e", "xid": 7, "rule": "drop", "what": "w", "restore": restore });
+            serde_json::from_value::<Alert>(alert).unwrap().command()
+        };
+        for ours in [
+            "lastgood --cluster shop restore --before 1-5F00 --into DIRECTORY",
+            "lastgood --cluster shop restore --to latest --timeline 1 --into DIRECTORY",
+        ] {
+            assert_eq!(said(ours), ours);
+        }
+        for bad in [
+            "",
+            "rm -rf /",
+            "lastgood restore; rm -rf x",
+            "lastgood expire",
+            "lastgood restore --into $(x)",
+            "lastgood restore\nrm",
+        ] {
+            assert_eq!(said(bad), "lastgood restore --before e --into DIRECTORY", "{bad}");
+        }
     }
 }

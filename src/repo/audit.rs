@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{self, Document, first_defect};
 use super::layout;
 use super::object::{self, Sha};
 use super::report;
@@ -107,6 +108,18 @@ pub struct Entry {
     pub written_by: String,
 }
 
+impl Document for Entry {
+    fn defect(&self) -> Option<String> {
+        let is_report =
+            |report: &report::Reference| crate::config::is_cluster_name(&report.cluster) && document::is_report_id(&report.id);
+        first_defect([
+            (document::is_time(self.at), "its time is impossible"),
+            ((1..NUMBER_MAX).contains(&self.number), "its number is impossible"),
+            (self.event.report.as_ref().is_none_or(is_report), "it names a report that cannot be"),
+        ])
+    }
+}
+
 /// The end of the chain, as a manifest remembers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -114,6 +127,8 @@ pub struct Head {
     pub sha256: Sha,
 }
 
+/// Entries have ten digits in their keys.
+const NUMBER_MAX: u64 = 10_000_000_000;
 /// Numbers that others may take before we give up.
 const TRIES: u32 = 100;
 const NOTHING: Head = Head { number: 0, sha256: Sha([0; 32]) };
@@ -151,13 +166,18 @@ pub async fn append_behind(cluster: &Cluster, who: &Who, event: Event, end: Opti
     }
 }
 
+/// The number in a name; one behind which there could be no other is none.
+fn number(name: &str) -> Option<u64> {
+    name.parse().ok().filter(|number| (1..NUMBER_MAX).contains(number))
+}
+
 /// The last entry.
 pub async fn head(cluster: &Cluster) -> Result<Head, RepoError> {
     let blocks = list_all(cluster.storage(), layout::AUDIT, Depth::Folder).await?;
     let Some(block) = blocks.folders.last() else { return Ok(NOTHING) };
     let page = list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?;
     let Some(last) = page.objects.last() else { return Ok(NOTHING) };
-    let number = last.key.name().parse().map_err(|_| RepoError::damaged(&last.key, "its name is no number"))?;
+    let number = number(last.key.name()).ok_or_else(|| RepoError::damaged(&last.key, "its name is no number"))?;
     match object::get_document(cluster.vault(), &last.key).await {
         Ok(raw) => Ok(Head { number, sha256: Sha::of(&raw) }),
         // The next entry cannot vouch for it; reading the chain names it.
@@ -181,7 +201,7 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
     let blocks = list_all(cluster.storage(), layout::AUDIT, Depth::Folder).await?;
     for block in &blocks.folders {
         for found in list_all(cluster.storage(), &format!("{}{block}", layout::AUDIT), Depth::All).await?.objects {
-            let Ok(number) = found.key.name().parse::<u64>() else { continue };
+            let Some(number) = number(found.key.name()) else { continue };
             let (last, before) = heads.last_key_value().map_or((0, None), |(last, before)| (*last, *before));
             if last + 1 < number {
                 let until = if last + 2 == number { String::new() } else { format!(", and all up to {}", number - 1) };
@@ -189,14 +209,21 @@ pub async fn read(cluster: &Cluster, remembered: &[(String, Head)]) -> Result<Ch
             }
             match object::get_document(cluster.vault(), &found.key).await {
                 Ok(raw) => {
-                    let entry: Entry = object::from_json(&found.key, &raw)?;
+                    heads.insert(number, Some(Sha::of(&raw)));
+                    // Whoever wrote what cannot be read had the keys: the chain goes on behind it.
+                    let entry: Entry = match object::from_json(&found.key, &raw) {
+                        Ok(entry) => entry,
+                        Err(error) => {
+                            chain.problems.push((number, format!("it cannot be read: {error}")));
+                            continue;
+                        }
+                    };
                     if entry.number != number {
                         chain.problems.push((number, format!("{} says that it is entry {}", found.key, entry.number)));
                     }
                     if last + 1 == number && before.is_some_and(|before| before != entry.previous) {
                         chain.problems.push((last, format!("it was changed: entry {number} holds another hash of it")));
                     }
-                    heads.insert(number, Some(Sha::of(&raw)));
                     chain.entries.push(entry);
                 }
                 Err(error) if error.is_damage() || error.is_newer_epoch() => {

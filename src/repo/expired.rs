@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RepoError;
 use super::audit::Who;
+use super::document::{self, Document, first_defect};
 use super::manifest::Manifest;
 use super::object;
 use super::repository::Cluster;
@@ -24,6 +25,12 @@ pub struct Expired {
     /// Why no rule kept it, for people.
     pub why: String,
     pub manifest: Manifest,
+}
+
+impl Document for Expired {
+    fn defect(&self) -> Option<String> {
+        first_defect([(document::is_time(self.at), "its time is impossible")]).or_else(|| self.manifest.defect())
+    }
 }
 
 impl Expired {

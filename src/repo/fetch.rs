@@ -299,10 +299,7 @@ pub async fn maps(
     let (slots, layout, all) = (found.clone(), cluster.layout().clone(), frames.clone());
     let visit = Arc::new(move |index: usize, raw: Result<&[u8], RepoError>| -> Result<(), RepoError> {
         let key = layout.pack(&all[index].pack);
-        let map = raw.and_then(|raw| object::from_json::<super::map::FileMap>(&key, raw)).and_then(|map| match map.defect() {
-            Some(defect) => Err(RepoError::damaged(&key, defect)),
-            None => Ok(map),
-        });
+        let map = raw.and_then(|raw| object::from_json::<super::map::FileMap>(&key, raw));
         slots.lock().unwrap_or_else(|p| p.into_inner())[index] = Some(map);
         Ok(())
     });

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::document;
 use super::object::Sha;
 use super::seal::crypto::GcmKey;
 
@@ -14,7 +15,7 @@ pub const FRAME_MAX_BYTES: u32 = 64 << 20;
 
 /// Where a frame is and what it holds: `[pack, offset, stored bytes, raw bytes, SHA-256]` in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Tuple", into = "Tuple")]
+#[serde(try_from = "Tuple", into = "Tuple")]
 pub struct FrameRef {
     /// `<snapshot>/<pack>`; shared, because many frames of a map lie in one pack.
     pub pack: std::sync::Arc<str>,
@@ -26,9 +27,33 @@ pub struct FrameRef {
 
 type Tuple = (std::sync::Arc<str>, u64, u32, u32, Sha);
 
-impl From<Tuple> for FrameRef {
-    fn from((pack, offset, stored_bytes, raw_bytes, sha256): Tuple) -> Self {
-        FrameRef { pack, offset, stored_bytes, raw_bytes, sha256 }
+/// A frame that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("a frame at byte {offset} of {pack:?} cannot be: {what}")]
+pub struct FrameError {
+    pack: std::sync::Arc<str>,
+    offset: u64,
+    what: &'static str,
+}
+
+impl TryFrom<Tuple> for FrameRef {
+    type Error = FrameError;
+
+    /// What stands in a document decides what is read and how much memory that takes, so it is looked at first.
+    fn try_from((pack, offset, stored_bytes, raw_bytes, sha256): Tuple) -> Result<Self, FrameError> {
+        let fail = |what| Err(FrameError { pack: pack.clone(), offset, what });
+        if !document::is_pack_name(&pack) {
+            return fail("that is no pack");
+        }
+        if raw_bytes == 0 || raw_bytes > FRAME_MAX_BYTES {
+            return fail("its raw length is impossible");
+        }
+        // zstd makes nothing longer by more than a part in 256, and a seal adds its tag.
+        let longest = u64::from(raw_bytes) + u64::from(raw_bytes >> 8) + 512;
+        if stored_bytes == 0 || u64::from(stored_bytes) > longest || offset > document::BYTES_MAX {
+            return fail("its place is impossible");
+        }
+        Ok(FrameRef { pack, offset, stored_bytes, raw_bytes, sha256 })
     }
 }
 

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::postgres::lsn::{SystemId, Timeline};
@@ -20,6 +21,14 @@ pub struct Range(pub SegmentName, pub SegmentName);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gone {
     pub ranges: Vec<Range>,
+}
+
+impl Document for Gone {
+    fn defect(&self) -> Option<String> {
+        let is_range =
+            |Range(first, last): &Range| first.timeline > Timeline(0) && first.timeline == last.timeline && first <= last;
+        first_defect([(self.ranges.iter().all(is_range), "a range does not go from a segment to a later one of its timeline")])
+    }
 }
 
 impl Gone {
@@ -44,7 +53,7 @@ impl Gone {
     /// Writes it behind what was there, and removes that. Only the holder of the lease for backups does.
     pub async fn put(&self, cluster: &Cluster, system: SystemId) -> Result<(), RepoError> {
         let before = last(cluster, system).await?;
-        let number = before.last().and_then(|key| key.name().parse::<u32>().ok()).unwrap_or(0) + 1;
+        let number = before.last().and_then(|key| key.name().parse::<u32>().ok()).unwrap_or(0).saturating_add(1);
         object::put_document(cluster.vault(), &cluster.layout().gone_number(system, number), &object::to_json(self)).await?;
         // What cannot be deleted now is passed over, and deleted next time.
         let _ = cluster.storage().delete(&before).await?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RepoError;
 use super::audit::Who;
+use super::document::{self, Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::storage::{Depth, ObjectKey, list_all};
@@ -30,6 +31,12 @@ pub struct Keep {
     pub who: Who,
 }
 
+impl Document for Keep {
+    fn defect(&self) -> Option<String> {
+        first_defect([(document::is_time(self.at) && self.until.is_none_or(document::is_time), "its times are impossible")])
+    }
+}
+
 impl Keep {
     /// Whether the snapshot must stay at that time.
     pub fn holds(&self, now: Timestamp) -> bool {
@@ -49,7 +56,7 @@ impl Keep {
         loop {
             let prefix = format!("{}{snapshot}/", cluster.layout().keeps());
             let page = list_all(cluster.storage(), &prefix, Depth::All).await?;
-            let number = page.objects.last().map_or(1, |last| number(&last.key).unwrap_or(0) + 1);
+            let number = page.objects.last().map_or(1, |last| number(&last.key).unwrap_or(0).saturating_add(1));
             match object::put_document(cluster.vault(), &cluster.layout().keep(snapshot, number), &object::to_json(self)).await {
                 Ok(_) => return Ok(()),
                 Err(RepoError::Conflict { .. }) if tries < TRIES => tries += 1,

@@ -19,6 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{self, Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::storage::bucket::Lock;
@@ -41,6 +42,17 @@ pub struct Extension {
     pub until: Timestamp,
     /// Their keys.
     pub objects: Vec<String>,
+}
+
+impl Document for Extension {
+    fn defect(&self) -> Option<String> {
+        let times = [self.at, self.since, self.until];
+        first_defect([
+            (times.into_iter().all(document::is_time), "its times are impossible"),
+            // Object Lock knows a hundred years.
+            (self.days <= 36_500, "its days are impossible"),
+        ])
+    }
 }
 
 impl Extension {
@@ -154,7 +166,7 @@ impl Known {
         extended.objects = objects.len();
         if !objects.is_empty() || !self.is_noted {
             let note = Extension { at: self.now, days: self.days, since: self.since, until, objects };
-            let key = cluster.layout().locks_number(self.last + 1);
+            let key = cluster.layout().locks_number(self.last.saturating_add(1));
             object::put_document(cluster.vault(), &key, &object::to_json(&note)).await?;
             // Where this host may not delete, another one does.
             let _ = cluster.storage().delete(&self.over).await;

@@ -14,12 +14,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::RepoError;
+use super::document::{self, Document};
 use super::frame::FrameRef;
 use super::map::FileMap;
 use super::object::{self, Sha};
 use super::pack_table::PackLine;
 use super::repository::Cluster;
-use super::{FORMAT_VERSION, RepoError};
+use super::validate::Lists;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::storage::ObjectKey;
@@ -225,14 +227,27 @@ pub struct ListWriter<'a> {
     buffer: Vec<u8>,
     parts: Vec<Part>,
     root: Sha256,
+    lists: Lists,
 }
 
 impl<'a> ListWriter<'a> {
     pub fn new(cluster: &'a Cluster, snapshot: &str) -> Self {
-        ListWriter { cluster, snapshot: snapshot.into(), buffer: Vec::new(), parts: Vec::new(), root: Sha256::new() }
+        ListWriter {
+            cluster,
+            snapshot: snapshot.into(),
+            buffer: Vec::new(),
+            parts: Vec::new(),
+            root: Sha256::new(),
+            lists: Lists::default(),
+        }
     }
 
+    /// Nothing is written that no restore would take.
     pub async fn add(&mut self, line: &FileLine) -> Result<(), RepoError> {
+        if let Some(what) = line.defect().or_else(|| self.lists.line(line)) {
+            let key = self.cluster.layout().files(&self.snapshot, self.parts.len() as u32 + 1);
+            return Err(RepoError::Damaged { key, what: format!("{what}; run the backup again") });
+        }
         self.root.update(root_line(line));
         self.buffer.extend(object::to_json(line));
         self.buffer.push(b'\n');
@@ -282,13 +297,9 @@ pub async fn put_table<T: Serialize>(cluster: &Cluster, key: &ObjectKey, lines: 
 }
 
 /// Reads JSON lines that the manifest vouches for.
-pub async fn get_part<T: serde::de::DeserializeOwned>(
-    cluster: &Cluster,
-    key: &ObjectKey,
-    part: &Part,
-) -> Result<Vec<T>, RepoError> {
+pub async fn get_part<T: Document>(cluster: &Cluster, key: &ObjectKey, part: &Part) -> Result<Vec<T>, RepoError> {
     let raw = object::get_document(cluster.vault(), key).await?;
-    if Sha::of(&raw) != part.sha256 {
+    if raw.len() as u64 != part.raw_bytes || Sha::of(&raw) != part.sha256 {
         return Err(RepoError::damaged(key, "it is not the one that the manifest names"));
     }
     raw.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(|line| object::from_json(key, line)).collect()
@@ -314,14 +325,7 @@ impl Manifest {
     pub async fn read(cluster: &Cluster, id: &str) -> Result<Manifest, RepoError> {
         let key = cluster.layout().manifest(id);
         let raw = object::get_document(cluster.vault(), &key).await?;
-        #[derive(Deserialize)]
-        struct Format {
-            format: u64,
-        }
-        let version = object::from_json::<Format>(&key, &raw)?.format;
-        if version > u64::from(FORMAT_VERSION) {
-            return Err(RepoError::Newer { key, version });
-        }
+        document::prove_format(&key, &raw)?;
         let manifest: Manifest = object::from_json(&key, &raw)?;
         if manifest.id != id || manifest.cluster != cluster.name() {
             return Err(RepoError::damaged(&key, format!("it says it is {} of {}", manifest.id, manifest.cluster)));
@@ -337,9 +341,17 @@ impl Manifest {
     /// Why the manifest contradicts what it vouches for, if so: its root is that of its lists, and the label that the server will read
     /// begins where the manifest says.
     pub async fn contradiction(&self, cluster: &Cluster) -> Result<Option<String>, RepoError> {
-        let mut root = Sha256::new();
+        let (mut root, mut lists) = (Sha256::new(), Lists::default());
         for index in 0..self.file_lists.len() {
-            self.files(cluster, index).await?.iter().for_each(|line| root.update(root_line(line)));
+            for line in self.files(cluster, index).await? {
+                root.update(root_line(&line));
+                if let Some(defect) = lists.line(&line) {
+                    return Ok(Some(defect));
+                }
+            }
+        }
+        if let Some(defect) = lists.end(self) {
+            return Ok(Some(defect));
         }
         if Sha(root.finalize().into()) != self.root {
             return Ok(Some("its root is not that of its file lists".into()));

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::frame::FrameRef;
+use super::document::{Document, first_defect};
+use super::frame::{FRAME_BYTES, FrameRef};
 use super::object::Sha;
 
 /// One piece of a file: `[frame or null, position in the frame, bytes]` in JSON. Without a frame: zeros.
@@ -22,10 +23,23 @@ pub struct FileMap {
     pub runs: Vec<Run>,
 }
 
+impl Document for FileMap {
+    /// A run outside of its frame, a frame that is none of data, a length with which nobody can count.
+    fn defect(&self) -> Option<String> {
+        let is_data = |frame: &FrameRef| frame.raw_bytes as usize <= FRAME_BYTES;
+        let length = self.runs.iter().try_fold(0u64, |sum, run| sum.checked_add(run.2));
+        first_defect([
+            (self.runs.iter().all(|run| self.fits(run)), "a run lies outside of its frame"),
+            (self.frames.iter().all(is_data), "a frame of a file is longer than frames are"),
+            (length.is_some_and(|bytes| bytes <= i64::MAX as u64), "its length is impossible"),
+        ])
+    }
+}
+
 impl FileMap {
     /// Length of the file.
     pub fn bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.2).sum()
+        self.runs.iter().fold(0, |sum, run| sum.saturating_add(run.2))
     }
 
     /// SHA-256 over the runs, each by its frame's content, position and length: independent of packs, compression and
@@ -43,21 +57,17 @@ impl FileMap {
         Sha(hasher.finalize().into())
     }
 
-    /// What makes no sense in this map, if anything: a run outside of its frame.
-    pub fn defect(&self) -> Option<&'static str> {
-        let fits = |Run(frame, position, bytes): &Run| match frame {
-            None => true,
-            Some(index) => self.frames.get(*index as usize).is_some_and(|frame| {
-                u64::from(*position).checked_add(*bytes).is_some_and(|end| end <= u64::from(frame.raw_bytes))
-            }),
-        };
-        (!self.runs.iter().all(fits)).then_some("a run lies outside of its frame")
+    /// Whether a run lies in its frame.
+    fn fits(&self, Run(frame, position, bytes): &Run) -> bool {
+        let Some(index) = frame else { return true };
+        let within = |end: u64| self.frames.get(*index as usize).is_some_and(|frame| end <= u64::from(frame.raw_bytes));
+        u64::from(*position).checked_add(*bytes).is_some_and(within)
     }
 
     /// Raw bytes that the file takes from each pack.
     pub fn live_bytes(&self) -> BTreeMap<Arc<str>, u64> {
         let mut live: BTreeMap<Arc<str>, u64> = BTreeMap::new();
-        for Run(frame, _, bytes) in &self.runs {
+        for Run(frame, _, bytes) in self.runs.iter().filter(|run| self.fits(run)) {
             let Some(frame) = frame.and_then(|index| self.frames.get(index as usize)) else { continue };
             match live.get_mut(&frame.pack) {
                 Some(known) => *known += bytes,

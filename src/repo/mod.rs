@@ -1,6 +1,7 @@
 //! The repository: what is stored, where, and in which form. `docs/format.md` describes every byte.
 //!
 //! - [`layout`]: the key of every object.
+//! - [`document`]: the one door for what is read. [`validate`]: which manifests and file lists make sense.
 //! - [`object`]: the envelope that all objects share: zstd frames, then a trailer in a skippable frame.
 //! - [`frame`]: up to 128 KiB of raw bytes, compressed, known by their SHA-256. [`hash`]: that of many at once.
 //! - [`pack`]: many frames in one object.
@@ -28,6 +29,7 @@ pub mod alert;
 pub mod audit;
 mod compress;
 pub mod copies;
+pub mod document;
 pub mod expired;
 pub mod fetch;
 pub mod frame;
@@ -51,6 +53,7 @@ pub mod rollup;
 pub mod seal;
 pub mod segment;
 mod sink;
+pub mod validate;
 pub mod vault;
 pub mod verified;
 

@@ -18,10 +18,10 @@
 //! body holds the length of the content and the last 16 bytes of the footer too.
 
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::document::{self, Document};
 use super::seal::crypto::TAG_BYTES;
 use super::seal::{HEAD_BYTES, Head, Sealer, TrailerSealer};
 use super::vault::Vault;
@@ -39,6 +39,8 @@ const FLAG_SEALED: u8 = 1;
 const TAIL_BYTES: u64 = 64 << 10;
 /// A trailer longer than this is damage; a pack of 32 MiB with frames of a few bytes stays far below.
 const BODY_MAX_BYTES: usize = 256 << 20;
+/// Level 3 looks back 2 MiB, and no level of zstd further than 128 MiB.
+const WINDOW_LOG_MAX: u32 = 27;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -222,6 +224,8 @@ struct DocumentTrailer {
     sha256: Sha,
 }
 
+impl Document for DocumentTrailer {}
+
 /// The bytes of a document object: JSON lines in one zstd frame.
 pub fn document(raw: &[u8], sealer: Option<&Sealer>) -> Vec<u8> {
     let mut bytes = zstd::bulk::compress(raw, 3).expect("zstd compresses any bytes in memory");
@@ -270,7 +274,11 @@ pub async fn get_document(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, Rep
 }
 
 async fn get_document_alone(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, RepoError> {
-    let read = vault.storage().read(key, Part::Whole).await?;
+    // The tail of what is no longer than a document can be is the whole of it.
+    let read = vault.storage().read(key, Part::Tail { bytes: document::stored_max(key) }).await?;
+    if read.bytes.len() as u64 != read.object_bytes {
+        return Err(RepoError::damaged(key, format!("it is longer than such a document can be: {} bytes", read.object_bytes)));
+    }
     let trailer = parse_trailer(vault, key, ObjectKind::Document, &read.bytes, read.object_bytes)?;
     let expected: DocumentTrailer = from_json(key, &trailer.body)?;
     let mut content = &read.bytes[..trailer.content_bytes as usize];
@@ -282,11 +290,26 @@ async fn get_document_alone(vault: &Vault, key: &ObjectKey) -> Result<Vec<u8>, R
         }
         content = &opened;
     }
-    // The length in the trailer was proven by its checksum, so it may decide how much memory is taken.
-    let raw = zstd::bulk::decompress(content, expected.raw_bytes as usize).map_err(|_| damaged("it cannot be decompressed"))?;
+    let most = document::raw_max(key, content.len() as u64);
+    if expected.raw_bytes > most {
+        let what = format!("it says that it holds {} bytes, and can hold {most} at most", expected.raw_bytes);
+        return Err(RepoError::damaged(key, what));
+    }
+    let raw = decompress(content, expected.raw_bytes).map_err(|_| damaged("it cannot be decompressed"))?;
     if raw.len() as u64 != expected.raw_bytes || Sha::of(&raw) != expected.sha256 {
         return Err(damaged("its checksum does not hold"));
     }
+    Ok(raw)
+}
+
+/// The raw bytes, as many as there are and one more than `expected` at most: whoever wrote the trailer decides nothing about memory.
+fn decompress(content: &[u8], expected: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(content)?;
+    // A frame may ask to look back further than its content is long.
+    decoder.window_log_max(WINDOW_LOG_MAX)?;
+    let mut raw = Vec::new();
+    decoder.take(expected.saturating_add(1)).read_to_end(&mut raw)?;
     Ok(raw)
 }
 
@@ -295,8 +318,14 @@ pub fn to_json<T: Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("our own types are JSON")
 }
 
-pub fn from_json<T: DeserializeOwned>(key: &ObjectKey, bytes: &[u8]) -> Result<T, RepoError> {
-    serde_json::from_slice(bytes).map_err(|error| RepoError::damaged(key, format!("unexpected content: {error}")))
+/// Everything that is read is parsed here, and nothing that makes no sense passes.
+pub fn from_json<T: Document>(key: &ObjectKey, bytes: &[u8]) -> Result<T, RepoError> {
+    let value: T =
+        serde_json::from_slice(bytes).map_err(|error| RepoError::damaged(key, format!("unexpected content: {error}")))?;
+    match value.defect() {
+        None => Ok(value),
+        Some(defect) => Err(RepoError::damaged(key, defect)),
+    }
 }
 
 /// Whether an error means that the object is not there.

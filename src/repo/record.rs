@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::document::{self, Document, first_defect};
+use crate::config;
 use crate::postgres::lsn::{SystemId, Timeline};
 
 /// `lastgood.json`: plain JSON, so that a person or another tool sees at once what this place is.
@@ -35,6 +37,46 @@ pub struct History {
     pub wal_segment_bytes: u32,
     pub data_checksums: bool,
     pub registered: Timestamp,
+}
+
+impl Document for RepositoryRecord {
+    fn defect(&self) -> Option<String> {
+        let is_hex = |text: &str| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        first_defect([
+            (is_hex(&self.id), "its id is none"),
+            (self.key_id.as_deref().is_none_or(is_hex), "its key_id is none"),
+            (document::is_time(self.created), "its time is impossible"),
+        ])
+    }
+}
+
+impl History {
+    fn makes_sense(&self) -> bool {
+        (1..1000).contains(&self.major)
+            && document::is_block_length(self.block_bytes)
+            && document::is_segment_length(self.wal_segment_bytes)
+            && document::is_time(self.registered)
+    }
+}
+
+impl Document for ClusterRecord {
+    fn defect(&self) -> Option<String> {
+        let mut timelines =
+            self.abandoned.iter().flat_map(|a| [a.timeline, a.by]).chain(self.successors.iter().map(|s| s.timeline));
+        let times = self.abandoned.iter().map(|a| a.at).chain(self.successors.iter().map(|s| s.at));
+        first_defect([
+            (config::is_cluster_name(&self.name), "its name is no cluster's"),
+            // Keys have eight digits, and the next must have them too.
+            (self.number < 99_999_999, "its number is impossible"),
+            (!self.histories.is_empty(), "it has no history"),
+            (
+                self.histories.iter().all(History::makes_sense),
+                "a history has an impossible major, block_bytes, wal_segment_bytes or time",
+            ),
+            (timelines.all(|timeline| timeline > Timeline(0)), "it names timeline 0"),
+            (times.chain([self.written]).all(document::is_time), "its times are impossible"),
+        ])
+    }
 }
 
 /// A cluster. Records are numbered; the highest counts. Each holds all that came before.

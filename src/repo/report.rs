@@ -13,9 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::RepoError;
 use super::audit::Who;
+use super::document::{self, Document, first_defect};
 use super::object::{self, Sha};
 use super::repository::Cluster;
 use crate::clock;
+use crate::config;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::storage::{Depth, list_all};
 
@@ -52,6 +54,13 @@ pub struct Phase {
     pub seconds: f64,
     /// Bytes restored, WAL replayed, pages read; 0 where that means nothing.
     pub bytes: u64,
+    /// Files that were written; absent where that means nothing.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub files: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The phase in which files are written.
@@ -133,6 +142,24 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated: Option<Span>,
     pub written_by: String,
+}
+
+impl Document for Report {
+    fn defect(&self) -> Option<String> {
+        let mut times = [self.began, self.ended].into_iter().chain(self.last_transaction);
+        let spans = self.estimated.iter().flat_map(|span| [span.typical_s, span.low_s, span.high_s]);
+        let mut seconds = self.phases.iter().map(|phase| phase.seconds).chain(self.rto_s).chain(self.rpo_s).chain(spans);
+        first_defect([
+            (document::is_report_id(&self.id), "its id is no report's"),
+            (config::is_cluster_name(&self.cluster), "its cluster has an impossible name"),
+            (times.all(document::is_time), "its times are impossible"),
+            (seconds.all(document::is_seconds), "its measurements are impossible"),
+            (
+                self.phases.iter().all(|phase| phase.bytes.max(phase.files) <= document::BYTES_MAX),
+                "its measurements are impossible",
+            ),
+        ])
+    }
 }
 
 /// A report, and the proof that it is the one that was written.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::document::{self, Document};
 use super::layout::{self, Layout};
 use super::manifest::Manifest;
 use super::object;
@@ -180,14 +181,22 @@ fn names(page: &Page) -> Vec<String> {
     page.objects.iter().map(|o| o.key.name().to_string()).collect()
 }
 
+/// `lastgood.json` is not longer than this.
+const RECORD_MAX: u64 = 64 << 10;
+
 /// `lastgood.json` of a place.
 pub async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoError> {
     let key = layout::repository();
-    let raw = storage.read(&key, Part::Whole).await?.bytes;
+    let read = storage.read(&key, Part::Tail { bytes: RECORD_MAX }).await?;
+    if read.object_bytes > RECORD_MAX {
+        return Err(RepoError::damaged(&key, "it is longer than it can be"));
+    }
+    let raw = read.bytes;
     #[derive(serde::Deserialize)]
     struct Versions {
         minimum_reader: u64,
     }
+    impl Document for Versions {}
     let versions: Versions = object::from_json(&key, &raw)?;
     if versions.minimum_reader > u64::from(FORMAT_VERSION) {
         return Err(RepoError::Newer { key, version: versions.minimum_reader });
@@ -266,7 +275,14 @@ impl Cluster {
         let mut newer = None;
         for object in page.objects.iter().rev() {
             match object::get_document(&self.vault, &object.key).await {
-                Ok(raw) => return Ok(Some(object::from_json(&object.key, &raw)?)),
+                Ok(raw) => {
+                    document::prove_format(&object.key, &raw)?;
+                    let record: ClusterRecord = object::from_json(&object.key, &raw)?;
+                    if record.name != self.name {
+                        return Err(RepoError::damaged(&object.key, format!("it is the record of {:?}", record.name)));
+                    }
+                    return Ok(Some(record));
+                }
                 Err(error) if error.is_newer_epoch() => newer = newer.or(Some(error)),
                 Err(error) => return Err(error),
             }

@@ -157,9 +157,12 @@ pub struct RollUp {
 /// Fetches a roll-up; `None` where there is none.
 pub async fn fetch(cluster: &Cluster, system: SystemId, segment_bytes: u64, group: &Group) -> Result<Option<RollUp>, RepoError> {
     let key = group.key(cluster, system, segment_bytes);
-    let Some(read) = object::absent(cluster.storage().read(&key, Part::Whole).await.map_err(RepoError::from))? else {
-        return Ok(None);
-    };
+    let most = 2 * STORED_MAX_BYTES as u64;
+    let read = cluster.storage().read(&key, Part::Tail { bytes: most }).await.map_err(RepoError::from);
+    let Some(read) = object::absent(read)? else { return Ok(None) };
+    if read.object_bytes > most {
+        return Err(RepoError::damaged(&key, "it is longer than a roll-up can be"));
+    }
     let trailer = object::parse_trailer(cluster.vault(), &key, ObjectKind::Pack, &read.bytes, read.object_bytes)?;
     let frames = pack::frames(&key, "", &trailer)?;
     if frames.len() as u64 != Group::size(group.level) {

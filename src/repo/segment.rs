@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::RepoError;
 use super::compress;
 use super::copies;
+use super::document::{Document, first_defect};
 use super::object::{self, ObjectKind, Sha};
 use super::repository::Cluster;
 use super::seal::stream::{OpeningWriter, SealingWriter};
@@ -51,6 +52,21 @@ pub struct WalFileTrailer {
 pub struct Said {
     pub previous: Option<Sha>,
     pub summary: Option<serde_json::Value>,
+}
+
+/// A history file has a line for each timeline, a `.backup` file a few.
+const SMALL_MAX: u64 = 16 << 20;
+
+impl Document for WalFileTrailer {
+    /// A length decides how much is written when the file is fetched.
+    fn defect(&self) -> Option<String> {
+        let fits = match self.name.parse() {
+            Ok(WalFile::Segment(_) | WalFile::Partial(_) | WalFile::Torn(..)) => self.raw_bytes <= 1 << 30,
+            Ok(WalFile::History(_) | WalFile::Backup(..)) => self.raw_bytes <= SMALL_MAX,
+            Err(_) => return Some("its name is none that PostgreSQL archives".into()),
+        };
+        first_defect([(fits, "its length is impossible")])
+    }
 }
 
 /// A file compressed, sealed where the repository is, and ready to be stored.

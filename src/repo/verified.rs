@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::RepoError;
+use super::document::{self, Document, first_defect};
 use super::object;
 use super::repository::Cluster;
 use crate::storage::{Depth, ObjectKey, list_all};
@@ -26,6 +27,13 @@ pub struct Verified {
     /// Nothing waits since before this: the time of the oldest reading, or of the oldest object that was never read.
     pub oldest: Option<Timestamp>,
     pub stretches: Vec<Stretch>,
+}
+
+impl Document for Verified {
+    fn defect(&self) -> Option<String> {
+        let mut times = self.stretches.iter().map(|stretch| stretch.at).chain([self.at]).chain(self.oldest);
+        first_defect([(times.all(document::is_time), "its times are impossible")])
+    }
 }
 
 impl Verified {
@@ -61,7 +69,7 @@ impl Verified {
     /// Writes it behind what was there, and removes that where it may be. Of two who write at once, one is told.
     pub async fn put(&self, cluster: &Cluster) -> Result<(), RepoError> {
         let before = last(cluster).await?;
-        let number = before.last().and_then(|key| key.name().parse::<u32>().ok()).unwrap_or(0) + 1;
+        let number = before.last().and_then(|key| key.name().parse::<u32>().ok()).unwrap_or(0).saturating_add(1);
         object::put_document(cluster.vault(), &cluster.layout().verified_number(number), &object::to_json(self)).await?;
         let _ = cluster.storage().delete(&before).await;
         Ok(())

@@ -15,10 +15,10 @@ use crate::postgres::owner::Ids;
 use crate::repo::RepoError;
 use crate::repo::fetch;
 use crate::repo::frame::FrameRef;
-use crate::repo::manifest::{FileLine, MapPlace, What};
+use crate::repo::manifest::{FileLine, MapPlace, What, decode_path};
 use crate::repo::map::FileMap;
 use crate::repo::repository::Cluster;
-use crate::snapshot::lines::Rules;
+use crate::repo::validate::Lists;
 use crate::snapshot::take::CONTROL_PATH;
 
 /// Frames of one batch, which are remembered at a time: two gigabytes, or one file.
@@ -78,16 +78,18 @@ impl Site<'_> {
         let all_files = batch_files();
         let (mut most_frames, mut most_files) = (BATCH_FRAMES / FIRST, all_files.div_ceil(FIRST));
         let mut listed = Listed::default();
-        let mut rules = Rules::new(manifest);
         let mut pending = Pending::default();
-        let mut first = Some(first);
+        let (mut first, mut seen) = (Some(first), Lists::default());
         for index in 0..manifest.file_lists.len() {
             let lines = match first.take() {
                 Some(lines) => lines,
                 None => manifest.files(self.cluster, index).await?,
             };
             for line in lines {
-                let path = self.path(&mut rules, &line)?;
+                if let Some(what) = seen.line(&line) {
+                    return Err(self.damaged(what));
+                }
+                let path = self.path(&line)?;
                 listed.has_settings |= line.path == "postgresql.conf";
                 if line.path == CONTROL_PATH {
                     listed.control = Some(line);
@@ -115,7 +117,9 @@ impl Site<'_> {
                 }
             }
         }
-        rules.finish().map_err(|what| self.damaged(what))?;
+        if let Some(what) = seen.end(manifest) {
+            return Err(self.damaged(what));
+        }
         let _ = batches.send(self.prepare(pending).await?).await;
         Ok(listed)
     }
@@ -124,9 +128,9 @@ impl Site<'_> {
         RepoError::damaged(&self.cluster.layout().manifest(&self.plan.snapshot), what).into()
     }
 
-    fn path(&self, rules: &mut Rules, line: &FileLine) -> Result<PathBuf, RestoreError> {
+    fn path(&self, line: &FileLine) -> Result<PathBuf, RestoreError> {
         use std::os::unix::ffi::OsStringExt;
-        let bytes = rules.admit(line).map_err(|what| self.damaged(what))?;
+        let bytes = decode_path(&line.path).ok_or_else(|| self.damaged(format!("a file list names the path {:?}", line.path)))?;
         Ok(self.root.join(std::ffi::OsString::from_vec(bytes)))
     }
 
@@ -168,19 +172,19 @@ impl Site<'_> {
         let maps: Vec<FileMap> = fetch::maps(self.cluster, frames.clone()).await?.into_iter().collect::<Result<_, _>>()?;
         let mut targets = Vec::with_capacity(pending.files.len());
         for (line, path) in pending.files {
-            let What::File { bytes, map, digest, .. } = line.what else { continue };
+            let What::File { bytes, map, .. } = &line.what else { continue };
             let map = match map {
-                MapPlace::Map(map) => map,
+                MapPlace::Map(map) => map.clone(),
                 MapPlace::MapFrame { frame, .. } => {
                     let at =
-                        frames.iter().position(|f| *f == frame).ok_or_else(|| self.damaged("a map was not fetched".into()))?;
+                        frames.iter().position(|f| f == frame).ok_or_else(|| self.damaged("a map was not fetched".into()))?;
                     maps[at].clone()
                 }
             };
-            if map.bytes() != bytes || map.digest() != digest || map.defect().is_some() {
-                return Err(self.damaged(format!("the map of {} does not fit the file", line.path)));
+            if let Some(what) = line.map_defect(&map) {
+                return Err(self.damaged(format!("{:?}: {what}", line.path)));
             }
-            targets.push(Target { path, bytes, mode: line.mode, map });
+            targets.push(Target { path, bytes: *bytes, mode: line.mode, map });
         }
         Ok(targets)
     }

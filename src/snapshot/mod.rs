@@ -5,7 +5,7 @@
 //! [`gather`] reads from the WAL index what [`changes`] there were since, and [`survey`] looks at a sample of them.
 //! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files, checks pages and
 //! cuts frames, on threads of its own. [`retire`] names older packs that are not built on. [`stash`] keeps compressed frames together, [`pack`] collects them into packs and stores those. Results come back in the order
-//! of the walk and go to the file lists, whose [`lines`] have rules of their own.
+//! of the walk and go to the file lists (rules: `repo::validate`).
 //!
 //! # What is unchanged
 //! A file whose length, modification time and inode are the parent's, and which was modified well before the parent listed it,
@@ -28,7 +28,6 @@ pub mod choose;
 mod commit;
 pub mod copy;
 pub mod gather;
-pub mod lines;
 pub mod pack;
 pub mod parent;
 pub mod read;

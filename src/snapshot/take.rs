@@ -38,7 +38,7 @@ use crate::upkeep::reindex::{self, Bounds};
 use crate::upkeep::sweep;
 
 /// Copied last, and listed last (rule 11).
-pub const CONTROL_PATH: &str = "global/pg_control";
+pub use crate::repo::validate::CONTROL_PATH;
 /// Between two pings of the session.
 const PING: Duration = Duration::from_secs(2);
 

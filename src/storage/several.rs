@@ -46,6 +46,9 @@ pub use member::Served;
 /// How long one place may be silent before the next is asked too; and for each 4 MiB that are asked for, a second more.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Tails that are asked for to be had are not longer.
+const TAIL_MAX: u64 = 32 << 20;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Duty {
     /// All places are required.
@@ -350,6 +353,8 @@ impl Storage for Several {
         let bytes = match part {
             // What is read whole is small.
             Part::Whole => 0,
+            // A bound, and no length.
+            Part::Tail { bytes } if bytes > TAIL_MAX => 0,
             Part::Range { bytes, .. } | Part::Tail { bytes } => bytes,
         };
         self.ask(bytes, ("read", key), move |member| Box::pin(async move { member.read_counted(key, part).await })).await

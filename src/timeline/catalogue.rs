@@ -12,6 +12,7 @@ use crate::postgres::wal::index::MappedFiles;
 use crate::postgres::wal::index::facts::{PG_CLASS, PG_INDEX, PG_TYPE};
 use crate::postgres::wal::reference::RelFileLocator;
 use crate::repo::RepoError;
+use crate::repo::document::{BYTES_MAX, Document, first_defect};
 use crate::repo::manifest::{self, Manifest};
 use crate::repo::repository::Cluster;
 
@@ -23,8 +24,19 @@ pub const GLOBAL_TABLESPACE: u32 = 1664;
 pub async fn of_snapshot(cluster: &Cluster, manifest: &Manifest) -> Result<Option<Catalogue>, RepoError> {
     let Some(part) = &manifest.catalogue else { return Ok(None) };
     let key = cluster.layout().catalogue(&manifest.id);
-    let lines: Vec<Line> = manifest::get_part(cluster, &key, part).await?;
-    Ok(Some(Catalogue::of_lines(lines)))
+    let lines: Vec<Kept> = manifest::get_part(cluster, &key, part).await?;
+    Ok(Some(Catalogue::of_lines(lines.into_iter().map(|Kept(line)| line).collect())))
+}
+
+/// A line as it is kept.
+#[derive(serde::Deserialize)]
+struct Kept(Line);
+
+impl Document for Kept {
+    fn defect(&self) -> Option<String> {
+        let Kept(Line::Relation(relation)) = self else { return None };
+        first_defect([(relation.bytes <= BYTES_MAX && relation.rows.is_finite(), "a relation has an impossible length")])
+    }
 }
 
 /// Where catalogs that records are looked at for lie, as far as the catalogue knows.

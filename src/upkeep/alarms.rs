@@ -27,7 +27,7 @@ pub struct Notes {
 pub async fn alarms(findings: &mut Findings, cluster: &Cluster, notes: &Notes) -> Result<(), RepoError> {
     let open = alert::open(cluster).await?;
     for (_, alert) in &open {
-        let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.restore, alert.event);
+        let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.command(), alert.event);
         findings.fail("alerts", alert.what.clone(), mend);
     }
     if let Some(problem) = &notes.index_problem {

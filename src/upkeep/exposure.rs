@@ -11,6 +11,7 @@ use crate::postgres::session::{Session, Transport};
 
 /// Rights of group and others.
 const OTHERS: u32 = 0o077;
+/// Of these, to change what is there.
 const OTHERS_WRITE: u32 = 0o022;
 
 /// How the connection to the server travels.

@@ -26,7 +26,7 @@ use crate::repo::presence;
 use crate::repo::repository::Cluster;
 use crate::repo::seal::{keyring, rotation};
 use crate::repo::segment;
-use crate::snapshot::lines::Rules;
+use crate::repo::validate::Lists;
 use crate::storage::{Fault, ObjectKey};
 use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
@@ -145,7 +145,9 @@ impl Verifier<'_> {
                 continue;
             }
             self.report.warnings.push(format!("snapshot {id} was expired while it was read, and is left out"));
-            self.problems.values_mut().for_each(|problem| drop(problem.snapshots.remove(&id)));
+            self.problems.values_mut().for_each(|problem| {
+                problem.snapshots.remove(&id);
+            });
             self.problems
                 .retain(|object, problem| !(object.contains(&id) && problem.snapshots.is_empty() && problem.windows.is_empty()));
         }
@@ -250,23 +252,22 @@ impl Verifier<'_> {
 
     /// What each list holds, and that a restore would take them as they are.
     async fn lists(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
-        let mut rules = Some(Rules::new(manifest));
+        let mut seen = Some(Lists::default());
         for index in 0..manifest.file_lists.len() {
             let key = self.cluster.layout().files(&manifest.id, index as u32 + 1).to_string();
             let lines = manifest.files(self.cluster, index).await;
+            // Of lists of which one is missing, the rest says nothing about the whole.
             let Some(lines) = self.damage(lines, &manifest.id, key.clone())? else {
-                // What follows cannot be judged without it.
-                rules = None;
+                seen = None;
                 continue;
             };
-            let admitted = rules.as_mut().map(|rules| lines.iter().try_for_each(|line| rules.admit(line).map(drop)));
-            if let Some(Err(what)) = admitted {
-                self.costs(key, what, &manifest.id);
-                rules = None;
+            if let Some(what) = seen.as_mut().and_then(|seen| lines.iter().find_map(|line| seen.line(line))) {
+                self.costs(key.clone(), what, &manifest.id);
+                seen = None;
             }
             self.files(manifest, &lines).await?;
         }
-        if let Some(Err(what)) = rules.map(|rules| rules.finish()) {
+        if let Some(what) = seen.and_then(|seen| seen.end(manifest)) {
             self.costs(self.cluster.layout().manifest(&manifest.id).to_string(), what, &manifest.id);
         }
         Ok(())
@@ -382,10 +383,9 @@ impl Verifier<'_> {
 
     /// A map that fits its file; its frames.
     fn map(&mut self, manifest: &Manifest, line: &FileLine, map: &FileMap) -> Vec<FrameRef> {
-        let What::File { bytes, digest, .. } = &line.what else { return Vec::new() };
-        if map.bytes() != *bytes || map.digest() != *digest || map.defect().is_some() {
+        if let Some(what) = line.map_defect(map) {
             let key = self.cluster.layout().manifest(&manifest.id).to_string();
-            self.costs(key, format!("the map of {} does not fit the file", line.path), &manifest.id);
+            self.costs(key, format!("{:?}: {what}", line.path), &manifest.id);
             return Vec::new();
         }
         map.frames.clone()

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::child;
 use crate::config::Alert as Settings;
 use crate::repo::alert::Alert;
 use crate::repo::object;
@@ -44,7 +45,9 @@ async fn attempts<F: Future<Output = Result<(), String>>>(attempt: impl Fn() -> 
 async fn run(body: &[u8], settings: &Settings) -> Result<(), String> {
     let mut command = Command::new(&settings.command[0]);
     command.args(&settings.command[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|error| format!("{} cannot be started: {error}", settings.command[0]))?;
+    let mut child = child::without_secrets(&mut command)
+        .spawn()
+        .map_err(|error| format!("{} cannot be started: {error}", settings.command[0]))?;
     let talk = async {
         if let Some(mut stdin) = child.stdin.take() {
             // A program that does not read it may still do its work.

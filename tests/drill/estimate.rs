@@ -7,7 +7,7 @@ async fn an_estimate_comes_from_drills_and_restores() {
     let world = filled(15, "").await;
     let into = world.path("restored");
     let restore = ["restore", "--to", "latest", "--into", into.to_str().unwrap()];
-    let unknown = "not known yet: no drill and no restore has measured it";
+    let unknown = "not known yet: no drill and no restore of such a size has measured it";
     assert!(world.ok(&["list"]).out.contains(unknown));
     assert!(world.ok(&[&restore[..], &["--dry-run"]].concat()).out.contains(unknown));
     world.ok(&restore);

@@ -233,12 +233,14 @@ pub async fn archive(cluster: &Cluster, name: SegmentName, bytes: &[u8]) -> Stor
     fold.feed(bytes);
     let summary = serde_json::to_value(fold.finish().summary).unwrap();
     let encoded = segment::encode(bytes, 1, None, &[], &mut |_| {}).unwrap();
-    segment::store(cluster, SYSTEM, &WalFile::Segment(name), encoded, Some(summary)).await.unwrap()
+    segment::store(cluster, SYSTEM, &WalFile::Segment(name), encoded, segment::Said { summary: Some(summary), previous: None })
+        .await
+        .unwrap()
 }
 
 pub async fn archive_history(cluster: &Cluster, server: &Server) {
     let encoded = segment::encode(server.text.as_bytes(), 1, None, &[], &mut |_| {}).unwrap();
-    segment::store(cluster, SYSTEM, &WalFile::History(server.timeline), encoded, None).await.unwrap();
+    segment::store(cluster, SYSTEM, &WalFile::History(server.timeline), encoded, segment::Said::default()).await.unwrap();
 }
 
 /// What a snapshot between two positions leaves, without its files.

@@ -24,10 +24,12 @@ impl SegmentName {
         SegmentName { timeline, high: (number / per_high) as u32, low: (number % per_high) as u32 }
     }
 
-    /// The segment's number on its timeline, counted from 0; `None` when no segment of that size has this name.
+    /// The segment's number on its timeline, counted from 0; `None` when no segment of that size has this name, nor any that WAL can
+    /// reach: numbers behind it can be counted on.
     pub fn number(&self, segment_bytes: u64) -> Option<u64> {
         let per_high = segments_per_high(segment_bytes);
-        (u64::from(self.low) < per_high).then(|| u64::from(self.high) * per_high + u64::from(self.low))
+        let number = (u64::from(self.low) < per_high).then(|| u64::from(self.high) * per_high + u64::from(self.low))?;
+        (number < u64::MAX / segment_bytes - UNREACHED).then_some(number)
     }
 
     /// What orders segments of whatever timeline.
@@ -44,6 +46,9 @@ impl SegmentName {
         Some(SegmentName::new(self.timeline, self.number(segment_bytes)? + 1, segment_bytes))
     }
 }
+
+/// So many segments at the end of all positions are none: more than a roll-up has, so that the end of one is still a position.
+const UNREACHED: u64 = 8192;
 
 /// `XLogSegmentsPerXLogId`.
 fn segments_per_high(segment_bytes: u64) -> u64 {
@@ -204,6 +209,8 @@ mod tests {
             assert_eq!(last.next(bytes).unwrap().to_string(), "000000010000000100000000");
             assert_eq!(last.number(bytes), Some(segments_per_high(bytes) - 1));
         }
+        let last: SegmentName = "00000001FFFFFFFF000000FF".parse().unwrap();
+        assert_eq!((last.number(16 << 20), last.next(16 << 20)), (None, None), "nothing can be added to it");
         let foreign: SegmentName = "0000000100000000000000FF".parse().unwrap();
         assert_eq!(foreign.number(1 << 30), None);
     }

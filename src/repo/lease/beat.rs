@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::config;
 use crate::repo::RepoError;
+use crate::repo::document::{self, Document, first_defect};
 use crate::repo::object;
 use crate::repo::repository::Cluster;
 use crate::storage::ObjectKey;
@@ -41,6 +42,20 @@ pub struct Beat {
 
 fn default_stale_after_s() -> u64 {
     config::LEASE_S
+}
+
+/// What is long for a lease; the longest that is configured is minutes.
+const STALE_MAX_S: u64 = 7 * 86_400;
+
+impl Document for Beat {
+    /// One that would hold for ever is none: nobody could take over.
+    fn defect(&self) -> Option<String> {
+        first_defect([
+            (document::is_time(self.started), "its time is impossible"),
+            (self.stale_after_s <= STALE_MAX_S, "its stale_after_s are impossible"),
+            (self.epoch < 99_999_999 && self.beat < 99_999_999, "its number is impossible"),
+        ])
+    }
 }
 
 impl Beat {

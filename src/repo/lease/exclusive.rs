@@ -89,7 +89,7 @@ impl Exclusive {
             if let Some(holder) = standing.living.first() {
                 return Err(refusal(cluster, holder));
             }
-            let epoch = standing.claims.iter().map(|c| c.epoch).max().unwrap_or(0) + 1;
+            let epoch = standing.claims.iter().map(|c| c.epoch).max().unwrap_or(0).saturating_add(1);
             let claim = Held::new(cluster, resource, Beat::first(cluster, operation, snapshot, epoch));
             if claim.win().await? {
                 let held = Arc::new(claim);

@@ -116,7 +116,7 @@ impl Standing {
 
     fn next(&self) -> u32 {
         let mut beats = self.beats();
-        let next = beats.last().map_or(1, |last| last + 1);
+        let next = beats.last().map_or(1, |last| last.saturating_add(1));
         beats.push(next);
         next
     }

@@ -13,6 +13,7 @@ use super::crypto::{self, GcmKey};
 use super::epoch::EpochKey;
 use super::slot::{Place, Slot};
 use super::{Role, Seal};
+use crate::repo::document::{self, Document, first_defect};
 use crate::repo::layout;
 use crate::repo::object::{self, Sha};
 use crate::repo::vault::Vault;
@@ -55,6 +56,18 @@ pub struct Earlier {
 #[derive(Debug, Serialize, Deserialize)]
 struct Signature {
     signature: String,
+}
+
+impl Document for Signature {}
+
+impl Document for Keyring {
+    fn defect(&self) -> Option<String> {
+        first_defect([
+            (document::is_time(self.written), "its time is impossible"),
+            // Numbers in keys have six digits, and the next must have them too.
+            (self.epoch < 999_999 && self.number < 999_999, "its number is impossible"),
+        ])
+    }
 }
 
 /// The first 32 hex digits of the SHA-256 of the first epoch's public signing key.
@@ -185,14 +198,7 @@ fn parse(key: &ObjectKey, raw: &[u8]) -> Result<Keyring, RepoError> {
     let damaged = |what: &str| RepoError::damaged(key, what);
     let mut lines = raw.splitn(2, |b| *b == b'\n');
     let (first, second) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    #[derive(Deserialize)]
-    struct Format {
-        format: u64,
-    }
-    let version = object::from_json::<Format>(key, first)?.format;
-    if version > u64::from(FORMAT_VERSION) {
-        return Err(RepoError::Newer { key: key.clone(), version });
-    }
+    document::prove_format(key, first)?;
     let keyring: Keyring = object::from_json(key, first)?;
     let signature: Signature = object::from_json(key, second)?;
     let mut before: Option<&Ancestor> = None;

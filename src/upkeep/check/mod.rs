@@ -5,8 +5,8 @@
 //! and whether archiving works, [`snapshots`] what can be restored, [`replay`]
 //! how far.
 
-pub mod replay;
 pub mod command;
+pub mod replay;
 pub mod repository;
 pub mod server;
 pub mod snapshots;

@@ -33,7 +33,7 @@ async fn look(findings: &mut Findings, cluster: &Cluster, server: Option<&Server
         None => None,
     };
     let mut archive = Archive::load(cluster, system, history.wal_segment_bytes.into()).await?;
-    archive.abandon(&record.abandoned(system));
+    archive.decide(&record);
     let manifests: Vec<Manifest> = cluster.manifests().await?.into_iter().filter_map(|(_, manifest)| manifest.ok()).collect();
     let all = windows::windows(&archive, &manifests).await?;
     for (name, problem) in &archive.unreadable {
