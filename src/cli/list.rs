@@ -9,7 +9,7 @@ use super::context::{Global, Place};
 use super::{estimate, output, places};
 use crate::clock;
 use crate::postgres::lsn::SystemId;
-use crate::repo::keep::{self, Keep};
+use crate::repo::keep::{self, Pin};
 use crate::repo::manifest::Manifest;
 use crate::timeline::archive::Archive;
 use crate::timeline::estimate::{Estimate, Experience};
@@ -26,7 +26,7 @@ struct Listing {
     histories: Vec<HistoryListing>,
     unreadable: Vec<(String, String)>,
     /// Snapshots that somebody wants to keep.
-    pins: BTreeMap<String, Keep>,
+    pins: BTreeMap<String, Pin>,
 }
 
 #[derive(Serialize)]

@@ -81,14 +81,26 @@ pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, bool>, RepoError>
     Ok(ids)
 }
 
-/// Alerts that nobody acknowledged. While there are any, nothing may be expired (rule 53).
-pub async fn open(cluster: &Cluster) -> Result<Vec<(String, Alert)>, RepoError> {
+/// An alert's id, and the alert or why it cannot be read.
+pub type Readable = (String, Result<Alert, String>);
+
+/// Alerts that nobody acknowledged, those that cannot be read among them. While there are any, nothing may be expired (rule 53).
+pub async fn open(cluster: &Cluster) -> Result<Vec<Readable>, RepoError> {
     let mut open = Vec::new();
     for (id, _) in all(cluster).await?.into_iter().filter(|(_, is_acknowledged)| !is_acknowledged) {
-        let alert = Alert::read(cluster, &id).await?;
+        let alert = readable(cluster, &id).await?;
         open.push((id, alert));
     }
     Ok(open)
+}
+
+/// An alert that is damaged costs its words, and nothing else: that it was raised is known by its name.
+pub async fn readable(cluster: &Cluster, id: &str) -> Result<Result<Alert, String>, RepoError> {
+    match Alert::read(cluster, id).await {
+        Ok(alert) => Ok(Ok(alert)),
+        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 /// Closes an alert; who was first stays the one who did.
