@@ -29,7 +29,7 @@ use crate::timeline::archive::Archive;
 use crate::timeline::catalogue;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window};
-use crate::upkeep::hidden;
+use crate::upkeep::{hidden, orphans};
 
 /// Of so many problems a bucket is asked what was there before; each is a request.
 const ASKED_PROBLEMS: usize = 200;
@@ -103,6 +103,12 @@ pub async fn verify(
     }
     verifier.audit(&readable).await?;
     verifier.versions().await?;
+    for orphan in orphans::find(cluster).await? {
+        match orphan.is_noted {
+            true => verifier.report.warnings.push(format!("{}: {}", orphan.object, orphan.describe())),
+            false => verifier.costs(orphan.object.clone(), orphan.describe(), &orphan.snapshot),
+        }
+    }
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
 }
