@@ -8,6 +8,7 @@ mod bucket;
 mod changed;
 mod cost;
 mod crash;
+mod damage;
 mod docs;
 mod drill;
 mod expire;

@@ -22,6 +22,7 @@ use crate::repo::gone::Gone;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::segment;
+use crate::storage::Depth;
 
 /// Between two looks for a segment that is on its way into the spool.
 const LOOK: Duration = Duration::from_millis(2);
@@ -141,7 +142,26 @@ async fn prove_absence(
     {
         return Err(GetError::Expired { segment });
     }
+    // Which WAL was expired is not known: what has a later segment behind it is a hole, or was expired.
+    if let (WalFile::Segment(segment), Some(why)) = (file, &known.gone.unreadable)
+        && has_later(cluster, system, segment).await?
+    {
+        let key = cluster.layout().wal(system, &file);
+        return Err(RepoError::damaged(
+            &key,
+            format!("it is missing, later ones are there, and what was expired is not known: {why}"),
+        )
+        .into());
+    }
     Ok(())
+}
+
+/// Whether a later segment of the same timeline is archived.
+async fn has_later(cluster: &Cluster, system: SystemId, segment: SegmentName) -> Result<bool, RepoError> {
+    let (prefix, key) = (cluster.layout().segments(system), cluster.layout().wal(system, &WalFile::Segment(segment)));
+    let page = cluster.storage().list(&prefix, Some(key.as_str()), Depth::All).await?;
+    let next = page.objects.first().and_then(|object| object.key.name().parse::<SegmentName>().ok());
+    Ok(next.is_some_and(|next| next.timeline == segment.timeline))
 }
 
 /// What a cluster knows of itself, for telling why something is not there.

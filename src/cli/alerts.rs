@@ -82,8 +82,14 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     }
     let mut shown = 0;
     for (id, acknowledged) in known.into_iter().filter(|(_, done)| args.all || !done) {
-        let alert = Alert::read_or_unreadable(&place.cluster, &id).await?;
         shown += 1;
+        let alert = match alert::readable(&place.cluster, &id).await? {
+            Ok(alert) => alert,
+            Err(unreadable) => {
+                tell_unreadable(&id, acknowledged, &unreadable, global.json);
+                continue;
+            }
+        };
         if global.json {
             output::json(&Shown { id, acknowledged, alert });
         } else {
@@ -94,6 +100,22 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         output::line(if args.all { "no alert was ever raised" } else { "no alert is open" });
     }
     Ok(0)
+}
+
+/// That it was raised is known all the same, and of what event.
+fn tell_unreadable(id: &str, acknowledged: bool, unreadable: &str, json: bool) {
+    if json {
+        output::json(&serde_json::json!({ "id": id, "acknowledged": acknowledged, "unreadable": unreadable }));
+        return;
+    }
+    output::line(format!("an alert that cannot be read: {unreadable}"));
+    output::entry("alert", id);
+    if let Some(event) = event_of(id) {
+        output::entry("undo it", format!("lastgood restore --before {event}"));
+    }
+    if !acknowledged {
+        output::entry("was meant", format!("lastgood alerts --acknowledge {id} --reason TEXT"));
+    }
 }
 
 /// The event of the alert with this id.

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::repo::repository::Repository;
 use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
-use crate::upkeep::{drills, exposure, protection};
+use crate::upkeep::{drills, exposure, orphans, protection, rebuild};
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -76,6 +76,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             check::replay(&mut findings, &repository.cluster(name)).await?;
             check::presence(&mut findings, &repository.cluster(name)).await;
             check::windows(&mut findings, &repository.cluster(name), server.as_ref()).await;
+            orphans::notes(&mut findings, &repository.cluster(name)).await?;
+            rebuild::check(&mut findings, &repository.cluster(name)).await?;
+            orphans::check(&mut findings, &repository.cluster(name)).await?;
             check::reading(&mut findings, &repository.cluster(name), config.verify.cycle_days).await?;
             alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
                 .await?;

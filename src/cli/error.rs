@@ -50,6 +50,8 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(match error {
             ExpireError::Repo(error) => repo(error),
             ExpireError::Refused { .. } | ExpireError::Begun { .. } | ExpireError::Pinned { .. } => REFUSED,
+            ExpireError::NotLost { .. } => TARGET,
+            ExpireError::Unseen { .. } => REFUSED,
             ExpireError::Left { .. } => REPOSITORY,
         });
     }

@@ -1,11 +1,14 @@
 //! `lastgood expire`
 
 use super::context::{Global, Place};
+use super::guard::Desk;
 use super::keys::Need;
 use super::{guard, output, progress};
+use crate::config::Retention;
+use crate::restore::guard::Care;
 use crate::upkeep::expire::execute::Done;
 use crate::upkeep::expire::plan::{Count, Plan};
-use crate::upkeep::expire::{self, Request};
+use crate::upkeep::expire::{self, ExpireError, Request};
 
 /// Remove snapshots and WAL that no rule of [retention] keeps
 ///
@@ -13,7 +16,8 @@ use crate::upkeep::expire::{self, Request};
 /// anything that a kept one needs. Without [retention] nothing is ever removed. Exits with 5 when it refuses: an alert is not
 /// acknowledged, the newest snapshot is much smaller than the one before, or another backup runs.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lastgood expire --dry-run\n  lastgood expire --json | jq .plan.removed")]
+#[command(after_help = "Example:\n  lastgood expire --dry-run\n  lastgood expire --json | jq .plan.removed\n  \
+    lastgood expire --forget 20261121T010000Z-ab12")]
 pub struct Args {
     /// Show the plan, and stop
     #[arg(long)]
@@ -21,10 +25,22 @@ pub struct Args {
     /// A person has looked: the snapshot that is so much smaller than the one before is right
     #[arg(long)]
     accept_shrink: bool,
+    /// Remove what is left of a snapshot whose manifest is missing or damaged, instead of what the rules say
+    ///
+    /// Such a snapshot cannot be restored, and stays until its manifest comes back (`lastgood verify --repair`) or somebody gives it
+    /// up. Packs that other snapshots need stay. Takes the code of the plan.
+    #[arg(long, value_name = "ID", conflicts_with = "accept_shrink")]
+    forget: Option<String>,
+    /// The code of the plan, which was shown with it: for automations, good for 15 minutes
+    #[arg(long, value_name = "CODE", requires = "forget")]
+    confirm: Option<String>,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let place = Place::open_to(global, Need::Write).await?;
+    if let Some(id) = &args.forget {
+        return forget(global, &place, id, &args).await;
+    }
     let rules = place.config.retention.clone();
     // Where objects are locked, what stays for ever must be locked for longer all the same.
     let has_locks = place.cluster.storage().bucket().is_some_and(|bucket| bucket.lock().is_some());
@@ -36,15 +52,43 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         }
         return Ok(0);
     }
-    let request = Request { rules, accept_shrink: args.accept_shrink, who: guard::who() };
+    let request = Request { rules, accept_shrink: args.accept_shrink, forget: None, who: guard::who() };
     if args.dry_run {
         let plan = expire::preview(&place.cluster, &place.record, &request).await?;
         show(&plan, global.json);
         return Ok(0);
     }
+    execute(global, &place, &request).await
+}
+
+/// Gives up a snapshot whose manifest is missing or damaged.
+async fn forget(global: &Global, place: &Place, id: &str, args: &Args) -> anyhow::Result<u8> {
+    let request = Request { rules: Retention::default(), accept_shrink: false, forget: Some(id.to_string()), who: guard::who() };
+    let plan = expire::preview(&place.cluster, &place.record, &request).await?;
+    let desk = Desk::new("expire", place, global);
+    let going: Vec<&str> = plan.going.iter().map(|pack| pack.name.as_str()).collect();
+    let seal = desk.seal(&(&plan.forgotten, &plan.leftovers, plan.lists, going), place);
+    let code = seal.code(crate::clock::now());
+    if global.json {
+        output::json(&serde_json::json!({ "event": "plan", "plan": plan, "bytes": plan.bytes(), "code": code }));
+    } else {
+        show(&plan, false);
+        guard::show(&Care::Code, &code);
+    }
+    if args.dry_run {
+        return Ok(0);
+    }
+    if !desk.has_seen(&seal, args.confirm.as_deref())? {
+        return Err(ExpireError::Unseen { id: id.into() }.into());
+    }
+    execute(global, place, &request).await
+}
+
+/// Plans again under the lease, shows that plan, and does it.
+async fn execute(global: &Global, place: &Place, request: &Request) -> anyhow::Result<u8> {
     let json = global.json;
     let monitor = progress::monitor(json);
-    let done = expire::run(&place.cluster, &place.record, &request, &mut |plan| show(plan, json), monitor.clone()).await;
+    let done = expire::run(&place.cluster, &place.record, request, &mut |plan| show(plan, json), monitor.clone()).await;
     drop(monitor);
     let done = done?;
     if json {
@@ -112,6 +156,9 @@ fn show(plan: &Plan, json: bool) {
     }
     for id in &plan.leftovers {
         output::entry("rest of", format!("{id}, which was expired before"));
+    }
+    for id in &plan.forgotten {
+        output::entry("given up", format!("{id}, whose manifest is missing or damaged"));
     }
     let size = |count: &Count, what: &str| format!("{}, {}", output::count(count.objects, what), output::bytes(count.bytes));
     if plan.packs.objects > 0 {

@@ -93,6 +93,14 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// Whether somebody has seen a plan: by its code, given or typed.
+    pub fn has_seen(&self, seal: &Seal, code: Option<&str>) -> anyhow::Result<bool> {
+        match code.map(str::to_string).or_else(|| self.ask(&Care::Code)) {
+            Some(code) => Ok(seal.check(&code, crate::clock::now()).map(|()| true)?),
+            None => Ok(false),
+        }
+    }
+
     /// What a person types at a terminal; nothing that comes from anywhere else.
     fn ask(&self, care: &Care) -> Option<String> {
         if self.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {

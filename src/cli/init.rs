@@ -7,21 +7,24 @@ use crate::clock;
 use crate::config::Config;
 use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::session::{Facts, Session};
-use crate::repo::FORMAT_VERSION;
 use crate::repo::record::{ClusterRecord, History};
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::CIPHER;
 use crate::repo::seal::create::{self, Sealing};
 use crate::repo::seal::keys::Keys;
 use crate::repo::seal::slot::{MEMORY_KIB, To};
+use crate::repo::{FORMAT_VERSION, RepoError};
 use crate::snapshot::SnapshotError;
 use crate::storage::Created;
 use crate::storage::fs::DirectoryStorage;
 use crate::storage::open::Place;
+use crate::upkeep::rebuild;
 
 /// Make the repository, register the server, and print the settings it needs
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lastgood init --repo /backup/lastgood --cluster shop\n  lastgood init --apply")]
+#[command(
+    after_help = "Example:\n  lastgood init --repo /backup/lastgood --cluster shop\n  lastgood init --apply\n  lastgood init --rebuild"
+)]
 pub struct Args {
     /// Write the settings with ALTER SYSTEM and reload, instead of printing them
     #[arg(long)]
@@ -29,12 +32,21 @@ pub struct Args {
     /// Register this server although the name already stands for another system: after pg_upgrade or initdb
     #[arg(long)]
     new_history: bool,
+    /// Write lastgood.json and the cluster's record again, where they are missing or damaged, from the snapshots and WAL that are there
+    ///
+    /// Needs no server. Nothing is written where a record is whole, nor in an empty place. The label is lost, so the cluster counts as
+    /// production afterwards.
+    #[arg(long, conflicts_with_all = ["apply", "new_history", "no_encryption"])]
+    rebuild: bool,
     /// Make the repository without encryption, whatever the configuration says
     #[arg(long)]
     no_encryption: bool,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    if args.rebuild {
+        return super::rebuild::run(global).await;
+    }
     let config = global.configuration()?;
     // The server first: a repository without a cluster helps nobody.
     let session = context::session(&config).await?;
@@ -134,6 +146,10 @@ fn show_keys(config: &Config, repository: &Repository, created: Created) {
 async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history: bool) -> anyhow::Result<Result<bool, String>> {
     loop {
         let before = cluster.record().await?;
+        if before.is_none() && rebuild::has_objects(cluster).await? {
+            let (place, name) = (cluster.storage().place().into(), cluster.name().into());
+            return Ok(Err(RepoError::NoRecord { place, name }.to_string()));
+        }
         let known = before.as_ref().filter(|r| r.current().is_some_and(|h| h.system_identifier == facts.system_identifier));
         if let Some(record) = known {
             // The guard looks at the label in the repository too, from every host.
@@ -179,6 +195,7 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
             abandoned: before.as_ref().map(|r| r.abandoned.clone()).unwrap_or_default(),
             successors: before.map(|r| r.successors).unwrap_or_default(),
             written: clock::now(),
+            behind: None,
         };
         if cluster.put_record(&record).await? {
             return Ok(Ok(true));

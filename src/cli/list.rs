@@ -9,7 +9,7 @@ use super::context::{Global, Place};
 use super::{estimate, output, places};
 use crate::clock;
 use crate::postgres::lsn::{SystemId, Timeline};
-use crate::repo::keep::{self, Keep};
+use crate::repo::keep::{self, Pin};
 use crate::repo::manifest::Manifest;
 use crate::repo::presence::{self, Presence};
 use crate::timeline::archive::Archive;
@@ -30,7 +30,7 @@ struct Listing {
     /// Whether everything is there that the newest snapshots need; of older ones it is not known.
     presence: Vec<Presence>,
     /// Snapshots that somebody wants to keep.
-    pins: BTreeMap<String, Keep>,
+    pins: BTreeMap<String, Pin>,
 }
 
 #[derive(Serialize)]

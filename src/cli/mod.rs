@@ -37,6 +37,7 @@ pub mod output;
 pub mod pin;
 pub mod places;
 pub mod progress;
+pub mod rebuild;
 pub mod reference;
 pub mod release;
 pub mod restore;

@@ -49,7 +49,8 @@ pub async fn mirror(config: &Config, mirror: &Mirror) -> anyhow::Result<Arc<dyn 
     Ok(storage)
 }
 
-async fn mirrors(config: &Config, wanted: impl Fn(&Mirror) -> bool) -> anyhow::Result<Vec<(String, Arc<dyn Storage>)>> {
+/// The mirrors that are `wanted`, by name.
+pub async fn mirrors(config: &Config, wanted: impl Fn(&Mirror) -> bool) -> anyhow::Result<Vec<(String, Arc<dyn Storage>)>> {
     let mut opened = Vec::new();
     for found in config.mirror.iter().filter(|mirror| wanted(mirror)) {
         opened.push((found.name.clone(), mirror(config, found).await?));

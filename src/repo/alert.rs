@@ -81,31 +81,6 @@ impl Alert {
         }
     }
 
-    /// Stands for one that cannot be read: it was raised, and nobody has acknowledged it.
-    fn unreadable(error: &RepoError) -> Alert {
-        Alert {
-            noticed: Timestamp::UNIX_EPOCH,
-            host: "an unknown host".into(),
-            system_identifier: SystemId(0),
-            timeline: Timeline(0),
-            target: Lsn(0),
-            event: "all".into(),
-            time: None,
-            xid: 0,
-            rule: "unknown".into(),
-            what: format!("an alert cannot be read: {error}"),
-            restore: String::new(),
-        }
-    }
-
-    /// The alert, or what says that it cannot be read.
-    pub async fn read_or_unreadable(cluster: &Cluster, id: &str) -> Result<Alert, RepoError> {
-        match Alert::read(cluster, id).await {
-            Err(error) if error.is_damage() => Ok(Alert::unreadable(&error)),
-            read => read,
-        }
-    }
-
     /// Writes it; `false` when it was there: the event was noticed before.
     pub async fn raise(&self, cluster: &Cluster) -> Result<bool, RepoError> {
         let key = cluster.layout().alert(&self.id());
@@ -134,14 +109,26 @@ pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, bool>, RepoError>
     Ok(ids)
 }
 
-/// Alerts that nobody acknowledged. While there are any, nothing may be expired (rule 53).
-pub async fn open(cluster: &Cluster) -> Result<Vec<(String, Alert)>, RepoError> {
+/// An alert's id, and the alert or why it cannot be read.
+pub type Readable = (String, Result<Alert, String>);
+
+/// Alerts that nobody acknowledged, those that cannot be read among them. While there are any, nothing may be expired (rule 53).
+pub async fn open(cluster: &Cluster) -> Result<Vec<Readable>, RepoError> {
     let mut open = Vec::new();
     for (id, _) in all(cluster).await?.into_iter().filter(|(_, is_acknowledged)| !is_acknowledged) {
-        let alert = Alert::read_or_unreadable(cluster, &id).await?;
+        let alert = readable(cluster, &id).await?;
         open.push((id, alert));
     }
     Ok(open)
+}
+
+/// An alert that is damaged costs its words, and nothing else: that it was raised is known by its name.
+pub async fn readable(cluster: &Cluster, id: &str) -> Result<Result<Alert, String>, RepoError> {
+    match Alert::read(cluster, id).await {
+        Ok(alert) => Ok(Ok(alert)),
+        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 /// Closes an alert; who was first stays the one who did.

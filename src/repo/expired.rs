@@ -1,8 +1,8 @@
 //! Snapshots that were expired.
 //!
 //! `expired/<snapshot>` is written before the manifest is deleted, and holds it. While it stands, the packs below the snapshot's id
-//! are no remains of an unfinished snapshot, which a sweep would remove: newer snapshots may need some of them. It goes when
-//! nothing of the snapshot is left.
+//! belong to an expiry: newer snapshots may need some of them. It goes when nothing of the snapshot is left. Where there was no
+//! manifest to hold (a person gave the snapshot up, or an earlier note was lost), it says only that packs are left.
 //!
 //! `accepted/<snapshot>` says that a person looked at a snapshot that is much smaller than the one before, and found it right.
 
@@ -24,19 +24,27 @@ pub struct Expired {
     pub at: Timestamp,
     /// Why no rule kept it, for people.
     pub why: String,
-    pub manifest: Manifest,
+    /// As it was, where it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<Manifest>,
 }
 
 impl Document for Expired {
     fn defect(&self) -> Option<String> {
-        first_defect([(document::is_time(self.at), "its time is impossible")]).or_else(|| self.manifest.defect())
+        first_defect([(document::is_time(self.at), "its time is impossible")])
+            .or_else(|| self.manifest.as_ref().and_then(Document::defect))
     }
 }
 
 impl Expired {
+    /// Of a snapshot whose manifest nobody has.
+    pub fn of_packs(at: Timestamp, why: &str) -> Expired {
+        Expired { at, why: why.into(), manifest: None }
+    }
+
     /// Notes it. What an earlier try wrote says the same.
-    pub async fn put(&self, cluster: &Cluster) -> Result<(), RepoError> {
-        let key = cluster.layout().expired(&self.manifest.id);
+    pub async fn put(&self, cluster: &Cluster, id: &str) -> Result<(), RepoError> {
+        let key = cluster.layout().expired(id);
         match object::put_document(cluster.vault(), &key, &object::to_json(self)).await {
             Ok(_) | Err(RepoError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),

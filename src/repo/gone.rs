@@ -21,6 +21,9 @@ pub struct Range(pub SegmentName, pub SegmentName);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gone {
     pub ranges: Vec<Range>,
+    /// Why that is not known, if so: more may be gone than the ranges say.
+    #[serde(skip)]
+    pub unreadable: Option<String>,
 }
 
 impl Document for Gone {
@@ -32,11 +35,15 @@ impl Document for Gone {
 }
 
 impl Gone {
-    /// What is gone of one history; nothing when nothing was ever expired.
+    /// What is gone of one history; nothing when nothing was ever expired. Damage costs this knowledge alone: who reads it then
+    /// trusts no roll-up, and lists what is there.
     pub async fn read(cluster: &Cluster, system: SystemId) -> Result<Gone, RepoError> {
-        match last(cluster, system).await?.pop() {
-            Some(key) => object::from_json(&key, &object::get_document(cluster.vault(), &key).await?),
-            None => Ok(Gone::default()),
+        let Some(key) = last(cluster, system).await?.pop() else { return Ok(Gone::default()) };
+        let read = object::get_document(cluster.vault(), &key).await;
+        match read.and_then(|raw| object::from_json(&key, &raw)) {
+            Ok(gone) => Ok(gone),
+            Err(error) if error.is_damage() => Ok(Gone { ranges: Vec::new(), unreadable: Some(error.to_string()) }),
+            Err(error) => Err(error),
         }
     }
 

@@ -70,17 +70,57 @@ fn number(key: &ObjectKey) -> Option<u32> {
     key.name().parse().ok()
 }
 
-/// What counts for each snapshot that was ever pinned.
-pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, Keep>, RepoError> {
+/// What counts for a snapshot that was ever pinned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Pin {
+    Said(Keep),
+    /// What was said last cannot be read: it may be a pin, so it counts as one.
+    Unreadable {
+        pinned: bool,
+        unreadable: String,
+    },
+}
+
+impl Pin {
+    /// Whether the snapshot must stay at that time.
+    pub fn holds(&self, now: Timestamp) -> bool {
+        match self {
+            Pin::Said(keep) => keep.holds(now),
+            Pin::Unreadable { pinned, .. } => *pinned,
+        }
+    }
+
+    /// For people: how long, and why.
+    pub fn describe(&self) -> String {
+        match self {
+            Pin::Said(keep) => keep.describe(),
+            Pin::Unreadable { unreadable, .. } => {
+                format!("taken for pinned, because what was said of it cannot be read ({unreadable}); pin or unpin it again")
+            }
+        }
+    }
+}
+
+/// What counts for each snapshot that was ever pinned. One that cannot be read costs nothing but its own word.
+pub async fn all(cluster: &Cluster) -> Result<BTreeMap<String, Pin>, RepoError> {
     let prefix = cluster.layout().keeps();
     let mut newest: BTreeMap<String, ObjectKey> = BTreeMap::new();
     for object in list_all(cluster.storage(), &prefix, Depth::All).await?.objects {
         let Some((snapshot, _)) = object.key.as_str()[prefix.len()..].split_once('/') else { continue };
         newest.insert(snapshot.to_string(), object.key.clone());
     }
-    let mut keeps = BTreeMap::new();
+    let mut pins = BTreeMap::new();
     for (snapshot, key) in newest {
-        keeps.insert(snapshot, object::from_json(&key, &object::get_document(cluster.vault(), &key).await?)?);
+        let read = object::get_document(cluster.vault(), &key).await;
+        let pin = match read.and_then(|raw| object::from_json(&key, &raw)) {
+            Ok(keep) => Pin::Said(keep),
+            Err(error) if error.is_damage() || error.is_newer_epoch() => {
+                Pin::Unreadable { pinned: true, unreadable: error.to_string() }
+            }
+            Err(error) => return Err(error),
+        };
+        pins.insert(snapshot, pin);
     }
-    Ok(keeps)
+    Ok(pins)
 }

@@ -192,6 +192,11 @@ impl Layout {
         ObjectKey::new(format!("{}{id}/acknowledged", self.alerts()))
     }
 
+    /// Folder with one folder for each history that has WAL.
+    pub fn all_wal(&self) -> String {
+        format!("{}wal/", self.root)
+    }
+
     /// Where one history's segments are; a folder for each block.
     pub fn segments(&self, system: SystemId) -> String {
         format!("{}wal/{system}/segments/", self.root)

@@ -16,10 +16,12 @@
 //! - [`keep`]: which snapshots people want to keep. [`expired`]: which were expired; [`gone`]: which WAL was.
 //! - [`verified`]: when what was read and proven last. [`lease`]: who is at work.
 //! - [`fetch`]: many frames from few requests.
-//! - [`presence`]: whether packs are there, by listing. [`proof`]: whether one object is what it says.
+//! - [`reach`]: which packs are needed, by the pack tables. [`presence`]: whether packs are there, by listing.
+//!   [`proof`]: whether one object is what it says.
 //! - [`seal`]: encryption of all that: keys, keyrings, and how they are opened.
 //! - [`copies`]: the same repository in several places.
 //! - [`vault`]: a store, and the keys that what is in it is sealed with.
+//! - [`rebuild`]: `lastgood.json` written again from the rest.
 //! - [`repository`]: all of it together, behind one value.
 //!
 //! Nothing is ever overwritten. Data is written before what refers to it, and deleted after it, so that a crash leaves
@@ -46,6 +48,8 @@ pub mod pack;
 pub mod pack_table;
 pub mod presence;
 pub mod proof;
+pub mod reach;
+pub mod rebuild;
 pub mod record;
 pub mod report;
 pub mod repository;
@@ -114,6 +118,20 @@ pub enum RepoError {
     UnknownEpoch { key: ObjectKey, epoch: u32, known: u32 },
     #[error("{place} holds no lastgood repository; `lastgood init` makes one")]
     NoRepository { place: String },
+    #[error(
+        "{place} holds clusters, and its lastgood.json is missing; `lastgood init --rebuild` writes it again from what is there"
+    )]
+    RecordLost { place: String },
+    #[error(
+        "the record of cluster {name:?} in {place} is missing, although objects of it are there; `lastgood init --rebuild` writes it again from them"
+    )]
+    NoRecord { place: String, name: String },
+    #[error("{place} holds nothing from which a record could be written again; `lastgood init` makes a new one")]
+    NothingToRebuild { place: String },
+    #[error(
+        "no snapshot of {cluster:?} can be read, so nothing tells which systems its WAL is from; run this again while its server runs, or after `lastgood verify --repair`"
+    )]
+    UnknownSystems { cluster: String },
     #[error("{place} is not empty and no lastgood repository (it holds {found:?}); choose an empty place or prefix")]
     Foreign { place: String, found: String },
     #[error("the repository {place} knows no cluster {name:?}{}", if known.is_empty() { "; `lastgood init` registers it".to_string() } else { format!(" (it knows {})", known.join(", ")) })]

@@ -196,6 +196,13 @@ pub async fn read_kind(storage: &dyn Storage, key: &ObjectKey) -> Result<Option<
     Ok(kinds.into_iter().find(|kind| *kind as u8 == tail[38]))
 }
 
+/// Whether an object says that it is sealed; `None` where it has no trailer.
+pub async fn read_sealed(storage: &dyn Storage, key: &ObjectKey) -> Result<Option<bool>, RepoError> {
+    let tail = storage.read(key, Part::Tail { bytes: FOOTER_BYTES as u64 }).await?.bytes;
+    let has_trailer = tail.len() == FOOTER_BYTES && &tail[40..] == FOOTER_MAGIC;
+    Ok(has_trailer.then(|| tail[39] & FLAG_SEALED != 0))
+}
+
 /// Reads the trailer of an object: one request, two when it is long.
 pub async fn read_trailer(vault: &Vault, key: &ObjectKey, kind: ObjectKind) -> Result<Trailer, RepoError> {
     let read = read_trailer_alone(vault, key, kind).await;

@@ -7,6 +7,9 @@ use super::document::{self, Document, first_defect};
 use crate::config;
 use crate::postgres::lsn::{SystemId, Timeline};
 
+/// The label that needs most care.
+pub const PRODUCTION: &str = "production";
+
 /// `lastgood.json`: plain JSON, so that a person or another tool sees at once what this place is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryRecord {
@@ -96,6 +99,9 @@ pub struct ClusterRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub successors: Vec<Successor>,
     pub written: Timestamp,
+    /// Why this is not the newest record, if so: that one is damaged. What only it said is lost, so the label is then [`PRODUCTION`].
+    #[serde(skip)]
+    pub behind: Option<String>,
 }
 
 /// A timeline that was declared the one that goes on.

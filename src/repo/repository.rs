@@ -6,7 +6,8 @@ use super::document::{self, Document};
 use super::layout::{self, Layout};
 use super::manifest::Manifest;
 use super::object;
-use super::record::{ClusterRecord, RepositoryRecord};
+use super::rebuild;
+use super::record::{ClusterRecord, PRODUCTION, RepositoryRecord};
 use super::seal::CIPHER;
 use super::seal::create::Sealing;
 use super::seal::keys::Keys;
@@ -26,9 +27,9 @@ pub struct Repository {
 impl Repository {
     /// Opens what is there with the keys at hand, or says that there is no repository.
     pub async fn open(storage: Arc<dyn Storage>, keys: &Keys) -> Result<Repository, RepoError> {
-        match object::absent(read_record(&*storage).await)? {
+        match object::absent(read_record(&*storage).await).map_err(with_way_back)? {
             Some(record) => Self::with_keys(storage, record, keys).await,
-            None => Err(RepoError::NoRepository { place: storage.place().into() }),
+            None => Err(no_repository(&*storage).await?),
         }
     }
 
@@ -62,6 +63,9 @@ impl Repository {
     ) -> Result<(Repository, Created), RepoError> {
         if let Some(record) = object::absent(read_record(&*storage).await)? {
             return Ok((Self::with_keys(storage, record, keys).await?, Created::AlreadyThere));
+        }
+        if let lost @ RepoError::RecordLost { .. } = no_repository(&*storage).await? {
+            return Err(lost);
         }
         let page = storage.list("", None, Depth::Folder).await?;
         let folders = page.folders.into_iter().chain(page.objects.into_iter().map(|o| o.key.to_string()));
@@ -132,7 +136,10 @@ impl Repository {
     }
 
     async fn no_cluster(&self, name: &str) -> Result<RepoError, RepoError> {
-        let (place, known) = (self.storage().place().into(), self.clusters().await?);
+        let (place, known) = (self.storage().place().to_string(), self.clusters().await?);
+        if known.iter().any(|known| known == name) {
+            return Ok(RepoError::NoRecord { place, name: name.into() });
+        }
         Ok(RepoError::NoCluster { place, name: name.into(), known })
     }
 
@@ -184,6 +191,40 @@ fn names(page: &Page) -> Vec<String> {
 /// `lastgood.json` is not longer than this.
 const RECORD_MAX: u64 = 64 << 10;
 
+/// What a place is that has no `lastgood.json`.
+async fn no_repository(storage: &dyn Storage) -> Result<RepoError, RepoError> {
+    let place = storage.place().to_string();
+    Ok(match rebuild::holds_clusters(storage).await? {
+        true => RepoError::RecordLost { place },
+        false => RepoError::NoRepository { place },
+    })
+}
+
+/// Damage of a record, with what to do about it.
+fn with_way_back(error: RepoError) -> RepoError {
+    match error {
+        RepoError::Damaged { key, what } => {
+            RepoError::Damaged { key, what: format!("{what}; `lastgood init --rebuild` writes it again from what is there") }
+        }
+        other => other,
+    }
+}
+
+/// What is known of a cluster's record.
+#[derive(Debug)]
+pub enum RecordState {
+    Whole(ClusterRecord),
+    /// The newest is damaged.
+    Behind {
+        /// The newest that can be read, with the care that a lost label asks for.
+        older: Option<ClusterRecord>,
+        /// Of the newest.
+        number: u32,
+        why: RepoError,
+    },
+    Missing,
+}
+
 /// `lastgood.json` of a place.
 pub async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, RepoError> {
     let key = layout::repository();
@@ -212,7 +253,7 @@ pub async fn read_record(storage: &dyn Storage) -> Result<RepositoryRecord, Repo
 }
 
 /// Whether the second of two creates of one key is told that it came second.
-async fn proves_conditional_create(storage: &dyn Storage) -> Result<bool, RepoError> {
+pub(super) async fn proves_conditional_create(storage: &dyn Storage) -> Result<bool, RepoError> {
     let key = ObjectKey::new(format!("probe/{}", clock::random_hex(8)));
     let first = storage.create(&key, b"first".to_vec().into()).await?;
     let second = storage.create(&key, b"second".to_vec().into()).await?;
@@ -265,29 +306,63 @@ impl Cluster {
         self.lease_s
     }
 
-    /// The newest record that can be opened: an old key may not open one that was written after a rotation.
+    /// The newest record that can be opened: an old key may not open one that was written after a rotation. Where the newest is
+    /// damaged, an older one stands in for it, and says so.
     pub async fn record(&self) -> Result<Option<ClusterRecord>, RepoError> {
         let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
         self.record_of(&page).await
     }
 
     async fn record_of(&self, page: &Page) -> Result<Option<ClusterRecord>, RepoError> {
-        let mut newer = None;
+        match self.record_state_of(page).await? {
+            RecordState::Whole(record) | RecordState::Behind { older: Some(record), .. } => Ok(Some(record)),
+            RecordState::Behind { older: None, why, .. } => Err(with_way_back(why)),
+            RecordState::Missing => Ok(None),
+        }
+    }
+
+    /// The record, and what is wrong with it.
+    pub async fn record_state(&self) -> Result<RecordState, RepoError> {
+        let page = list_all(self.storage(), &self.layout.records(), Depth::All).await?;
+        self.record_state_of(&page).await
+    }
+
+    async fn record_state_of(&self, page: &Page) -> Result<RecordState, RepoError> {
+        let number = page.objects.last().and_then(|last| last.key.name().parse().ok()).unwrap_or(0);
+        let (mut newer, mut damage) = (None, None);
         for object in page.objects.iter().rev() {
-            match object::get_document(&self.vault, &object.key).await {
-                Ok(raw) => {
-                    document::prove_format(&object.key, &raw)?;
-                    let record: ClusterRecord = object::from_json(&object.key, &raw)?;
-                    if record.name != self.name {
-                        return Err(RepoError::damaged(&object.key, format!("it is the record of {:?}", record.name)));
-                    }
-                    return Ok(Some(record));
+            let read = object::get_document(&self.vault, &object.key).await.and_then(|raw| self.parse_record(&object.key, &raw));
+            match (read, damage.take()) {
+                // Older ones say nothing of what a newer program wrote.
+                (Err(error @ RepoError::Newer { .. }), _) => return Err(error),
+                (Ok(record), None) => return Ok(RecordState::Whole(record)),
+                (Ok(record), Some(why)) => {
+                    let (label, behind) = (Some(PRODUCTION.into()), Some(RepoError::to_string(&why)));
+                    let older = Some(ClusterRecord { number, label, behind, ..record });
+                    return Ok(RecordState::Behind { older, number, why });
                 }
-                Err(error) if error.is_newer_epoch() => newer = newer.or(Some(error)),
-                Err(error) => return Err(error),
+                (Err(error), why) if error.is_newer_epoch() => {
+                    newer = newer.or(Some(error));
+                    damage = why;
+                }
+                (Err(error), why) if error.is_damage() => damage = why.or(Some(error)),
+                (Err(error), _) => return Err(error),
             }
         }
-        newer.map_or(Ok(None), Err)
+        match (newer, damage) {
+            (Some(newer), _) => Err(newer),
+            (None, Some(why)) => Ok(RecordState::Behind { older: None, number, why }),
+            (None, None) => Ok(RecordState::Missing),
+        }
+    }
+
+    fn parse_record(&self, key: &ObjectKey, raw: &[u8]) -> Result<ClusterRecord, RepoError> {
+        document::prove_format(key, raw)?;
+        let record: ClusterRecord = object::from_json(key, raw)?;
+        match record.name == self.name {
+            true => Ok(record),
+            false => Err(RepoError::damaged(key, format!("it is the record of {:?}", record.name))),
+        }
     }
 
     /// Adds a record; `false` when somebody else was quicker, and the newest must be read again.

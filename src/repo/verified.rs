@@ -37,12 +37,18 @@ impl Document for Verified {
 }
 
 impl Verified {
-    /// The newest record; `None` when nothing was ever verified by portions.
+    /// The newest record that can be read; `None` when nothing was ever verified by portions, or nothing tells of it any more: then
+    /// everything is read again.
     pub async fn read(cluster: &Cluster) -> Result<Option<Verified>, RepoError> {
-        match last(cluster).await?.pop() {
-            Some(key) => object::from_json(&key, &object::get_document(cluster.vault(), &key).await?).map(Some),
-            None => Ok(None),
+        for key in last(cluster).await?.into_iter().rev() {
+            let read = object::get_document(cluster.vault(), &key).await;
+            match read.and_then(|raw| object::from_json(&key, &raw)) {
+                Ok(verified) => return Ok(Some(verified)),
+                Err(error) if error.is_damage() => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(None)
     }
 
     /// When a key was read last.

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::lineage::compare::{self, Compared};
 use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::header::LONG_HEADER_BYTES;
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::postgres::wal::pages::Pages;
-use crate::postgres::wal::reader::Walk;
+use crate::postgres::wal::reader::{RECORD_HEADER_BYTES, Walk};
 use crate::postgres::wal::transaction::{self, Event};
 use crate::repo::RepoError;
 use crate::repo::segment;
@@ -55,8 +56,10 @@ pub async fn parted(archive: &Archive, found: &Found, timeline: Timeline) -> Res
     }
     let Some(from) = from else { return Ok(None) };
     let (name, path) = files[from];
-    let is_first = from == 0 || !archive.is_archived(name);
-    let at = if is_first { None } else { first_own_event(archive, name, path).await? };
+    let at = match archive.is_archived(name) && (from > 0 || begins_alike(archive, name, path).await?) {
+        true => first_own_event(archive, name, path).await?,
+        false => None,
+    };
     Ok(Some(Parted { from: name, at, segments: (files.len() - from) as u64 }))
 }
 
@@ -75,6 +78,13 @@ async fn same(archive: &Archive, name: SegmentName, path: &Path) -> Result<Optio
         }),
     };
     unknown(told).map(Option::flatten)
+}
+
+/// Whether the first record is the same: it holds where the one before it begins, so everything before is one history.
+async fn begins_alike(archive: &Archive, name: SegmentName, path: &Path) -> Result<bool, RepoError> {
+    let bytes = (LONG_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
+    let apart = compare::first_difference(archive.cluster(), archive.system, name, path, bytes).await;
+    Ok(unknown(apart)?.is_some_and(|apart| apart.is_none()))
 }
 
 /// What cannot be read of the archive tells nothing; an error of the store is one.

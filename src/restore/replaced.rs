@@ -15,11 +15,12 @@ use crate::postgres::lsn::SystemId;
 use crate::repo::RepoError;
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
+use crate::storage::{Depth, list_all};
 use crate::timeline::archive::Archive;
 use crate::timeline::tail;
 
 /// The label that needs most care.
-pub const PRODUCTION: &str = "production";
+pub use crate::repo::record::PRODUCTION;
 
 /// Where a plan is made: the configured cluster, its label, and the repository with all others.
 #[derive(Debug, Clone)]
@@ -133,12 +134,24 @@ async fn owner(around: &Around<'_>, system: SystemId) -> Result<Option<Owner>, R
     let mut candidates: Vec<Owner> = configured.into_iter().collect();
     let names = around.repository.clusters().await?;
     let others = names.into_iter().filter(|name| name != around.cluster.name());
-    let read = |name: String| async move { around.repository.registered(&name).await };
+    let read = |name: String| async move {
+        let registered = around.repository.registered(&name).await;
+        (name, registered)
+    };
     let mut reads = futures::stream::iter(others).map(read).buffer_unordered(16);
-    while let Some(read) = reads.next().await {
+    while let Some((name, read)) = reads.next().await {
         match read {
             Ok((cluster, record)) => candidates.extend(own(&cluster, &record, None)),
-            // A folder without a record is what an interrupted `init` left.
+            // A folder without a record is what an interrupted `init` left; or the record was lost. Whether this cluster is that one, and
+            // whether that one is production, nobody can tell then.
+            Err(error) if matches!(error, RepoError::NoRecord { .. }) || error.is_damage() => {
+                let cluster = around.repository.cluster(&name);
+                let wal =
+                    list_all(cluster.storage(), &cluster.layout().all_wal(), Depth::Folder).await.map_err(RepoError::from)?;
+                if wal.folders.contains(&format!("{system}/")) {
+                    return Err(error.into());
+                }
+            }
             Err(RepoError::NoCluster { .. }) => {}
             Err(error) => return Err(error.into()),
         }

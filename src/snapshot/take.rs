@@ -114,12 +114,6 @@ pub async fn take(
     taken
 }
 
-/// What was looked at and written while WAL was on its way.
-struct Settled {
-    pack_table: manifest::Part,
-    audit: Option<audit::Head>,
-}
-
 /// What a snapshot is built on: the server's path, and an older snapshot with what is not taken over from it.
 struct Base {
     history: History,
@@ -254,9 +248,9 @@ impl Snapshot<'_> {
         self.check_still_the_same().await?;
         // What is written is looked at while WAL is on its way.
         let settled = async { self.settle(&copied).await.map_err(SnapshotError::from) };
-        let (segments, settled) = tokio::try_join!(self.wait_for_wal(&history, start_lsn, &stopped), settled)?;
+        let (segments, audit) = tokio::try_join!(self.wait_for_wal(&history, start_lsn, &stopped), settled)?;
         let parent = parent.map(|parent| parent.manifest.id);
-        let manifest = self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments, settled);
+        let manifest = self.manifest(parent, copied, catalogue, start_lsn, start_time, listed_ns, stopped, segments, audit);
         let confirmed = async { lease.confirm().await.map_err(SnapshotError::from) };
         let (manifest, ()) = tokio::try_join!(manifest, confirmed)?;
         Ok(manifest)
@@ -411,20 +405,15 @@ impl Snapshot<'_> {
         wait::for_snapshot(&self.cluster, server, names.into_iter(), self.request.archive_timeout, &*self.monitor).await
     }
 
-    /// Whether all packs that the snapshot needs are there, and the table of them.
-    async fn settle(&self, copied: &Copied) -> Result<Settled, RepoError> {
-        let pack_key = self.cluster.layout().pack_table(&self.id);
-        let (missing, pack_table, audit) = tokio::try_join!(
-            presence::missing_anywhere(&self.cluster, &copied.packs),
-            manifest::put_table(&self.cluster, &pack_key, &copied.packs),
-            self.audit_head(),
-        )?;
+    /// Whether all packs that the snapshot needs are there; the end of the audit.
+    async fn settle(&self, copied: &Copied) -> Result<Option<audit::Head>, RepoError> {
+        let (missing, audit) = tokio::try_join!(presence::missing_anywhere(&self.cluster, &copied.packs), self.audit_head())?;
         // Whoever swept away what this snapshot wrote or needs (a paused process, a wrong clock): it must not be committed.
         match missing.into_iter().next() {
             Some((key, what)) => {
                 Err(RepoError::Damaged { key, what: format!("{what}, although this snapshot needs it; run it again") })
             }
-            None => Ok(Settled { pack_table, audit }),
+            None => Ok(audit),
         }
     }
 
@@ -439,11 +428,16 @@ impl Snapshot<'_> {
         listed_ns: i64,
         stopped: Stopped,
         segments: Vec<SegmentLine>,
-        settled: Settled,
+        audit: Option<audit::Head>,
     ) -> Result<Manifest, SnapshotError> {
         use std::os::unix::fs::MetadataExt;
         self.monitor.phase("commit", 0);
-        let wal_table = manifest::put_table(&self.cluster, &self.cluster.layout().wal_table(&self.id), &segments).await?;
+        // Last of all but the manifest: an id with a table was a snapshot, which no sweep takes apart (`upkeep::sweep`).
+        let (packs, wal) = (self.cluster.layout().pack_table(&self.id), self.cluster.layout().wal_table(&self.id));
+        let (pack_table, wal_table) = tokio::try_join!(
+            manifest::put_table(&self.cluster, &packs, &copied.packs),
+            manifest::put_table(&self.cluster, &wal, &segments),
+        )?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
@@ -475,7 +469,7 @@ impl Snapshot<'_> {
             group: owner::group_name(directory.gid()),
             mode: directory.mode() & 0o7777,
             file_lists: copied.lists,
-            pack_table: settled.pack_table,
+            pack_table,
             wal_table,
             catalogue,
             first_segment: segments[0].0,
@@ -483,7 +477,7 @@ impl Snapshot<'_> {
             totals: copied.totals,
             retired: copied.retired,
             damaged_pages: copied.damaged,
-            audit: settled.audit,
+            audit,
             root: copied.root,
             written_by: concat!("lastgood ", env!("CARGO_PKG_VERSION")).into(),
         })

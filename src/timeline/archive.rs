@@ -56,6 +56,10 @@ impl Archive {
             histories(cluster, system),
             tail::stored(cluster, system),
         )?;
+        if gone.unreadable.is_some() {
+            // A roll-up over segments that are gone proves nothing, and which those are is not known.
+            runs = listing::segments(cluster, system, segment_bytes).await?;
+        }
         let mut leftovers = runs.clone();
         gone.numbers(segment_bytes).for_each(|(timeline, first, last)| runs.remove(timeline, first, last));
         runs.iter().for_each(|(timeline, first, last)| leftovers.remove(timeline, first, last));

@@ -105,6 +105,21 @@ pub async fn list(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Re
     Ok((runs, groups))
 }
 
+/// All archived segments of one history by their own keys, whatever roll-ups say.
+pub async fn segments(cluster: &Cluster, system: SystemId, segment_bytes: u64) -> Result<Runs, RepoError> {
+    let prefix = cluster.layout().segments(system);
+    let page = cluster.storage().list(&prefix, None, Depth::All).await?;
+    let (mut runs, none) = (Runs::default(), Runs::default());
+    let key = |name: SegmentName| cluster.layout().wal(system, &crate::postgres::wal::name::WalFile::Segment(name));
+    scan(cluster, (page, &prefix), (segment_bytes, &none), &key, &mut |object| {
+        let Ok(name) = object.name().parse::<SegmentName>() else { return };
+        let Some(number) = name.number(segment_bytes) else { return };
+        runs.add(name.timeline, number, number);
+    })
+    .await?;
+    Ok(runs)
+}
+
 /// Pages through a prefix from its first page on, and leaps over what is covered.
 async fn scan(
     cluster: &Cluster,

@@ -26,9 +26,18 @@ pub struct Notes {
 /// One finding for each, and one when all is well.
 pub async fn alarms(findings: &mut Findings, cluster: &Cluster, notes: &Notes) -> Result<(), RepoError> {
     let open = alert::open(cluster).await?;
-    for (_, alert) in &open {
-        let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.command(), alert.event);
-        findings.fail("alerts", alert.what.clone(), mend);
+    for (id, alert) in &open {
+        match alert {
+            Ok(alert) => {
+                let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.command(), alert.event);
+                findings.fail("alerts", alert.what.clone(), mend);
+            }
+            Err(error) => {
+                let mend =
+                    format!("`lastgood timeline` shows what happened; when it was meant: lastgood alerts --acknowledge {id}");
+                findings.fail("alerts", format!("an open alert cannot be read: {error}"), mend);
+            }
+        }
     }
     if let Some(problem) = &notes.index_problem {
         findings.warn("WAL index", problem.clone(), "`lastgood verify --reindex` makes what is missing");

@@ -33,7 +33,7 @@ use crate::timeline::catalogue;
 use crate::timeline::gaps;
 use crate::timeline::tail::Tail;
 use crate::timeline::windows::{self, Window, Windows};
-use crate::upkeep::{documents, hidden};
+use crate::upkeep::{documents, hidden, orphans};
 
 /// Of so many problems a bucket is asked what was there before; each is a request.
 const ASKED_PROBLEMS: usize = 200;
@@ -109,6 +109,12 @@ pub async fn verify(
     verifier.documents(archives).await?;
     verifier.forget_expired().await?;
     verifier.versions().await?;
+    for orphan in orphans::find(cluster).await? {
+        match orphan.is_noted {
+            true => verifier.report.warnings.push(format!("{}: {}", orphan.object, orphan.describe())),
+            false => verifier.costs(orphan.object.clone(), orphan.describe(), &orphan.snapshot),
+        }
+    }
     verifier.report.problems = verifier.problems.into_values().collect();
     Ok(verifier.report)
 }

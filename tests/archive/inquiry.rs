@@ -60,6 +60,7 @@ async fn registered(store: Arc<dyn Storage>) -> Cluster {
         abandoned: Vec::new(),
         successors: Vec::new(),
         written: clock::now(),
+        behind: None,
     };
     let cluster = repository.cluster("shop");
     assert!(cluster.put_record(&record).await.unwrap());

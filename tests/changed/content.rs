@@ -113,7 +113,7 @@ pub async fn without_trace(world: &World, args: &[&str]) -> Content {
     let snapshot = world.backup(args);
     let id = snapshot["id"].as_str().unwrap();
     let content = of(world, id).await;
-    std::fs::remove_file(world.repository().join("clusters/shop/snapshots").join(id)).unwrap();
+    crate::crash::undo(world, id);
     content
 }
 

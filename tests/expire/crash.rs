@@ -20,7 +20,8 @@ use crate::support::world::World;
 
 pub fn request(keep_last: u32) -> Request {
     let rules = Retention { keep_last: Some(keep_last), ..Retention::default() };
-    Request { rules, accept_shrink: false, who: Who { user: "somebody".into(), host: "here".into(), ..Who::default() } }
+    let who = Who { user: "somebody".into(), host: "here".into(), ..Who::default() };
+    Request { rules, accept_shrink: false, forget: None, who }
 }
 
 /// One expiry of a copy through a store with troubles.

@@ -9,12 +9,13 @@ use jiff::{SignedDuration, Timestamp};
 use lastgood::config::Retention;
 use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, SystemId, Timeline};
+use lastgood::postgres::wal::name::SegmentName;
 use lastgood::repo::audit::Who;
-use lastgood::repo::keep::Keep;
+use lastgood::repo::keep::{Keep, Pin};
 use lastgood::repo::locks::Ends;
 use lastgood::timeline::listing::Runs;
 use lastgood::upkeep::expire::plan::{self, Plan};
-use lastgood::upkeep::expire::view::{self, Pack, Reader, Snapshot, Stored, View, Wal};
+use lastgood::upkeep::expire::view::{self, Lost, Pack, Reader, Snapshot, Stored, View, Wal};
 
 use crate::property::dice::Dice;
 
@@ -50,7 +51,7 @@ impl Maker {
             locks: None,
             hidden: Vec::new(),
             snapshots: Vec::new(),
-            unreadable: Vec::new(),
+            lost: Vec::new(),
             ghosts: Vec::new(),
             dim_ghosts: Vec::new(),
             packs: Vec::new(),
@@ -178,6 +179,25 @@ impl Maker {
         }
     }
 
+    /// Manifests that are missing or damaged, and snapshots that an expiry has noted.
+    fn lose(&mut self) {
+        let mut left = Vec::new();
+        for snapshot in std::mem::take(&mut self.view.snapshots) {
+            let is_read = self.view.readers.iter().any(|reader| reader.snapshot == snapshot.id);
+            if !self.dice.chance(8) || is_read {
+                left.push(snapshot);
+            } else if self.dice.chance(30) && snapshot.packs.is_some() {
+                self.view.ghosts.push(snapshot);
+            } else {
+                let first = SegmentName::new(snapshot.timeline, snapshot.start_lsn.0 / SEGMENT, SEGMENT);
+                let from = self.dice.chance(80).then_some(first);
+                let unreadable = self.dice.chance(50).then(|| "damaged".to_string());
+                self.view.lost.push(Lost { id: snapshot.id, unreadable, packs: snapshot.packs, from });
+            }
+        }
+        self.view.snapshots = left;
+    }
+
     fn finish(mut self) -> (View, Retention, BTreeMap<String, BTreeSet<String>>) {
         let names: BTreeSet<String> = self.packs.values().flatten().cloned().collect();
         let names: Vec<String> = names.into_iter().collect();
@@ -188,7 +208,9 @@ impl Maker {
                 let until =
                     self.dice.chance(50).then(|| self.now + SignedDuration::from_hours(self.dice.below(200) as i64 - 100));
                 let keep = Keep { pinned: true, until, reason: String::new(), at: self.now, who: Who::default() };
-                self.view.pins.insert(snapshot.id.clone(), keep);
+                let unreadable = || Pin::Unreadable { pinned: true, unreadable: "damaged".into() };
+                let pin = if self.dice.chance(80) { Pin::Said(keep) } else { unreadable() };
+                self.view.pins.insert(snapshot.id.clone(), pin);
             }
             if self.dice.chance(5) {
                 self.view.readers.push(Reader { snapshot: snapshot.id.clone(), who: "a drill".into() });
@@ -200,6 +222,7 @@ impl Maker {
             }
         }
         self.view.packs = names.into_iter().map(|name| Pack { name, bytes: 1, lock: None }).collect();
+        self.lose();
         view::order(&mut self.view.snapshots, &self.histories);
         (self.view.now, self.view.store_now) = (self.now, self.now);
         if self.dice.chance(50) {
@@ -260,8 +283,7 @@ impl Model<'_> {
         let least = self.rules.keep_last.unwrap_or(1) as usize;
         assert!(good.iter().filter(|s| self.is_kept(s)).count() >= least.min(good.len()));
         for snapshot in &self.view.snapshots {
-            let is_pinned =
-                self.view.pins.get(&snapshot.id).is_some_and(|pin| pin.until.is_none_or(|until| until > self.view.now));
+            let is_pinned = self.view.pins.get(&snapshot.id).is_some_and(|pin| pin.holds(self.view.now));
             let is_read = self.view.readers.iter().any(|reader| reader.snapshot == snapshot.id);
             assert!(self.is_kept(snapshot) || !(is_pinned || is_read), "{}", snapshot.id);
         }
@@ -270,10 +292,38 @@ impl Model<'_> {
             let lost: Vec<_> = self.packs[&snapshot.id].iter().filter(|pack| going.contains(pack.as_str())).collect();
             assert!(lost.is_empty(), "{} needs {lost:?}", snapshot.id);
         }
+        self.lost(&going);
         for wal in &self.view.wal {
             self.wal(wal, &good, newest.stop_time);
         }
         self.locks();
+    }
+
+    /// A manifest that is lost costs nobody anything else, and may come back: nothing that its snapshot needs goes.
+    fn lost(&self, going: &BTreeSet<&str>) {
+        for lost in &self.view.lost {
+            match lost.packs {
+                Some(_) => assert!(self.packs[&lost.id].iter().all(|pack| !going.contains(pack.as_str())), "{}", lost.id),
+                None => assert!(going.is_empty(), "the table of {} cannot be read", lost.id),
+            }
+            assert!(self.plan.notes.iter().any(|note| note.contains(&lost.id)), "{} is not named", lost.id);
+            for wal in &self.view.wal {
+                let from = lost.from.map_or(0, |name| name.number(SEGMENT).unwrap());
+                for (timeline, first, last) in wal.runs.iter() {
+                    for number in first.max(from)..=last {
+                        self.stays(wal, timeline, number, &format!("{} may come back", lost.id));
+                    }
+                }
+            }
+        }
+        for held in self.held() {
+            assert!(self.packs[&held.id].iter().all(|pack| !going.contains(pack.as_str())), "{} is held", held.id);
+        }
+    }
+
+    /// Noted as expired once, and wanted now.
+    fn held(&self) -> impl Iterator<Item = &Snapshot> {
+        self.view.ghosts.iter().filter(|ghost| !self.plan.leftovers.contains(&ghost.id))
     }
 
     /// What is locked is not tried, and waits; when no lock is left, everything goes that would go without locks.
@@ -295,7 +345,7 @@ impl Model<'_> {
         free.snapshots.iter_mut().for_each(|snapshot| snapshot.lock = None);
         free.packs.iter_mut().for_each(|pack| pack.lock = None);
         free.wal.iter_mut().for_each(|wal| wal.stored.clear());
-        let (end, free) = (plan::plan(&end, self.rules, false), plan::plan(&free, self.rules, false));
+        let (end, free) = (plan::plan(&end, self.rules, false, &[]), plan::plan(&free, self.rules, false, &[]));
         assert_eq!((&end.removed, end.packs, end.packs_on_loan), (&free.removed, free.packs, free.packs_on_loan));
         assert!(end.locked.is_empty() && end.wal_plans.iter().zip(&free.wal_plans).all(|(one, two)| one.goes == two.goes));
         self.nothing_is_forgotten(&free);
@@ -311,7 +361,8 @@ impl Model<'_> {
         for pack in free.going.iter().filter(|pack| !going.contains(pack.name.as_str())) {
             let lock = self.view.packs.iter().find(|other| other.name == pack.name).unwrap().lock.unwrap();
             // A snapshot whose table cannot be read may need any older pack.
-            assert!(is_locked(lock) || waiting.iter().any(|id| *id >= pack.writer()), "{} is forgotten", pack.name);
+            let unread = |id: &str| self.view.snapshots.iter().any(|s| s.id == id && s.packs.is_none());
+            assert!(is_locked(lock) || waiting.iter().any(|id| *id >= pack.writer() || unread(id)), "{} is forgotten", pack.name);
             packs += u64::from(is_locked(lock));
         }
         for ((planned, free), wal) in self.plan.wal_plans.iter().zip(&free.wal_plans).zip(&self.view.wal) {
@@ -367,7 +418,10 @@ impl Model<'_> {
         }
         // What is older than everything that stays, goes.
         let goes = &self.plan.wal_plans.iter().find(|plan| plan.system == wal.system).unwrap().goes;
-        let oldest = of_system().map(|s| s.start_lsn.0 / SEGMENT).min();
+        let lost = self.view.lost.iter().map(|lost| lost.from.map_or(0, |name| name.number(SEGMENT).unwrap()));
+        let held = self.held().filter(|held| held.system == wal.system);
+        let oldest = of_system().chain(held).map(|s| s.start_lsn.0 / SEGMENT).min();
+        let oldest = oldest.map(|oldest| lost.chain([oldest]).min().unwrap_or(oldest));
         if let Some(oldest) = oldest.filter(|_| self.rules.is_configured() && wal.paths.values().all(Option::is_some)) {
             for (timeline, first, last) in wal.runs.iter() {
                 let waits = |number: &u64| {
@@ -399,7 +453,7 @@ fn whatever_happened_before_what_stays_is_whole() {
             maker.live(SystemId(900 - life), life + 1 == lives);
         }
         let (view, rules, needs) = maker.finish();
-        let plan = plan::plan(&view, &rules, false);
+        let plan = plan::plan(&view, &rules, false, &[]);
         let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             Model { view: &view, rules: &rules, plan: &plan, kept: ids(&plan), packs: &needs }.check();
         }));
@@ -412,7 +466,7 @@ fn whatever_happened_before_what_stays_is_whole() {
         let mut only_good = view.clone();
         only_good.snapshots.retain(|s| s.flaw.is_none());
         only_good.readers.retain(|reader| only_good.snapshots.iter().any(|s| s.id == reader.snapshot));
-        let other = plan::plan(&only_good, &rules, false);
+        let other = plan::plan(&only_good, &rules, false, &[]);
         let goods: BTreeSet<&str> = only_good.snapshots.iter().map(|s| s.id.as_str()).collect();
         let kept: BTreeSet<&str> = ids(&plan).intersection(&goods).copied().collect();
         assert_eq!(kept, ids(&other), "seed {}", seed.wrapping_add(round));

@@ -204,11 +204,12 @@ async fn documents(store: &Store) -> Vec<ObjectKey> {
     };
     alert.raise(cluster).await.unwrap();
     let far = "0000000100000F0000000000".parse().unwrap();
-    Gone { ranges: vec![Range(far, far)] }.put(cluster, system).await.unwrap();
+    Gone { ranges: vec![Range(far, far)], unreadable: None }.put(cluster, system).await.unwrap();
     let stretches = [("clusters/a".to_string(), Some(now))].into_iter();
     Verified::of_keys(now, stretches).put(cluster).await.unwrap();
     let other = Manifest { id: "20200101T000000Z-0000".into(), ..manifest.clone() };
-    Expired { at: now, why: "old".into(), manifest: other }.put(cluster).await.unwrap();
+    let other_id = other.id.clone();
+    Expired { at: now, why: "old".into(), manifest: Some(other) }.put(cluster, &other_id).await.unwrap();
     // Its heartbeat stands still from now on.
     std::mem::forget(Lease::take(cluster, "restore", &id).await.unwrap());
     let layout = cluster.layout();

@@ -40,6 +40,7 @@ impl Stage {
             abandoned: Vec::new(),
             successors: Vec::new(),
             written,
+            behind: None,
         };
         assert!(repository.cluster("shop").put_record(&record).await.unwrap());
         Stage { server, dir: tempfile::tempdir().unwrap() }

@@ -65,10 +65,6 @@ impl Server {
         Timestamp::from_microsecond(self.clock).unwrap()
     }
 
-    pub fn path(&self) -> History {
-        History::parse(self.timeline, &self.text).unwrap()
-    }
-
     /// Where the next record will begin, at the earliest.
     pub fn position(&self) -> Lsn {
         Lsn(self.at.next_multiple_of(8))

@@ -118,6 +118,10 @@ pub async fn registration(
             );
             return Ok(None);
         }
+        Err(error @ RepoError::NoRecord { .. }) => {
+            findings.fail("registration", error.to_string(), "lastgood init --rebuild");
+            return Ok(None);
+        }
         Err(RepoError::NoCluster { .. }) => {
             findings.fail("registration", format!("the repository does not know {name:?}"), "run `lastgood init`");
             return Ok(None);

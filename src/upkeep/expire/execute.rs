@@ -178,18 +178,27 @@ impl Work<'_> {
         let mut keys = Vec::new();
         for removed in &plan.removed {
             let Some(manifest) = &removed.manifest else { continue };
-            let note = Expired { at: clock::now(), why: removed.why.clone(), manifest: *manifest.clone() };
-            note.put(self.cluster).await?;
+            let note = Expired { at: clock::now(), why: removed.why.clone(), manifest: Some(*manifest.clone()) };
+            note.put(self.cluster, &removed.snapshot).await?;
             keys.push(self.cluster.layout().manifest(&removed.snapshot));
+        }
+        for id in &plan.forgotten {
+            Expired::of_packs(clock::now(), "given up by a person: its manifest was missing or damaged")
+                .put(self.cluster, id)
+                .await?;
+            keys.push(self.cluster.layout().manifest(id));
         }
         let pins = keep::all(self.cluster).await?;
         let is_pinned = |id: &String| pins.get(id).is_some_and(|pin| pin.holds(plan.at));
         if let Some(removed) = plan.removed.iter().find(|removed| is_pinned(&removed.snapshot)) {
+            // Notes of what was not done would say of a manifest that is lost later that it was expired.
+            let notes: Vec<ObjectKey> = plan.removed.iter().map(|r| self.cluster.layout().expired(&r.snapshot)).collect();
+            let _ = self.cluster.storage().delete(&notes).await;
             return Err(ExpireError::Pinned { snapshot: removed.snapshot.clone() });
         }
         self.delete(&keys.into_iter().map(|key| (key, 0)).collect::<Vec<_>>()).await?;
         self.failed.result()?;
-        self.done.snapshots = plan.removed.len() as u64;
+        self.done.snapshots = (plan.removed.len() + plan.forgotten.len()) as u64;
         // Who began to read before the manifest was gone holds a lease by now; who begins later finds no manifest.
         let readers = view::readers(self.cluster).await?;
         match readers.into_iter().find(|reader| plan.removed.iter().any(|r| r.snapshot == reader.snapshot)) {
@@ -220,7 +229,7 @@ impl Work<'_> {
         if wal.is_new {
             let name = |timeline, number| SegmentName::new(timeline, number, wal.segment_bytes);
             let ranges = wal.gone.iter().map(|(timeline, first, last)| Range(name(timeline, first), name(timeline, last)));
-            Gone { ranges: ranges.collect() }.put(self.cluster, wal.system).await?;
+            Gone { ranges: ranges.collect(), unreadable: None }.put(self.cluster, wal.system).await?;
         }
         for (timeline, first, last) in wal.goes.iter() {
             for block in blocks(first, last) {

@@ -10,7 +10,8 @@
 //! - Days are counted back from the newest good snapshot, not from now: when backups stop, expiry stops, and a wrong clock costs
 //!   nothing.
 //! - Order is the order of histories, then of ids, which only grow; on one timeline the LSN decides (rule 52).
-//! - What cannot be read holds everything that it might need.
+//! - What cannot be read holds everything that it might need. Of a snapshot whose manifest is missing or damaged the pack table tells
+//!   what it needs, and that stays; while one pack table cannot be read, no pack goes. A person may give such a snapshot up.
 //!
 //! # Order, and crashes
 //! For each snapshot a note `expired/<id>`, then the manifest; then a look for leases; file lists, packs that no kept snapshot
@@ -49,9 +50,10 @@ use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use execute::Done;
 use plan::Plan;
+use view::View;
 
 /// What the beats of an expiry say; others tell it by this from what they must wait for.
-const OPERATION: &str = "expire";
+pub const OPERATION: &str = "expire";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ExpireError {
@@ -61,6 +63,13 @@ pub enum ExpireError {
     Refused { why: Vec<String> },
     #[error("{who} began while snapshots were being expired; what it needs was left, run this again when it is done")]
     Begun { who: String },
+    #[error(
+        "{id} is no snapshot whose manifest is missing or cannot be read{}; what is whole goes by the rules of [retention]",
+        if known.is_empty() { " (there is none)".to_string() } else { format!(" (there is {})", known.join(", ")) }
+    )]
+    NotLost { id: String, known: Vec<String> },
+    #[error("nothing was removed: to give {id} up takes a confirmation; read the plan, and pass its code: --confirm CODE")]
+    Unseen { id: String },
     #[error("snapshot {snapshot} was pinned while it was about to be expired; nothing was removed, run this again")]
     Pinned { snapshot: String },
     #[error(
@@ -75,16 +84,23 @@ pub struct Request {
     pub rules: Retention,
     /// A person has looked at the snapshot that is so much smaller than the one before.
     pub accept_shrink: bool,
+    /// A snapshot without a manifest that can be read, by its id, which a person gives up. The rules are then left aside.
+    pub forget: Option<String>,
     pub who: Who,
 }
 
 /// What would be done; writes nothing.
 pub async fn preview(cluster: &Cluster, record: &ClusterRecord, request: &Request) -> Result<Plan, ExpireError> {
     let mut view = view::gather(cluster, record, clock::now()).await?;
-    let mut plan = plan::plan(&view, &request.rules, request.accept_shrink);
+    let forget: Vec<String> = request.forget.iter().cloned().collect();
+    if let Some(id) = forget.iter().find(|id| !view.can_be_forgotten(id)) {
+        return Err(ExpireError::NotLost { id: id.clone(), known: view.lost.into_iter().map(|lost| lost.id).collect() });
+    }
+    let decide = |view: &View| plan::plan(view, &request.rules, request.accept_shrink, &forget);
+    let mut plan = decide(&view);
     // Of a manifest that goes the store is asked itself, before anything is taken apart.
     while locking::ask(cluster, &mut view, &plan).await? {
-        plan = plan::plan(&view, &request.rules, request.accept_shrink);
+        plan = decide(&view);
     }
     plan.measure(cluster).await?;
     plan.locking = locking::short(cluster, &view, &plan).await?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::locking::{Locked, Locking, locked};
 use super::retention::{self, Reasons};
-use super::view::{Pack, Snapshot, View, Wal};
+use super::view::{self, Lost, Pack, Snapshot, View, Wal};
 use super::wal::{self, Needed};
 use super::{ExpireError, execute};
 use crate::clock;
@@ -94,6 +94,9 @@ pub struct Plan {
     pub removed: Vec<Removed>,
     /// Expired before, and to be tidied up after.
     pub leftovers: Vec<String>,
+    /// Without a manifest that can be read, and given up by a person.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forgotten: Vec<String>,
     pub lists: Count,
     pub packs: Count,
     /// Packs that stay below ids whose snapshots are gone, because newer snapshots need them.
@@ -128,7 +131,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
-        let nothing = self.removed.is_empty() && self.leftovers.is_empty() && self.going.is_empty();
+        let nothing = self.removed.is_empty() && self.leftovers.is_empty() && self.forgotten.is_empty() && self.going.is_empty();
         nothing && self.wal_plans.iter().all(|wal| wal.goes.is_empty()) && self.wal_files.objects == 0
     }
 
@@ -140,12 +143,14 @@ impl Plan {
 
     /// Ids of all snapshots whose lists go.
     pub fn dead(&self) -> impl Iterator<Item = &str> {
-        self.removed.iter().map(|r| r.snapshot.as_str()).chain(self.leftovers.iter().map(String::as_str))
+        let expired = self.removed.iter().map(|r| r.snapshot.as_str());
+        expired.chain(self.leftovers.iter().chain(&self.forgotten).map(String::as_str))
     }
 
     /// Counts what lies there of the lists and the WAL that go, and what of it waits.
     pub async fn measure(&mut self, cluster: &Cluster) -> Result<(), ExpireError> {
-        let ids: Vec<String> = self.removed.iter().map(|removed| removed.snapshot.clone()).collect();
+        let removed = self.removed.iter().map(|removed| removed.snapshot.clone());
+        let ids: Vec<String> = removed.chain(self.forgotten.iter().cloned()).collect();
         for id in ids {
             let lists = execute::lists(cluster, &id).await?;
             self.free(lists).iter().for_each(|object| self.lists.add(object.bytes));
@@ -183,12 +188,12 @@ impl Plan {
     }
 }
 
-/// Decides everything; asks nothing.
-pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
+/// Decides everything; asks nothing. `forget` are those of [`View::lost`] that a person has given up.
+pub fn plan(view: &View, rules: &Retention, accept_shrink: bool, forget: &[String]) -> Plan {
     let mut plan = Plan { rules: rules.describe(), at: clock_of(view), locks: view.locks.clone(), ..Plan::default() };
     plan.shrunk = shrunk(view);
-    refuse(view, accept_shrink, &mut plan);
-    let reasons = reasons(view, rules, &mut plan);
+    refuse(view, accept_shrink, forget, &mut plan);
+    let reasons = reasons(view, rules, forget, &mut plan);
     let kept: Vec<&Snapshot> = reasons.keys().map(|at| &view.snapshots[*at]).collect();
     let mut waiting: Vec<&Snapshot> = Vec::new();
     for (at, snapshot) in view.snapshots.iter().enumerate() {
@@ -213,14 +218,13 @@ pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
             }),
         }
     }
-    let is_read = |ghost: &&Snapshot| view.readers.iter().any(|reader| reader.snapshot == ghost.id);
-    let (held, free): (Vec<&Snapshot>, Vec<&Snapshot>) = view.ghosts.iter().partition(is_read);
-    plan.leftovers = free.iter().map(|ghost| ghost.id.clone()).chain(view.dim_ghosts.iter().cloned()).collect();
+    let held = ghosts(view, rules, forget, &mut plan);
+    let lost = lost(view, forget, &mut plan);
     let living: Vec<&Snapshot> = kept.iter().chain(&held).copied().collect();
-    packs(view, rules, &living, &waiting, &mut plan);
+    packs(view, rules, &Needing { living: &living, waiting: &waiting, lost: &lost }, &mut plan);
     let living: Vec<&Snapshot> = living.into_iter().chain(waiting).collect();
     for wal in &view.wal {
-        let needed = needed(view, rules, wal, &reasons, &living);
+        let needed = needed(view, rules, wal, &reasons, &living, &lost);
         let mut goes = wal::unneeded(wal, &needed);
         for stored in &wal.stored {
             if let Some(until) = locked(view, Some(stored.lock)).filter(|_| goes.around(stored.timeline, stored.number).is_some())
@@ -237,8 +241,66 @@ pub fn plan(view: &View, rules: &Retention, accept_shrink: bool) -> Plan {
     plan
 }
 
+/// Sorts out what was expired before: the rest is tidied up, but for what somebody reads, and what was noted as expired and would be
+/// kept now. An expiry that was broken off leaves its note; when the manifest is lost later, that note is no reason to go on.
+fn ghosts<'a>(view: &'a View, rules: &Retention, forget: &[String], plan: &mut Plan) -> Vec<&'a Snapshot> {
+    let is_read = |ghost: &Snapshot| view.readers.iter().any(|reader| reader.snapshot == ghost.id);
+    let mut held = Vec::new();
+    for ghost in &view.ghosts {
+        if is_read(ghost) {
+            held.push(ghost);
+        } else if !forget.contains(&ghost.id) && is_wanted(view, rules, ghost, plan.at) {
+            plan.notes.push(format!(
+                "the manifest of {} is missing; an expiry had noted it once, and now it would be kept: nothing of it goes \
+                 (`lastgood verify --repair`, or `lastgood expire --forget {}`)",
+                ghost.id, ghost.id
+            ));
+            held.push(ghost);
+        } else {
+            plan.leftovers.push(ghost.id.clone());
+        }
+    }
+    plan.leftovers.extend(view.dim_ghosts.iter().cloned());
+    held
+}
+
+/// Whether what was noted as expired would be kept now. Without its table it is taken apart already.
+fn is_wanted(view: &View, rules: &Retention, ghost: &Snapshot, at: Timestamp) -> bool {
+    if ghost.packs.is_none() {
+        return false;
+    }
+    if view.pins.get(&ghost.id).is_some_and(|pin| pin.holds(at)) || !rules.is_configured() {
+        return true;
+    }
+    let mut all: Vec<Snapshot> = view.snapshots.iter().chain([ghost]).cloned().collect();
+    view::order(&mut all, &view.wal.iter().map(|wal| wal.system).collect::<Vec<_>>());
+    let Some(place) = all.iter().position(|snapshot| snapshot.id == ghost.id) else { return false };
+    retention::keep(rules, &all).contains_key(&place)
+}
+
+/// What stays for the sake of manifests that may come back.
+fn lost<'a>(view: &'a View, forget: &[String], plan: &mut Plan) -> Vec<&'a Lost> {
+    let (gone, lost): (Vec<&Lost>, Vec<&Lost>) = view.lost.iter().partition(|lost| forget.contains(&lost.id));
+    plan.forgotten = gone.iter().map(|lost| lost.id.clone()).collect();
+    for lost in &lost {
+        let why = match &lost.unreadable {
+            Some(why) => format!("cannot be read ({why})"),
+            None => "is missing".into(),
+        };
+        let extent = match lost.packs {
+            Some(_) => "what it needs stays, and the WAL from there on",
+            None => "and its pack table cannot be read: no pack goes",
+        };
+        plan.notes.push(format!(
+            "the manifest of snapshot {} {why}: {extent} (`lastgood verify --repair`, or `lastgood expire --forget {}`)",
+            lost.id, lost.id
+        ));
+    }
+    lost
+}
+
 /// Why nothing may be expired now (rules 49, 50 and 53).
-fn refuse(view: &View, accept_shrink: bool, plan: &mut Plan) {
+fn refuse(view: &View, accept_shrink: bool, forget: &[String], plan: &mut Plan) {
     if view.snapshots.iter().all(|snapshot| snapshot.flaw.is_some()) {
         plan.refusals
             .push("no snapshot can be restored, so nothing may go; `lastgood list` and `lastgood verify` say why".into());
@@ -257,7 +319,8 @@ fn refuse(view: &View, accept_shrink: bool, plan: &mut Plan) {
     for (id, what) in &view.hidden {
         plan.refusals.push(format!("snapshot {id} is hidden, and what it needs would go: {what}"));
     }
-    let is_known = |id: &String| view.snapshots.iter().chain(&view.ghosts).any(|snapshot| snapshot.id == *id);
+    let is_held = |id: &String| view.lost.iter().any(|lost| lost.id == *id) && !forget.contains(id);
+    let is_known = |id: &String| view.snapshots.iter().chain(&view.ghosts).any(|snapshot| snapshot.id == *id) || is_held(id);
     for reader in view.readers.iter().filter(|reader| !is_known(&reader.snapshot)) {
         plan.refusals.push(format!("what is needed by one who is at work is not known ({})", reader.who));
     }
@@ -284,13 +347,14 @@ fn shrunk(view: &View) -> Vec<Shrunk> {
 }
 
 /// Every snapshot that stays, with all reasons.
-fn reasons(view: &View, rules: &Retention, plan: &mut Plan) -> Reasons {
+fn reasons(view: &View, rules: &Retention, forget: &[String], plan: &mut Plan) -> Reasons {
     let snapshots = &view.snapshots;
     let mut reasons = if rules.is_configured() { retention::keep(rules, snapshots) } else { Reasons::new() };
     let mut want = |at: usize, why: String| reasons.entry(at).or_default().push(why);
     if !rules.is_configured() {
-        plan.notes.push("no retention is configured, so nothing is ever removed; see [retention]".into());
-        (0..snapshots.len()).for_each(|at| want(at, "no retention is configured".into()));
+        let why = if forget.is_empty() { "no retention is configured" } else { "the rules of [retention] are left aside" };
+        plan.notes.push(format!("{why}, so nothing is removed by them"));
+        (0..snapshots.len()).for_each(|at| want(at, why.into()));
     }
     if !plan.refusals.is_empty() {
         // Shown all the same: what would go when the reason is gone.
@@ -313,9 +377,6 @@ fn reasons(view: &View, rules: &Retention, plan: &mut Plan) -> Reasons {
             want(at, format!("in use: {}", reader.who));
         }
     }
-    for (id, problem) in &view.unreadable {
-        plan.notes.push(format!("snapshot {id} cannot be read ({problem}): everything that it may need stays"));
-    }
     for reasons in reasons.values_mut() {
         let mut seen = BTreeSet::new();
         reasons.retain(|reason| seen.insert(reason.clone()));
@@ -334,20 +395,38 @@ fn anchors(view: &View, wal: &Wal, days: u32) -> Vec<usize> {
     newest.map_or(Vec::new(), |newest| wal::anchors(wal, &view.snapshots, newest.stop_time, days))
 }
 
-/// Sorts the packs of snapshots that are gone or go: what `living` needs stays, and for a while what `waiting` needs, or a lock holds.
-fn packs(view: &View, rules: &Retention, living: &[&Snapshot], waiting: &[&Snapshot], plan: &mut Plan) {
+/// Whose packs stay.
+struct Needing<'a> {
+    living: &'a [&'a Snapshot],
+    /// Until their locks end.
+    waiting: &'a [&'a Snapshot],
+    lost: &'a [&'a Lost],
+}
+
+impl Needing<'_> {
+    /// Whose pack table cannot be read: it may name any pack.
+    fn unknown(&self) -> Option<&str> {
+        let snapshots = self.living.iter().chain(self.waiting).find(|snapshot| snapshot.packs.is_none());
+        let lost = || self.lost.iter().find(|lost| lost.packs.is_none());
+        snapshots.map(|snapshot| snapshot.id.as_str()).or_else(|| lost().map(|lost| lost.id.as_str()))
+    }
+}
+
+/// Sorts the packs of snapshots that are gone or go: what is needed stays, and for a while what `waiting` needs, or a lock holds.
+/// A pack goes only when every pack table that counts was read, and none names it.
+fn packs(view: &View, rules: &Retention, needing: &Needing<'_>, plan: &mut Plan) {
     let mut needed = vec![false; view.packs.len()];
-    living.iter().filter_map(|s| s.packs.as_ref()).flatten().for_each(|at| needed[*at as usize] = true);
+    let of_lost = needing.lost.iter().filter_map(|lost| lost.packs.as_ref());
+    let of_living = needing.living.iter().filter_map(|snapshot| snapshot.packs.as_ref());
+    of_living.chain(of_lost).flatten().for_each(|at| needed[*at as usize] = true);
     let mut wait: Vec<Option<Timestamp>> = view.packs.iter().map(|pack| locked(view, pack.lock)).collect();
-    for snapshot in waiting {
+    for snapshot in needing.waiting {
         let until = locked(view, snapshot.lock);
         snapshot.packs.iter().flatten().for_each(|at| wait[*at as usize] = wait[*at as usize].max(until));
     }
-    // A snapshot points to its own packs and to older ones, never to those of a later id.
-    let blind = living.iter().chain(waiting).filter(|s| s.packs.is_none()).map(|s| s.id.as_str());
-    let blind = blind.chain(view.unreadable.iter().map(|(id, _)| id.as_str())).max().unwrap_or_default();
+    let unknown = needing.unknown();
     let dead: BTreeSet<String> = plan.dead().map(str::to_string).collect();
-    let waiting: BTreeSet<&str> = waiting.iter().map(|snapshot| snapshot.id.as_str()).collect();
+    let waiting: BTreeSet<&str> = needing.waiting.iter().map(|snapshot| snapshot.id.as_str()).collect();
     for ((pack, needed), wait) in view.packs.iter().zip(needed).zip(wait) {
         if let Some(until) = wait.filter(|_| !needed && (dead.contains(pack.writer()) || waiting.contains(pack.writer()))) {
             plan.wait(pack.bytes, until);
@@ -357,7 +436,7 @@ fn packs(view: &View, rules: &Retention, living: &[&Snapshot], waiting: &[&Snaps
         if !dead.contains(pack.writer()) {
             continue;
         }
-        if needed || pack.writer() <= blind {
+        if needed || unknown.is_some() {
             plan.packs_on_loan.add(pack.bytes);
             loan(view, rules, pack, plan);
             if !plan.lenders.contains(pack.writer()) {
@@ -367,6 +446,9 @@ fn packs(view: &View, rules: &Retention, living: &[&Snapshot], waiting: &[&Snaps
             plan.packs.add(pack.bytes);
             plan.going.push(pack.clone());
         }
+    }
+    if let Some(id) = unknown.filter(|_| !dead.is_empty()) {
+        plan.notes.push(format!("the pack table of snapshot {id} cannot be read, so no pack is removed"));
     }
 }
 
@@ -383,11 +465,12 @@ fn loan(view: &View, rules: &Retention, pack: &Pack, plan: &mut Plan) {
     }
 }
 
-fn needed(view: &View, rules: &Retention, wal: &Wal, reasons: &Reasons, living: &[&Snapshot]) -> Needed {
+fn needed(view: &View, rules: &Retention, wal: &Wal, reasons: &Reasons, living: &[&Snapshot], lost: &[&Lost]) -> Needed {
     let mut needed = Needed::default();
     let of_system: Vec<&&Snapshot> = living.iter().filter(|snapshot| snapshot.system == wal.system).collect();
-    // A cluster without a snapshot is about to get one; where a manifest cannot be read, its WAL is not known.
-    needed.all = !rules.is_configured() || !view.unreadable.is_empty() || (wal.is_current && of_system.is_empty());
+    // A cluster without a snapshot is about to get one.
+    needed.all = !rules.is_configured() || (wal.is_current && of_system.is_empty());
+    lost.iter().for_each(|lost| needed.add_lost(wal, lost));
     for snapshot in &of_system {
         needed.add_own(wal, snapshot);
         if view.readers.iter().any(|reader| reader.snapshot == snapshot.id) {

@@ -12,6 +12,7 @@ use crate::postgres::wal::name::SegmentName;
 use crate::repo::locks::{Ends, Known};
 use crate::repo::manifest::Manifest;
 use crate::repo::pack_table::PackLine;
+use crate::repo::reach::{self, Ids};
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
 use crate::repo::{RepoError, alert, expired, keep, lease};
@@ -90,6 +91,18 @@ pub struct Wal {
     pub ends: BTreeMap<Timeline, Timestamp>,
 }
 
+/// A snapshot without a manifest that can be read. What it needs is known by its tables alone, and stays: the manifest may come back.
+#[derive(Debug, Clone)]
+pub struct Lost {
+    pub id: String,
+    /// Why its manifest cannot be read; `None` where it is missing.
+    pub unreadable: Option<String>,
+    /// Places in [`View::packs`]; `None` when its table cannot be read: then any pack may belong to it.
+    pub packs: Option<Vec<u32>>,
+    /// From which segment on it needs WAL; `None` when nothing tells.
+    pub from: Option<SegmentName>,
+}
+
 /// A reader at work.
 #[derive(Debug, Clone)]
 pub struct Reader {
@@ -108,22 +121,29 @@ pub struct View {
     pub hidden: Vec<(String, String)>,
     /// In order, oldest first.
     pub snapshots: Vec<Snapshot>,
-    /// Manifests that cannot be read, with the reason.
-    pub unreadable: Vec<(String, String)>,
+    /// Those whose manifests are missing or cannot be read.
+    pub lost: Vec<Lost>,
     /// Expired before, and not wholly gone.
     pub ghosts: Vec<Snapshot>,
-    /// Ghosts whose note cannot be read.
+    /// Ghosts whose note cannot be read, or holds no manifest.
     pub dim_ghosts: Vec<String>,
-    /// Of snapshots and ghosts, by name.
+    /// All that lie there, by name.
     pub packs: Vec<Pack>,
     /// What the newest snapshot needs, sorted by name; `None` when that cannot be read.
     pub newest: Option<Vec<PackLine>>,
     pub wal: Vec<Wal>,
     pub readers: Vec<Reader>,
-    pub pins: BTreeMap<String, keep::Keep>,
+    pub pins: BTreeMap<String, keep::Pin>,
     /// Alerts that nobody acknowledged.
     pub alerts: Vec<String>,
     pub accepted: BTreeSet<String>,
+}
+
+impl View {
+    /// Whether a person may give it up: it has no manifest that can be read.
+    pub fn can_be_forgotten(&self, id: &str) -> bool {
+        self.lost.iter().any(|lost| lost.id == id) || self.ghosts.iter().any(|ghost| ghost.id == id)
+    }
 }
 
 /// Reads manifests, pack tables and notes; lists packs and WAL. Where there are locks, lists manifests and every segment too.
@@ -142,15 +162,25 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
     let committed: BTreeSet<String> =
         manifests.iter().map(|m| m.id.clone()).chain(unreadable.iter().map(|u| u.0.clone())).collect();
     let (mut ghosts, mut dim_ghosts) = (Vec::new(), Vec::new());
-    for id in expired::ids(cluster).await?.into_iter().filter(|id| !committed.contains(id)) {
+    let noted = expired::ids(cluster).await?;
+    for id in noted.iter().filter(|id| !committed.contains(*id)).cloned() {
         match expired::Expired::read(cluster, &id).await {
-            Ok(note) => ghosts.push(note.manifest),
+            Ok(expired::Expired { manifest: Some(manifest), .. }) => ghosts.push(manifest),
+            Ok(_) => dim_ghosts.push(id),
             Err(error) if error.is_damage() => dim_ghosts.push(id),
             Err(error) => return Err(error.into()),
         }
     }
-    let known = committed.iter().chain(&dim_ghosts).cloned().chain(ghosts.iter().map(|m| m.id.clone()));
-    let packs = packs(cluster, known.collect(), locks.as_ref()).await?;
+    let ids = Ids::list(cluster).await?;
+    let packs = packs(cluster, ids.packs, locks.as_ref()).await?;
+    let at_work = lease::standing(cluster).await?.living;
+    // With a table and nothing that tells what it was, a note is no reason to take it apart.
+    let is_free =
+        |id: &String| (!noted.contains(id) || dim_ghosts.contains(id)) && at_work.iter().all(|work| work.beat.snapshot != *id);
+    let orphans = ids.files.into_iter().filter(|id| !committed.contains(id) && is_free(id)).map(|id| (id, None));
+    let unreadable = unreadable.into_iter().map(|(id, why)| (id, Some(why)));
+    let lost = lost(cluster, &packs, unreadable.chain(orphans).collect()).await?;
+    dim_ghosts.retain(|id| lost.iter().all(|lost| lost.id != *id));
     let (mut wal, unusable) = wal(cluster, record, &manifests).await?;
     let mut snapshots = look(cluster, &packs, manifests).await?;
     if let Some(locks) = &locks {
@@ -173,16 +203,46 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
         hidden: hidden(cluster).await?,
         newest,
         snapshots,
-        unreadable,
+        lost,
         ghosts: look(cluster, &packs, ghosts).await?,
         dim_ghosts,
         packs,
         wal,
         readers: readers(cluster).await?,
         pins: keep::all(cluster).await?,
-        alerts: alert::open(cluster).await?.into_iter().map(|(id, alert)| format!("{id} ({})", alert.what)).collect(),
+        alerts: alert::open(cluster).await?.into_iter().map(open_alert).collect(),
         accepted: expired::accepted(cluster).await?,
     })
+}
+
+fn open_alert((id, alert): alert::Readable) -> String {
+    match alert {
+        Ok(alert) => format!("{id} ({})", alert.what),
+        Err(unreadable) => format!("{id} (it cannot be read: {unreadable})"),
+    }
+}
+
+/// What those need whose manifests cannot be asked. An id that never had a table is no snapshot.
+async fn lost(cluster: &Cluster, packs: &[Pack], ids: Vec<(String, Option<String>)>) -> Result<Vec<Lost>, ExpireError> {
+    let mut lost = Vec::new();
+    for (id, unreadable) in ids {
+        let table = match reach::pack_table(cluster, &id).await {
+            Err(error) if !error.is_damage() && !error.is_newer_epoch() => return Err(error.into()),
+            Ok(table) => table,
+            Err(_) => None,
+        };
+        let wal = match reach::wal_table(cluster, &id).await {
+            Err(error) if !error.is_damage() && !error.is_newer_epoch() => return Err(error.into()),
+            Ok(table) => table,
+            Err(_) => None,
+        };
+        if unreadable.is_none() && table.is_none() && wal.is_none() && !reach::has_table(cluster, &id).await? {
+            continue;
+        }
+        let from = wal.and_then(|lines| lines.first().map(|line| line.0));
+        lost.push(Lost { id, unreadable, packs: table.and_then(|table| needs(packs, &table).0), from });
+    }
+    Ok(lost)
 }
 
 /// Who reads now. Exclusive leases are not among them: writers of snapshots, and expiry itself.
@@ -192,7 +252,7 @@ pub async fn readers(cluster: &Cluster) -> Result<Vec<Reader>, ExpireError> {
     Ok(readers.map(|work| Reader { snapshot: work.beat.snapshot.clone(), who: work.describe() }).collect())
 }
 
-/// The packs below these ids, sorted by name.
+/// All packs below these ids, sorted by name.
 async fn packs(cluster: &Cluster, ids: BTreeSet<String>, locks: Option<&Known>) -> Result<Vec<Pack>, ExpireError> {
     let pack = |id: &str, object: &ObjectInfo| Pack {
         name: format!("{id}/{}", object.key.name()),
@@ -310,6 +370,9 @@ async fn wal(
         archive.leftovers().iter().for_each(|(timeline, first, last)| runs.add(timeline, first, last));
         let mut gone = Runs::default();
         archive.gone().numbers(archive.segment_bytes).for_each(|(timeline, first, last)| gone.add(timeline, first, last));
+        if archive.gone().unreadable.is_some() {
+            gone = before_the_first(&archive);
+        }
         all.push(Wal {
             system,
             segment_bytes: archive.segment_bytes,
@@ -323,6 +386,19 @@ async fn wal(
         });
     }
     Ok((all, unusable))
+}
+
+/// What was expired, where the note of it is lost: expiry takes the oldest, so on each timeline all before the first that is there.
+fn before_the_first(archive: &Archive) -> Runs {
+    let mut gone = Runs::default();
+    for timeline in archive.timelines() {
+        let begin = archive.path(timeline).and_then(|path| Some(path.stretches().last()?.begin));
+        let begin = begin.map_or(0, |begin| begin.segment(archive.segment_bytes));
+        if let Some((first, _)) = archive.runs().of(timeline).first().filter(|(first, _)| *first > begin) {
+            gone.add(timeline, begin, first - 1);
+        }
+    }
+    gone
 }
 
 /// By history, then by id: ids only grow. Where two of one timeline disagree with their LSNs, the LSN is right (rule 52).

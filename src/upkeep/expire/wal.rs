@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::retention::days_before;
-use super::view::{Snapshot, Wal};
+use super::view::{Lost, Snapshot, Wal};
 use crate::postgres::lsn::Timeline;
 use crate::timeline::listing::Runs;
 
@@ -29,6 +29,18 @@ impl Needed {
             self.runs.add(*timeline, first, last);
         }
         self.runs.add(snapshot.timeline, first, last);
+    }
+
+    /// Everything from where the snapshot begins. Its system is not known, so it may be any; nor is its path, so it may lead to every
+    /// timeline. Where nothing tells where it begins, all stays.
+    pub fn add_lost(&mut self, wal: &Wal, lost: &Lost) {
+        match lost.from.and_then(|name| Some((name.timeline, name.number(wal.segment_bytes)?))) {
+            Some((timeline, first)) => {
+                self.runs.add(timeline, first, u64::MAX);
+                wal.paths.keys().for_each(|timeline| self.runs.add(*timeline, first, u64::MAX));
+            }
+            None => self.all = true,
+        }
     }
 
     /// Everything to which the snapshot can be rolled forward, on every timeline that it leads to.
