@@ -5,9 +5,9 @@
 use jiff::Timestamp;
 
 use super::archive::Archive;
+use super::candidates::{self, choose_by_id, reached};
 use super::elsewhere;
 pub use super::find_error::FindError;
-use super::latest::Followed;
 use super::reach::{End, Reach, Stop};
 use super::scan;
 use super::target::Target;
@@ -60,7 +60,7 @@ pub struct Question<'a> {
 
 /// Answers a question from the archive and the manifests (oldest first).
 pub async fn find(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<Found, FindError> {
-    let path = path(archive, manifests, question).await?;
+    let path = candidates::path(archive, manifests, question).await?;
     let search = Search::new(archive, manifests, question, path)?;
     match question.target {
         Target::Latest => search.latest(question.stop_at_end).await,
@@ -75,32 +75,6 @@ pub async fn find(archive: &Archive, manifests: &[Manifest], question: &Question
         }
         Target::Xid(xid) => search.xid(*xid, question.inclusive).await,
         Target::Name(name) => search.name(name).await,
-    }
-}
-
-/// The path of timelines that a question means.
-async fn path(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<History, FindError> {
-    if !manifests.iter().any(|m| m.system_identifier == archive.system) {
-        return Err(FindError::NoSnapshot);
-    }
-    let known = |timeline| FindError::UnknownTimeline { timeline, known: archive.timelines() };
-    match (question.timeline, question.target) {
-        (Some(timeline), _) => {
-            let is_known = archive.timelines().contains(&timeline);
-            archive.path(timeline).filter(|_| is_known).ok_or_else(|| known(timeline))
-        }
-        // A snapshot is consistent on its own timeline, whatever came later.
-        (None, Target::Snapshot(id)) => {
-            let snapshot = choose_by_id(manifests, id)?;
-            archive.path(snapshot.timeline).ok_or_else(|| known(snapshot.timeline))
-        }
-        (None, target) => {
-            let followed = archive.latest().await?;
-            if let (Followed::Undecided { parent, one, other }, Target::Latest) = (followed, target) {
-                return Err(FindError::Undecided { parent, one, other });
-            }
-            newest_with_snapshot(archive, manifests)
-        }
     }
 }
 
@@ -504,40 +478,4 @@ impl<'a> Search<'a> {
 
 fn neighbour(end: &End) -> Option<Neighbour> {
     end.transaction.map(|(lsn, time)| Neighbour { lsn, time, xid: None })
-}
-
-/// The newest timeline on whose path a snapshot lies: a history file alone makes no target.
-fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<History, FindError> {
-    let holds =
-        |path: &History| manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn));
-    let followed = archive.newest().map(|path| path.timeline());
-    let paths = followed.into_iter().chain(archive.followed()).filter_map(|timeline| archive.path(timeline));
-    let newest = manifests.iter().map(|m| m.timeline).max().unwrap_or(Timeline(1));
-    paths.into_iter().find(holds).ok_or(FindError::NoCandidate {
-        timeline: newest,
-        reason: "no archived WAL belongs to it, or its history file is missing".into(),
-    })
-}
-
-/// The one whose id begins so.
-pub fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
-    let found: Vec<&Manifest> = manifests.iter().filter(|m| m.id.starts_with(id)).collect();
-    match found.as_slice() {
-        [] => Err(FindError::UnknownSnapshot { id: id.into() }),
-        [one] => Ok(one),
-        several => match several.iter().find(|m| m.id == id) {
-            Some(exact) => Ok(exact),
-            None => Err(FindError::AmbiguousSnapshot { id: id.into(), found: several.iter().map(|m| m.id.clone()).collect() }),
-        },
-    }
-}
-
-/// The last segment reached from a snapshot without a gap, when it has all that makes it consistent.
-pub fn reached(archive: &Archive, path: &History, manifest: &Manifest) -> Result<u64, FindError> {
-    let bytes = archive.segment_bytes;
-    let missing = |number: u64| FindError::Incomplete { id: manifest.id.clone(), segment: path.segment(number, bytes) };
-    let first = manifest.start_lsn.segment(bytes);
-    let needed = manifest.last_segment.number(bytes).unwrap_or(first);
-    let end = archive.contiguous_end(path, first).ok_or_else(|| missing(first))?;
-    if end < needed { Err(missing(end + 1)) } else { Ok(end) }
 }

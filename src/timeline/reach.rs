@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::archive::Archive;
-use super::find::{FindError, reached};
+use super::candidates::reached;
+use super::find::FindError;
 use super::scan;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};

@@ -59,8 +59,8 @@ struct Future {
 /// Computes the windows of one history.
 pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Windows, RepoError> {
     let mut all = Windows::default();
-    // Timeline, last segment and stop of each window: what tells two windows apart.
-    let mut ends: Vec<(Timeline, u64, Option<Stop>)> = Vec::new();
+    // Timeline, last segment and stop of each window: what tells two windows apart; and the time that its WAL tells.
+    let mut ends: Vec<((Timeline, u64, Option<Stop>), Timestamp)> = Vec::new();
     let paths: Vec<History> = archive.timelines().into_iter().filter_map(|timeline| archive.path(timeline)).collect();
     let mut stops: Vec<Stops> = paths.iter().map(|_| Stops::default()).collect();
     for manifest in manifests.iter().filter(|m| m.system_identifier == archive.system) {
@@ -71,11 +71,12 @@ pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Window
         }
         for Future { path, reach } in futures {
             let key = (path.timeline(), reach.end, reach.stop);
-            match ends.iter().position(|known| *known == key) {
-                Some(at) => join(&mut all.windows[at], manifest),
+            match ends.iter().position(|(known, _)| *known == key) {
+                Some(at) => join(&mut all.windows[at], ends[at].1, manifest, manifests),
                 None => {
-                    ends.push(key);
-                    all.windows.push(window(archive, &path, manifest, &reach).await?);
+                    let window = window(archive, &path, manifest, &reach).await?;
+                    ends.push((key, window.to_time));
+                    all.windows.push(window);
                 }
             }
         }
@@ -125,10 +126,15 @@ async fn is_beginning(archive: &Archive, one: &Future, all: &[Future]) -> Result
     Ok(false)
 }
 
-/// A later snapshot of the same window: at least its own stop can be reached.
-fn join(window: &mut Window, manifest: &Manifest) {
+/// A later snapshot of the same window: at least its own stop can be reached. Where clocks disagree with positions, the snapshot
+/// with the last position says how late it was.
+fn join(window: &mut Window, until: Timestamp, manifest: &Manifest, manifests: &[Manifest]) {
+    let known = |id: &String| manifests.iter().find(|known| known.id == *id).map(|known| known.stop_lsn);
+    let is_last = window.snapshots.iter().filter_map(known).all(|stop| stop <= manifest.stop_lsn);
+    if is_last {
+        window.to_time = until.max(manifest.stop_time);
+    }
     window.snapshots.push(manifest.id.clone());
-    window.to_time = window.to_time.max(manifest.stop_time);
     window.to_lsn = window.to_lsn.max(manifest.stop_lsn);
 }
 

@@ -36,6 +36,8 @@ struct Made {
 
 #[derive(Default)]
 struct Maker {
+    /// Snapshots that were ever taken.
+    count: usize,
     manifests: Vec<Manifest>,
     stored: BTreeMap<SegmentName, Vec<u8>>,
     histories: Vec<Server>,
@@ -71,7 +73,8 @@ impl Maker {
         server.fill(8);
         let stop = server.position();
         server.clock += 500_000;
-        self.manifests.push(synthetic::manifest(server, self.manifests.len(), (start, stop), server.now()));
+        self.count += 1;
+        self.manifests.push(synthetic::manifest(server, self.count, (start, stop), server.now()));
         if dice.chance(80) {
             server.switch();
         }
@@ -86,6 +89,20 @@ impl Maker {
         if server.timeline.0 > 1 {
             self.histories.push(server.clone());
         }
+    }
+
+    /// A snapshot whose segments the archive refused was never committed.
+    fn drop_refused(&mut self, server: &Server, from: usize) {
+        let (stored, bytes) = (&self.stored, |number| SegmentName::new(server.timeline, number, SEGMENT));
+        let is_stored = |manifest: &Manifest| {
+            let mut numbers = manifest.start_lsn.segment(SEGMENT)..=manifest.stop_lsn.last_segment_before(SEGMENT);
+            numbers.all(|number| stored.get(&bytes(number)) == server.segments.get(&bytes(number)))
+        };
+        let mut at = 0;
+        self.manifests.retain(|manifest| {
+            at += 1;
+            at <= from || is_stored(manifest)
+        });
     }
 
     async fn finish(self) -> Made {
@@ -122,8 +139,10 @@ async fn life(dice: &mut Dice) -> Made {
         let mut back = server.back_to(lsn);
         back.clock = server.clock + 60_000_000;
         let steps = 5 + dice.below(20);
+        let before = maker.manifests.len();
         maker.write(&mut back, dice, steps);
         maker.archive(&mut back);
+        maker.drop_refused(&back, before);
         server = back;
     }
     for number in 2..4 {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, SystemId, Timeline};
 use lastgood::postgres::wal::index::MappedFiles;
 use lastgood::postgres::wal::index::fold::Fold;
@@ -12,7 +11,7 @@ use lastgood::postgres::wal::name::{SegmentName, WalFile};
 use lastgood::postgres::wal::reader::{PAGE_BYTES, RECORD_HEADER_BYTES};
 use lastgood::repo::manifest::Manifest;
 use lastgood::repo::repository::Cluster;
-use lastgood::repo::segment::{self, Stored};
+use lastgood::repo::segment::{self, Said, Stored};
 use lastgood::repo::vault::Vault;
 use lastgood::storage::memory::MemoryStorage;
 
@@ -229,14 +228,14 @@ pub async fn archive(cluster: &Cluster, name: SegmentName, bytes: &[u8]) -> Stor
     fold.feed(bytes);
     let summary = serde_json::to_value(fold.finish().summary).unwrap();
     let encoded = segment::encode(bytes, 1, None, &[], &mut |_| {}).unwrap();
-    segment::store(cluster, SYSTEM, &WalFile::Segment(name), encoded, segment::Said { summary: Some(summary), previous: None })
+    segment::store(cluster, SYSTEM, &WalFile::Segment(name), encoded, Said { previous: None, summary: Some(summary) })
         .await
         .unwrap()
 }
 
 pub async fn archive_history(cluster: &Cluster, server: &Server) {
     let encoded = segment::encode(server.text.as_bytes(), 1, None, &[], &mut |_| {}).unwrap();
-    segment::store(cluster, SYSTEM, &WalFile::History(server.timeline), encoded, segment::Said::default()).await.unwrap();
+    segment::store(cluster, SYSTEM, &WalFile::History(server.timeline), encoded, Said::default()).await.unwrap();
 }
 
 /// What a snapshot between two positions leaves, without its files.
