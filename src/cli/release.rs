@@ -73,6 +73,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 }
 
 fn show_left(left: &Left) {
+    if let Some(why) = &left.loss.unknown {
+        output::entry("", format!("how many transactions come after that is unknown: {why};"));
+        output::entry("", "they stay in the archive, no restore follows them by itself, and its server is refused from now on");
+        return;
+    }
     if left.loss.transactions == 0 && !left.loss.at_least {
         output::entry("", "nothing that is archived comes after that; what its server did not archive is unknown;");
         output::entry("", "no restore follows it by itself, and its server is refused from now on");

@@ -252,10 +252,9 @@ fn asked(archive: &Archive, path: &History, numbers: RangeInclusive<u64>) -> Vec
 /// Marks that stop replay on this path.
 fn marks(summary: &SegmentSummary, path: &History) -> Vec<Stop> {
     let Some(replay) = &summary.replay else { return Vec::new() };
-    let minimal = replay.minimal.map(|lsn| Stop { lsn, why: Why::MinimalWal });
+    let minimal = replay.minimal.iter().map(|lsn| Stop { lsn: *lsn, why: Why::MinimalWal });
     let timelines = replay.timelines.iter().filter(|(lsn, timeline)| path.at(*lsn) != *timeline);
-    let other = timelines.map(|(lsn, timeline)| Stop { lsn: *lsn, why: Why::Timeline(*timeline) }).next();
-    minimal.into_iter().chain(other).collect()
+    minimal.chain(timelines.map(|(lsn, timeline)| Stop { lsn: *lsn, why: Why::Timeline(*timeline) })).collect()
 }
 
 /// A mark in the record that crosses into the next segment.

@@ -148,7 +148,7 @@ async fn stops(archive: &Archive, group: &Group) -> Result<bool, RepoError> {
             chain = Chain::default();
             continue;
         };
-        is_stopped |= chain.next(&summary.link()).is_err() || summary.replay.is_some_and(|replay| replay.minimal.is_some());
+        is_stopped |= chain.next(&summary.link()).is_err() || summary.replay.is_some_and(|replay| !replay.minimal.is_empty());
     }
     Ok(is_stopped)
 }

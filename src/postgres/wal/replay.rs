@@ -20,8 +20,8 @@ use super::reader::{RECORD_HEADER_BYTES, Record};
 use super::xlog::{self, Control};
 use crate::postgres::lsn::{Lsn, Timeline};
 
-/// Timelines that are noted of one segment; no server is promoted so often in one.
-const TIMELINES_MAX: usize = 64;
+/// Marks of a kind that are noted of one segment; no server starts so often in one.
+const MARKS_MAX: usize = 256;
 /// Of what continues a record, so much may belong to its header.
 const FRONT_BYTES: usize = 16;
 /// `XLOG_SWITCH`.
@@ -30,9 +30,9 @@ const SWITCH: u8 = 0x40;
 /// What one segment says about how far replay goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replay {
-    /// The first record that says `wal_level = minimal`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minimal: Option<Lsn>,
+    /// Records that say `wal_level = minimal`: a snapshot may lie between two.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub minimal: Vec<Lsn>,
     /// Checkpoints and ends of recovery: where one names another timeline than the one before, and for the first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timelines: Vec<(Lsn, Timeline)>,
@@ -98,11 +98,11 @@ impl Replay {
             Control::RestorePoint { time, .. } => (None, Some(time), None),
             Control::Switch | Control::FullPageWrites { .. } => (None, None, None),
         };
-        if level.is_some_and(|level| level.is_minimal()) {
-            self.minimal.get_or_insert(record.lsn);
+        if level.is_some_and(|level| level.is_minimal()) && self.minimal.len() < MARKS_MAX {
+            self.minimal.push(record.lsn);
         }
         let is_new = |timeline: &Timeline| self.timelines.last().is_none_or(|(_, last)| last != timeline);
-        if let Some(timeline) = timeline.filter(is_new).filter(|_| self.timelines.len() < TIMELINES_MAX) {
+        if let Some(timeline) = timeline.filter(is_new).filter(|_| self.timelines.len() < MARKS_MAX) {
             self.timelines.push((record.lsn, timeline));
         }
         self.until = self.until.max(time);
