@@ -121,7 +121,7 @@ pub async fn choose(
 
 /// The one that somebody wants.
 fn named(cluster: &Cluster, manifests: &[Manifest], base: &Base, id: &str) -> Result<Manifest, RestoreError> {
-    match (find::choose_by_id(manifests, id), base.unreadable.iter().find(|(other, _)| other.starts_with(id))) {
+    match (candidates::choose_by_id(manifests, id), base.unreadable.iter().find(|(other, _)| other.starts_with(id))) {
         (Ok(manifest), _) => Ok(manifest.clone()),
         (Err(FindError::UnknownSnapshot { .. }), Some((id, problem))) => {
             let key = cluster.layout().manifest(id).to_string();
@@ -191,7 +191,7 @@ fn others(archive: &Archive, manifests: &[Manifest], found: &Found, base: &Base)
             && m.stop_lsn <= stop
     };
     let incomplete = manifests.iter().filter(is_between).filter_map(|manifest| {
-        let why = find::reached(archive, &found.path, manifest).err()?.to_string();
+        let why = candidates::reached(archive, &found.path, manifest).err()?.to_string();
         Some(PassedOver { snapshot: manifest.id.clone(), why })
     });
     let is_later = |id: &str| found.after.as_ref().zip(begun(id)).is_some_and(|(after, begun)| begun > after.time);

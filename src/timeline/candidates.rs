@@ -47,7 +47,7 @@ fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<His
     })
 }
 
-pub(super) fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
+pub fn choose_by_id<'m>(manifests: &'m [Manifest], id: &str) -> Result<&'m Manifest, FindError> {
     let found: Vec<&Manifest> = manifests.iter().filter(|m| m.id.starts_with(id)).collect();
     match found.as_slice() {
         [] => Err(FindError::UnknownSnapshot { id: id.into() }),
