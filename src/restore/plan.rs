@@ -9,12 +9,15 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::RestoreError;
+use super::ground::{self, Exchanged};
 use super::guard::Care;
 use super::loss::{self, Loss};
 use super::place::{self, Standing};
 use super::replaced::{self, Around, Replaced};
 use super::standing::Occupant;
 use super::switch;
+use crate::postgres::apart;
+use crate::postgres::data_directory;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
 use crate::postgres::wal::name::SegmentName;
@@ -85,6 +88,9 @@ pub struct Plan {
     pub bytes: u64,
     pub wal_segments: u64,
     pub damaged_pages: usize,
+    /// Where other clusters with the same tablespaces may be: snapshots were taken there.
+    #[serde(skip)]
+    pub elsewhere: Vec<PathBuf>,
     #[serde(skip)]
     pub found: Found,
     #[serde(skip)]
@@ -162,6 +168,7 @@ pub async fn plan(
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
     let standing = place::look(&request.into)?;
+    ground::check(&request.into, &around.apart)?;
     let occupant = standing.occupant();
     let mut replaced = match occupant {
         Some(occupant) => Some(replaced::look(around, &mut archive, &request.into, occupant).await?),
@@ -188,6 +195,11 @@ pub async fn plan(
     }
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
+    for tablespace in &tablespaces {
+        ground::check(&tablespace.into, &around.apart)?;
+    }
+    let elsewhere = elsewhere(around, manifests);
+    check_shared(&request.into, &tablespaces, manifest, &elsewhere)?;
     let target = request.target.to_string();
     let packs = async {
         let looked = OptionFuture::from(packs).await;
@@ -233,6 +245,7 @@ pub async fn plan(
         bytes: manifest.totals.raw_bytes,
         wal_segments: (found.last_segment + 1).saturating_sub(first_segment),
         damaged_pages: manifest.damaged_pages.len(),
+        elsewhere,
         found,
         archive,
     })
@@ -330,6 +343,10 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
         let problem = "this directory for tablespaces does not exist".into();
         return Err(RestoreError::Place { path: below.clone(), problem, mend: "make it first" });
     }
+    let again = |(at, (oid, _)): (usize, &(String, PathBuf))| request.tablespaces[..at].iter().any(|(other, _)| other == oid);
+    if let Some((oid, _)) = request.tablespaces.iter().enumerate().find(|one| again(*one)).map(|(_, one)| one) {
+        return Err(RestoreError::TwoPlaces { oid: oid.clone() });
+    }
     let mut plans = Vec::new();
     for link in &manifest.tablespaces {
         let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
@@ -346,6 +363,38 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
         plans.push(TablespacePlan { oid: link.oid.clone(), was: link.target.clone().into(), into, standing });
     }
     Ok(plans)
+}
+
+/// Data directories of which the snapshots and the configuration tell.
+fn elsewhere(around: &Around<'_>, manifests: &[Manifest]) -> Vec<PathBuf> {
+    let taken = manifests.iter().map(|manifest| PathBuf::from(&manifest.data_directory));
+    let mut all: Vec<PathBuf> = taken.chain(around.data_directory.map(PathBuf::from)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The directory in a tablespace that belongs to a snapshot's cluster.
+pub fn own_directory(manifest: &Manifest) -> String {
+    data_directory::own_directory(manifest.major, manifest.catalog_version)
+}
+
+/// Whether no other cluster uses the tablespaces that will be exchanged.
+pub fn check_shared(
+    into: &Path,
+    tablespaces: &[TablespacePlan],
+    manifest: &Manifest,
+    elsewhere: &[PathBuf],
+) -> Result<(), RestoreError> {
+    let exchanged = tablespaces.iter().filter(|tablespace| tablespace.standing == Standing::Tablespace);
+    let locations: Vec<PathBuf> = exchanged.map(|tablespace| tablespace.into.clone()).collect();
+    ground::check_shared(&Exchanged {
+        dirs: &[into],
+        locations: &locations,
+        own: &own_directory(manifest),
+        known: elsewhere,
+        is_original: apart::real(Path::new(&manifest.data_directory)) == apart::real(into),
+    })
 }
 
 /// No place may lie in another (rule 35).
