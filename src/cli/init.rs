@@ -206,6 +206,15 @@ impl Gate<'_> {
         Ok(true)
     }
 
+    fn takeover(&self, before: &ClusterRecord, facts: &Facts) -> Change {
+        let current = before.current().map(|history| history.system_identifier.to_string()).unwrap_or_default();
+        let what = format!(
+            "{:?} stands for system {current}, and will stand for system {}: the server of {current} archives and backs up no more",
+            before.name, facts.system_identifier
+        );
+        self.change(before, facts, what)
+    }
+
     fn change(&self, before: &ClusterRecord, facts: &Facts, what: String) -> Change {
         let name = before.name.clone();
         let is_production = [before.label.as_deref(), self.config.cluster.label.as_deref()].contains(&Some(PRODUCTION));
@@ -273,12 +282,7 @@ async fn register(
             )));
         }
         if let Some(record) = before.as_ref().filter(|record| passed != Some(record.number)) {
-            let current = record.current().map(|history| history.system_identifier.to_string()).unwrap_or_default();
-            let what = format!(
-                "{:?} stands for system {current}, and will stand for system {}: the server of {current} archives and backs up no more",
-                record.name, facts.system_identifier
-            );
-            if !gate.pass(&gate.change(record, facts, what), json).await? {
+            if !gate.pass(&gate.takeover(record, facts), json).await? {
                 return Ok(Ok(Registered::Planned));
             }
             passed = Some(record.number);

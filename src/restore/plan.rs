@@ -195,9 +195,7 @@ pub async fn plan(
     }
     let tablespaces = tablespaces(manifest, request, occupant)?;
     check_apart(&request.into, &tablespaces)?;
-    for tablespace in &tablespaces {
-        ground::check(&tablespace.into, &around.apart)?;
-    }
+    tablespaces.iter().try_for_each(|tablespace| ground::check(&tablespace.into, &around.apart))?;
     let elsewhere = elsewhere(around, manifests);
     check_shared(&request.into, &tablespaces, manifest, &elsewhere)?;
     let target = request.target.to_string();
