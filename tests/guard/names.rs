@@ -1,12 +1,18 @@
 //! What a name stands for: nobody takes production off, or its name over, by running `init`.
 
+use std::sync::Arc;
+
+use lastgood::repo::repository::Repository;
+use lastgood::repo::seal::keys::Keys;
+use lastgood::storage::fs::DirectoryStorage;
+
 use super::{at_terminal, on_tty, relabel, stopped};
 use crate::support::world::World;
 
-fn label(world: &World) -> String {
-    let key = world.objects("clusters/shop/record").pop().expect("a record");
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(world.repository().join(key)).unwrap()).unwrap();
-    record["label"].as_str().unwrap_or_default().to_string()
+async fn label(world: &World) -> String {
+    let store = Arc::new(DirectoryStorage::new(world.repository()));
+    let (_, record) = Repository::open(store, &Keys::default()).await.unwrap().registered("shop").await.unwrap();
+    record.label.unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -15,23 +21,23 @@ async fn production_is_taken_off_by_confirmation_alone() {
     world.start().await;
     relabel(&world, "test");
     world.refused(&["init"], 5, &["will be labelled \"test\"", "PRODUCTION", "nobody has confirmed"]);
-    assert_eq!(label(&world), "production");
+    assert_eq!(label(&world).await, "production");
     world.planned(&["init"]);
-    assert_eq!(label(&world), "production", "a plan changes nothing");
+    assert_eq!(label(&world).await, "production", "a plan changes nothing");
     let (code, screen) = at_terminal(&world, &["init"], &["test"]);
     assert!(code == 5 && screen.contains("is not the name"), "{screen}");
-    assert_eq!(label(&world), "production");
+    assert_eq!(label(&world).await, "production");
     let (code, screen) = at_terminal(&world, &["init"], &["shop"]);
-    assert_eq!((code, label(&world).as_str()), (0, "test"), "{screen}");
+    assert_eq!((code, label(&world).await.as_str()), (0, "test"), "{screen}");
     // Anything else is free to change.
     relabel(&world, "staging");
     world.ok(&["init"]);
     relabel(&world, "production");
     world.ok(&["init"]);
-    assert_eq!(label(&world), "production");
+    assert_eq!(label(&world).await, "production");
     world.write_config(None, "");
     world.ok(&["init"]);
-    assert_eq!(label(&world), "production", "left out is not taken off");
+    assert_eq!(label(&world).await, "production", "left out is not taken off");
 }
 
 /// Another server takes production's name over only as a restore over production would.
@@ -50,7 +56,7 @@ async fn a_name_is_taken_over_by_confirmation_alone() {
     let (_, code) = world.planned(&args);
     assert_eq!(world.objects("clusters/shop/record"), before);
     world.ok(&[&args[..], &["--confirm", &code]].concat());
-    assert_eq!(label(&world), "production", "the label stays with the name");
+    assert_eq!(label(&world).await, "production", "the label stays with the name");
 }
 
 /// What was typed before the question was shown is no answer to it.

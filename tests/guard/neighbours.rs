@@ -17,6 +17,7 @@ async fn neighbour(world: &World, major: u32) -> (Scratch, Session) {
     server.configure("fsync = off\nshared_buffers = '16MB'").unwrap();
     server.start().await.unwrap();
     let session = Session::open(&server.connection()).await.unwrap();
+    session.run("SET search_path = public, pg_catalog").await.unwrap();
     (server, session)
 }
 
@@ -81,7 +82,7 @@ async fn shared(ours: u32, theirs: u32) {
     server.stop(Stop::Immediate);
     server.start().await.unwrap();
     let session = Session::open(&server.connection()).await.unwrap();
-    assert_eq!(session.value("SELECT count(*) FROM orders").await.unwrap(), "1002");
+    assert_eq!(session.value("SELECT count(*) FROM public.orders").await.unwrap(), "1002");
     world.start().await;
     assert_eq!(world.value("SELECT count(*) FROM t").await, "2");
 }

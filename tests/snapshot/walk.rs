@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use lastgood::monitor::Monitor;
 use lastgood::postgres::scratch;
 use lastgood::postgres::session::Session;
+use lastgood::repo::manifest::Manifest;
 use lastgood::repo::repository::Repository;
 use lastgood::repo::seal::keys::Keys;
 use lastgood::snapshot::take;
@@ -48,6 +49,8 @@ async fn not_mounted(major: u32) {
     make(&world, &space);
     world.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", space.display())).await;
     world.sql("CREATE TABLE t TABLESPACE fast AS SELECT 1").await;
+    // Nothing is left to be written there.
+    world.sql("CHECKPOINT").await;
     let own = fs::read_dir(&space).unwrap().next().unwrap().unwrap().path();
     let away = world.path("away");
     fs::rename(&own, &away).unwrap();
@@ -212,5 +215,15 @@ async fn ids_go_on_after_a_clock_that_ran_ahead() {
     assert!(said.json()["snapshot"]["id"].as_str().unwrap().starts_with("20880102T000000Z-"), "{}", said.all());
     assert!(said.all().contains("a clock ran ahead"), "{}", said.all());
     assert_eq!(said.json()["snapshot"]["parent"], first["id"], "built on what is sound");
-    assert!(world.backup(&[])["id"].as_str().unwrap().starts_with("20880102T000001Z-"));
+    let last = world.backup(&[])["id"].as_str().unwrap().to_string();
+    assert!(last.starts_with("20880102T000001Z-"));
+    // One whose time lies in the future is not young.
+    let store = Arc::new(DirectoryStorage::new(world.repository()));
+    let (cluster, _) = Repository::open(store, &Keys::default()).await.unwrap().registered("shop").await.unwrap();
+    let mut manifest = Manifest::read(&cluster, &last).await.unwrap();
+    manifest.stop_time = "2088-01-02T00:00:00Z".parse().unwrap();
+    fs::remove_file(world.repository().join(format!("clusters/shop/snapshots/{last}"))).unwrap();
+    manifest.commit(&cluster).await.unwrap();
+    give(&world);
+    world.refused(&["check", "--no-switch"], 9, &["lies", "in the future", "clock ran ahead"]);
 }
