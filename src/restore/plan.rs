@@ -193,11 +193,8 @@ pub async fn plan(
             None => None,
         };
     }
-    let tablespaces = tablespaces(manifest, request, occupant)?;
-    check_apart(&request.into, &tablespaces)?;
-    tablespaces.iter().try_for_each(|tablespace| ground::check(&tablespace.into, &around.apart))?;
     let elsewhere = elsewhere(around, manifests);
-    check_shared(&request.into, &tablespaces, manifest, &elsewhere)?;
+    let tablespaces = places(around, request, manifest, occupant, &elsewhere)?;
     let target = request.target.to_string();
     let packs = async {
         let looked = OptionFuture::from(packs).await;
@@ -361,6 +358,21 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
         plans.push(TablespacePlan { oid: link.oid.clone(), was: link.target.clone().into(), into, standing });
     }
     Ok(plans)
+}
+
+/// Where the tablespaces go: apart from each other and from everything else, and used by no other cluster.
+fn places(
+    around: &Around<'_>,
+    request: &Request,
+    manifest: &Manifest,
+    replaced: Option<&Occupant>,
+    elsewhere: &[PathBuf],
+) -> Result<Vec<TablespacePlan>, RestoreError> {
+    let tablespaces = tablespaces(manifest, request, replaced)?;
+    check_apart(&request.into, &tablespaces)?;
+    tablespaces.iter().try_for_each(|tablespace| ground::check(&tablespace.into, &around.apart))?;
+    check_shared(&request.into, &tablespaces, manifest, elsewhere)?;
+    Ok(tablespaces)
 }
 
 /// Data directories of which the snapshots and the configuration tell.
