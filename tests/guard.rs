@@ -2,6 +2,8 @@
 
 mod attacks;
 mod matrix;
+mod names;
+mod neighbours;
 mod rescue;
 mod rivals;
 mod undo;

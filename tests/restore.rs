@@ -1,5 +1,7 @@
 //! Restores: every kind of target, every refusal, and what a restored directory holds. Rules 35 to 46.
 
+mod places;
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Snapshots: rules 1 to 20, as far as the program shows them.
 
+mod walk;
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
@@ -181,7 +183,8 @@ async fn another_clusters_directory_is_refused() {
     std::fs::write(world.config(), text.replace(&sockets(&world), &sockets(&other))).unwrap();
     world.refused(&["backup"], 5, &["in the repository is system", "lastgood init"]);
     world.refused(&["init"], 5, &["already the name of system", "--new-history"]);
-    world.ok(&["init", "--new-history"]);
+    world.refused(&["init", "--new-history"], 5, &["will stand for system", "nobody has confirmed"]);
+    world.confirmed(&["init", "--new-history"]);
     let said = world.ok(&["list"]);
     assert!(said.out.matches("cluster shop").count() == 2, "{}", said.out);
 }

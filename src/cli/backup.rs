@@ -10,6 +10,7 @@ use crate::repo::manifest::{Manifest, Retired};
 use crate::repo::seal::rotation;
 use crate::snapshot::retire::Terms;
 use crate::snapshot::take::{self, Request};
+use crate::upkeep::apart::apart;
 
 /// Take a snapshot: the first stores everything, each later one what changed
 ///
@@ -44,6 +45,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         retire: Terms { below_percent: config.retention.rewrite_below_percent, max_bytes: config.retention.rewrite_max_bytes },
         newest: place.newest(),
         kept: moment::kept(config, &session).await?,
+        apart: apart(config),
     };
     let monitor = progress::monitor(global.json);
     if let Some(old) = rotation::outdated(place.repository.vault()).await? {

@@ -9,14 +9,16 @@ use tokio::task::JoinHandle;
 
 use super::context::{Global, Place};
 use super::{output, progress};
+use crate::config::Config;
 use crate::monitor::Monitor;
 use crate::postgres::owner;
 use crate::repo::audit::{self, Event, Head, Outcome, Who};
 use crate::repo::report::Reference;
-use crate::repo::repository::Cluster;
+use crate::repo::repository::{Cluster, Repository};
 use crate::restore::RestoreError;
 use crate::restore::guard::{self, Approval, Brought, Care, Passed, Seal};
 use crate::restore::replaced::Around;
+use crate::upkeep::apart::apart;
 
 /// How a guarded command is confirmed.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -74,9 +76,13 @@ impl<'a> Desk<'a> {
 
     /// What the code of a plan is bound to: all of the plan, the repository, the configuration, and this host.
     pub fn seal(&self, plan: &impl Serialize, place: &Place) -> Seal {
-        let repository = place.repository.record().id.clone();
-        let settings =
-            (&place.config.path, &place.config.cluster.name, &place.config.cluster.label, &place.config.repository.url);
+        self.seal_of(plan, &place.repository, &place.config)
+    }
+
+    /// The same where no cluster is open yet.
+    pub fn seal_of(&self, plan: &impl Serialize, repository: &Repository, config: &Config) -> Seal {
+        let repository = repository.record().id.clone();
+        let settings = (&config.path, &config.cluster.name, &config.cluster.label, &config.repository.url);
         Seal::of(&(self.operation, plan, repository, settings), &this_host())
     }
 
@@ -86,7 +92,11 @@ impl<'a> Desk<'a> {
         if brought.code.is_none() && *care != Care::Free && !confirm.yes {
             brought.typed = self.ask(care);
         }
-        let verb = if self.operation == "release" { "released" } else { "moved aside" };
+        let verb = match self.operation {
+            "release" => "released",
+            "init" => "registered in this way",
+            _ => "moved aside",
+        };
         match guard::pass(path, verb, care, seal, &brought) {
             Ok(approval) => Ok(approval),
             Err(error) => Err(self.refused(error, brought.code).await),
@@ -106,6 +116,8 @@ impl<'a> Desk<'a> {
         if self.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return None;
         }
+        // What was typed before the question was shown answers another one.
+        rustix::termios::tcflush(std::io::stdin(), rustix::termios::QueueSelector::IFlush).ok()?;
         match care {
             Care::Free => return None,
             Care::Code => output::ask("Type the code of this plan to go on, anything else to stop: "),
@@ -113,6 +125,7 @@ impl<'a> Desk<'a> {
                 let verb = match self.operation {
                     "release" => "release it",
                     "undo" => "put the old one in its place",
+                    "init" => "change what the name stands for",
                     _ => "move it aside",
                 };
                 let what = format!("This is production. Type the name of the cluster ({name}) to {verb}, anything else to stop.");
@@ -238,7 +251,14 @@ pub fn is_refusal(error: &RestoreError) -> bool {
 /// Where a guarded operation looks.
 pub fn around(place: &Place) -> Around<'_> {
     let (repository, cluster, record) = (&place.repository, &place.cluster, &place.record);
-    Around { repository, cluster, record, label: place.config.cluster.label.as_deref() }
+    Around {
+        repository,
+        cluster,
+        record,
+        label: place.config.cluster.label.as_deref(),
+        apart: apart(&place.config),
+        data_directory: place.config.postgres.data_directory.as_deref(),
+    }
 }
 
 /// Shows how a plan passes the guard; the code on a short line, so that no terminal breaks it.

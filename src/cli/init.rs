@@ -1,11 +1,15 @@
 //! `lastgood init`
 
+use std::path::Path;
+
 use super::context::{self, Global};
+use super::guard::{self, Confirm, Desk};
 use super::keys::{self, Need};
 use super::{error, output};
 use crate::clock;
 use crate::config::Config;
-use crate::postgres::data_directory::RESTORED_MARK;
+use crate::postgres::data_directory::{self, RESTORED_MARK};
+use crate::postgres::lsn::SystemId;
 use crate::postgres::session::{Facts, Session};
 use crate::repo::record::{ClusterRecord, History};
 use crate::repo::repository::{Cluster, Repository};
@@ -14,10 +18,13 @@ use crate::repo::seal::create::{self, Sealing};
 use crate::repo::seal::keys::Keys;
 use crate::repo::seal::slot::{MEMORY_KIB, To};
 use crate::repo::{FORMAT_VERSION, RepoError};
+use crate::restore::guard::Care;
+use crate::restore::replaced::PRODUCTION;
 use crate::snapshot::SnapshotError;
 use crate::storage::Created;
 use crate::storage::fs::DirectoryStorage;
 use crate::storage::open::Place;
+use crate::upkeep::apart::apart;
 use crate::upkeep::rebuild;
 
 /// Make the repository, register the server, and print the settings it needs
@@ -41,6 +48,8 @@ pub struct Args {
     /// Make the repository without encryption, whatever the configuration says
     #[arg(long)]
     no_encryption: bool,
+    #[command(flatten)]
+    confirm: Confirm,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
@@ -51,7 +60,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     // The server first: a repository without a cluster helps nobody.
     let session = context::session(&config).await?;
     let facts = session.facts().await?;
-    if let Place::Directory(path) = Place::parse(&config.repository.url)? {
+    let directory = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
+    data_directory::check_apart(&directory, &apart(&config)).map_err(SnapshotError::from)?;
+    if let Place::Directory(path) = Place::parse(&config.repository.url)?
+        && !args.confirm.dry_run
+    {
         DirectoryStorage::new(&path).prepare().map_err(|e| anyhow::anyhow!("make the directory {}: {e}", path.display()))?;
     }
     let keys = if args.no_encryption { Keys::default() } else { keys::keys(&config, Need::Init)? };
@@ -59,21 +72,33 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let sealing = (!args.no_encryption && (config.encryption.is_configured() || !keys.is_empty()))
         .then(|| Sealing { readers: readers(&config, &keys, &recipients), key_file: missing_key_file(&config) });
     let storage = context::storage(&config).await?;
-    let (repository, created) = Repository::open_or_create(storage, &keys, sealing.as_ref()).await?;
-    if let (Some(seal), Some(path), Some(_)) = (repository.vault().seal(), missing_key_file(&config), &sealing) {
+    let (repository, created) = match args.confirm.dry_run {
+        // Nothing is made to show a plan.
+        true => (Repository::open(storage, &keys).await?, Created::AlreadyThere),
+        false => Repository::open_or_create(storage, &keys, sealing.as_ref()).await?,
+    };
+    if let (Some(seal), Some(path), Some(_)) = (repository.vault().seal(), missing_key_file(&config), &sealing)
+        && !args.confirm.dry_run
+    {
         create::write_writer_file(&path, seal)?;
     }
     let place = repository.storage().place().to_string();
     let cluster = repository.cluster(&config.cluster.name);
-    let registered = match register(&cluster, &config, &facts, args.new_history).await? {
-        Ok(registered) => registered,
+    let desk = Desk::of("init", &cluster, global);
+    let gate = Gate { desk: &desk, repository: &repository, config: &config, directory: &directory, confirm: &args.confirm };
+    let registered = match register(&cluster, &facts, args.new_history, &gate, global.json).await? {
+        Ok(Registered::Planned) => return Ok(0),
+        Ok(_) if args.confirm.dry_run => {
+            output::line("nothing to confirm; nothing was changed");
+            return Ok(0);
+        }
+        Ok(registered) => registered == Registered::New,
         Err(refusal) => {
             output::error(&anyhow::anyhow!(refusal), error::REFUSED, global.json);
             return Ok(error::REFUSED);
         }
     };
-    let directory = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    if !facts.in_recovery && directory.join(RESTORED_MARK).exists() {
+    if !facts.in_recovery && directory.join(RESTORED_MARK).try_exists()? {
         // Its settings keep it from archiving on purpose.
         return Err(SnapshotError::NotReleased { dir: directory }.into());
     }
@@ -142,8 +167,94 @@ fn show_keys(config: &Config, repository: &Repository, created: Created) {
     }
 }
 
+/// What became of a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Registered {
+    New,
+    Known,
+    /// Only shown.
+    Planned,
+}
+
+/// A change of what a name stands for, which somebody confirms as a restore over that cluster.
+#[derive(Debug, serde::Serialize)]
+struct Change {
+    cluster: String,
+    what: String,
+    /// Of the record that is changed.
+    number: u32,
+    system: SystemId,
+    label: Option<String>,
+    care: Care,
+}
+
+/// What a change passes through.
+struct Gate<'a> {
+    desk: &'a Desk<'a>,
+    repository: &'a Repository,
+    config: &'a Config,
+    directory: &'a Path,
+    confirm: &'a Confirm,
+}
+
+impl Gate<'_> {
+    /// `false` when the change was only to be shown.
+    async fn pass(&self, change: &Change, json: bool) -> anyhow::Result<bool> {
+        let seal = self.desk.seal_of(change, self.repository, self.config);
+        let code = seal.code(clock::now());
+        if json {
+            output::json(&serde_json::json!({ "event": "plan", "plan": change, "care": change.care, "code": code }));
+        } else {
+            output::line("plan");
+            output::entry("change", &change.what);
+            guard::show(&change.care, &code);
+        }
+        if self.confirm.dry_run {
+            return Ok(false);
+        }
+        let approval = self.desk.pass(self.directory, &change.care, &seal, self.confirm).await?;
+        let attempt = self.desk.attempted(change, &approval, &code).await;
+        self.desk.ended(attempt, Ok(()), |()| change.what.clone()).await?;
+        Ok(true)
+    }
+
+    fn takeover(&self, before: &ClusterRecord, facts: &Facts) -> Change {
+        let current = before.current().map(|history| history.system_identifier.to_string()).unwrap_or_default();
+        let what = format!(
+            "{:?} stands for system {current}, and will stand for system {}: the server of {current} archives and backs up no more",
+            before.name, facts.system_identifier
+        );
+        self.change(before, facts, what)
+    }
+
+    fn change(&self, before: &ClusterRecord, facts: &Facts, what: String) -> Change {
+        let name = before.name.clone();
+        let is_production = [before.label.as_deref(), self.config.cluster.label.as_deref()].contains(&Some(PRODUCTION));
+        let care = match is_production {
+            true => Care::Production { name: name.clone(), why: "this name stands for production".into() },
+            false => Care::Code,
+        };
+        Change {
+            cluster: name,
+            what,
+            number: before.number,
+            system: facts.system_identifier,
+            label: self.config.cluster.label.clone(),
+            care,
+        }
+    }
+}
+
 /// Adds the server to the cluster's record; `Ok(Err)` says why it is refused.
-async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history: bool) -> anyhow::Result<Result<bool, String>> {
+async fn register(
+    cluster: &Cluster,
+    facts: &Facts,
+    new_history: bool,
+    gate: &Gate<'_>,
+    json: bool,
+) -> anyhow::Result<Result<Registered, String>> {
+    let config = gate.config;
+    let mut passed = None;
     loop {
         let before = cluster.record().await?;
         if before.is_none() && rebuild::has_objects(cluster).await? {
@@ -154,12 +265,23 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
         if let Some(record) = known {
             // The guard looks at the label in the repository too, from every host.
             if config.cluster.label.is_none() || config.cluster.label == record.label {
-                return Ok(Ok(false));
+                return Ok(Ok(Registered::Known));
+            }
+            if record.label.as_deref() == Some(PRODUCTION) && passed != Some(record.number) {
+                let label = config.cluster.label.as_deref().unwrap_or_default();
+                let what = format!("{:?} is labelled production, and will be labelled {label:?}", record.name);
+                if !gate.pass(&gate.change(record, facts, what), json).await? {
+                    return Ok(Ok(Registered::Planned));
+                }
+                passed = Some(record.number);
+            }
+            if gate.confirm.dry_run {
+                return Ok(Ok(Registered::Known));
             }
             let label = config.cluster.label.clone();
             let relabelled = ClusterRecord { number: record.number + 1, label, written: clock::now(), ..record.clone() };
             if cluster.put_record(&relabelled).await? {
-                return Ok(Ok(false));
+                return Ok(Ok(Registered::Known));
             }
             continue;
         }
@@ -174,6 +296,15 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
                 known.join(", "),
                 facts.system_identifier
             )));
+        }
+        if let Some(record) = before.as_ref().filter(|record| passed != Some(record.number)) {
+            if !gate.pass(&gate.takeover(record, facts), json).await? {
+                return Ok(Ok(Registered::Planned));
+            }
+            passed = Some(record.number);
+        }
+        if gate.confirm.dry_run {
+            return Ok(Ok(Registered::Known));
         }
         let mut histories = before.as_ref().map(|r| r.histories.clone()).unwrap_or_default();
         histories.push(History {
@@ -190,7 +321,8 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
             format: FORMAT_VERSION.into(),
             number: before.as_ref().map_or(1, |r| r.number + 1),
             name: cluster.name().into(),
-            label: config.cluster.label.clone(),
+            // A label is taken off by name, and not by leaving it out.
+            label: config.cluster.label.clone().or(before.as_ref().and_then(|r| r.label.clone())),
             histories,
             abandoned: before.as_ref().map(|r| r.abandoned.clone()).unwrap_or_default(),
             successors: before.map(|r| r.successors).unwrap_or_default(),
@@ -198,7 +330,7 @@ async fn register(cluster: &Cluster, config: &Config, facts: &Facts, new_history
             behind: None,
         };
         if cluster.put_record(&record).await? {
-            return Ok(Ok(true));
+            return Ok(Ok(Registered::New));
         }
     }
 }

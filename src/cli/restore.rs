@@ -105,7 +105,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let look = Look::at_newest(&place.cluster, &manifests);
     let experience = Experience::ask(&place.cluster);
     let archive = archive(&place, history).await?;
-    let into = std::path::absolute(&args.into)?;
+    // Without a slash at its end, which would follow a link.
+    let into: PathBuf = std::path::absolute(&args.into)?.components().collect();
     let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
     let request = Request {
         target: moment.target,

@@ -29,7 +29,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let history = place.record.current().ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
     let archive = Archive::load(&place.cluster, history.system_identifier, history.wal_segment_bytes.into()).await?;
     let desk = Desk::new("undo", &place, global);
-    let plan = undo::plan(&guard::around(&place), archive, &std::path::absolute(&args.into)?).await?;
+    let plan =
+        undo::plan(&guard::around(&place), archive, &std::path::absolute(&args.into)?.components().collect::<PathBuf>()).await?;
     let seal = desk.seal(&plan, &place);
     let code = seal.code(crate::clock::now());
     if global.json {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::monitor::Monitor;
-use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
+use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind, Scope};
 use crate::postgres::page::{self, PAGE_BYTES};
 
 /// Files are visited in so many rounds, each file in one of them by chance: what the time allows is then a fair sample, and no list of
@@ -43,6 +43,7 @@ pub fn check(request: &Request<'_>, monitor: &dyn Monitor) -> Result<Pages, Data
     let began = clock::monotonic();
     let seed = (clock::random_fraction() * f64::from(u32::MAX)) as u64;
     let mut pages = Pages::default();
+    let scope = Scope::of(request.data)?;
     for round in 0..ROUNDS {
         let mut visit = |entry: Entry| -> Result<(), DataDirectoryError> {
             let Kind::File { class: Class::Main { file } | Class::Fork { file } } = entry.kind else { return Ok(()) };
@@ -58,7 +59,7 @@ pub fn check(request: &Request<'_>, monitor: &dyn Monitor) -> Result<Pages, Data
             }
             Ok(())
         };
-        data_directory::walk(request.data, &mut visit, &mut |_| {})?;
+        data_directory::walk(request.data, &scope, &mut visit, &mut |_| {})?;
     }
     Ok(pages)
 }

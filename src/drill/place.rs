@@ -206,7 +206,8 @@ fn end_server(data: &Path) -> io::Result<()> {
         return Ok(());
     }
     let began = clock::monotonic();
-    while let Some(living) = postmaster::living(data)? {
+    // Of a server that works elsewhere (above, below) nothing is ended.
+    while let Some(living) = postmaster::living(data)?.filter(|living| living.elsewhere.is_none()) {
         let signal = if began.elapsed() < REMOVAL_PATIENCE / 2 { Signal::QUIT } else { Signal::KILL };
         let pid = living.pid.and_then(Pid::from_raw).ok_or_else(|| io::Error::other("its server runs in another container"))?;
         match kill_process(pid, signal) {

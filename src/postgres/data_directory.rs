@@ -8,14 +8,18 @@
 //! older file list, can therefore be merged without holding either in memory. One directory's names are held at a time.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::apart::{self, Apart};
+use super::control::ControlFile;
 use super::wal::reference::RelFileLocator;
+
+mod walk;
+
+pub use walk::{has_own, may_vanish, walk};
 
 /// OIDs of `pg_default` and `pg_global`.
 const DEFAULT_TABLESPACE: u32 = 1663;
@@ -72,6 +76,18 @@ pub enum DataDirectoryError {
     NoVersion { dir: PathBuf },
     #[error("tablespace {link}: {problem}; lastgood cannot tell what such a link would overwrite at restore")]
     Tablespace { link: PathBuf, problem: String },
+    #[error(
+        "tablespace {link}: {target} holds no {own}, so this cluster's files are not there; is its file system mounted? Mount it, or drop the tablespace, and run again"
+    )]
+    Unmounted { link: PathBuf, target: PathBuf, own: String },
+    #[error(
+        "{what} {path} lies in {dir}, so it would be stored in every backup and lost together with the cluster; move it out of the data directory, to another disk"
+    )]
+    Holds { dir: PathBuf, what: String, path: PathBuf },
+    #[error("{path} vanished while it was read, and PostgreSQL never removes it; look at the file system, and run again")]
+    Vanished { path: PathBuf },
+    #[error("{dir}: PG_VERSION or pg_control cannot be read, so which directories of its tablespaces belong to it is unknown")]
+    Unknown { dir: PathBuf },
 }
 
 /// What kind of file, which decides how changes are found and whether pages are checked.
@@ -133,20 +149,83 @@ pub fn major_version(dir: &Path) -> Result<u32, DataDirectoryError> {
     text.trim().parse().map_err(|_| DataDirectoryError::NoVersion { dir: dir.into() })
 }
 
+/// What of a directory belongs to a cluster.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The name of this cluster's own directory in a tablespace (see [`own_directory`]).
+    pub own: String,
+    /// What lies in no cluster, although a link may lead there.
+    pub apart: Vec<Apart>,
+}
+
+impl Scope {
+    /// Of the cluster in `dir`, as its `PG_VERSION` and its pg_control say.
+    pub fn of(dir: &Path) -> Result<Scope, DataDirectoryError> {
+        let own = own_in(dir).ok_or_else(|| DataDirectoryError::Unknown { dir: dir.into() })?;
+        Ok(Scope { own, apart: Vec::new() })
+    }
+
+    pub fn new(major: u32, catalog_version: u32) -> Scope {
+        Scope { own: own_directory(major, catalog_version), apart: Vec::new() }
+    }
+}
+
+/// `PG_15_202209061`: several versions may have their tablespaces in one place, each in a directory of its own.
+pub fn own_directory(major: u32, catalog_version: u32) -> String {
+    format!("PG_{major}_{catalog_version}")
+}
+
+/// The same of the cluster in `dir`; `None` when it cannot be told.
+pub fn own_in(dir: &Path) -> Option<String> {
+    let (control, _) = ControlFile::read_bytes_stable(dir).ok()?;
+    Some(own_directory(major_version(dir).ok()?, control.catalog_version))
+}
+
+/// Whether this is the name of a directory that some version keeps in a tablespace.
+pub fn is_version_directory(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(b"PG_") else { return false };
+    rest.splitn(2, |b| *b == b'_').filter(|part| is_number(part)).count() == 2
+}
+
+/// Whether none of `apart` lies in `dir`: a backup there would store itself, and be lost with what it protects.
+pub fn check_apart(dir: &Path, apart: &[Apart]) -> Result<(), DataDirectoryError> {
+    let here = apart::real(dir);
+    match apart.iter().find(|apart| apart.is_in(&here)) {
+        Some(inside) => Err(DataDirectoryError::Holds { dir: dir.into(), what: inside.what.clone(), path: inside.path.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// Tablespace links with their targets, checked (rule 15); in-place tablespaces are ordinary directories and not listed.
 pub fn tablespaces(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataDirectoryError> {
     let links = dir.join("pg_tblspc");
-    let data = fs::canonicalize(dir).map_err(|source| DataDirectoryError::Io { path: dir.into(), source })?;
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| DataDirectoryError::Io { path, source }
+    };
+    let data = fs::canonicalize(dir).map_err(failed(dir))?;
     let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(&links).map_err(|source| DataDirectoryError::Io { path: links.clone(), source })? {
-        let entry = entry.map_err(|source| DataDirectoryError::Io { path: links.clone(), source })?;
+    for entry in fs::read_dir(&links).map_err(failed(&links))? {
+        let entry = entry.map_err(failed(&links))?;
         let link = entry.path();
-        let Ok(target) = fs::read_link(&link) else { continue };
+        if !is_number(entry.file_name().as_encoded_bytes()) {
+            continue;
+        }
+        let target = match fs::read_link(&link) {
+            Ok(target) => target,
+            // Made in place, or dropped meanwhile.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => continue,
+            Err(source) => return Err(DataDirectoryError::Io { path: link, source }),
+        };
         let refuse = |problem: &str| Err(DataDirectoryError::Tablespace { link: link.clone(), problem: problem.into() });
         if fs::symlink_metadata(&target).is_ok_and(|m| m.is_symlink()) {
             return refuse("its target is a link itself");
         }
-        let Ok(real) = fs::canonicalize(&target) else { return refuse("its target does not exist") };
+        let real = match fs::canonicalize(&target) {
+            Ok(real) => real,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse("its target does not exist"),
+            Err(source) => return Err(DataDirectoryError::Io { path: target, source }),
+        };
         if is_inside(&real, &data) || is_inside(&data, &real) {
             return refuse("its target overlaps with the data directory");
         }
@@ -162,96 +241,6 @@ pub fn tablespaces(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataDirectoryEr
 /// Whether `path` is `dir` or below it; by components, so `/ts/10` is not inside `/ts/1`.
 pub fn is_inside(path: &Path, dir: &Path) -> bool {
     path.starts_with(dir)
-}
-
-/// Walks what belongs to a snapshot. What is passed over and a person may want to know goes to `warn`.
-pub fn walk<E: From<DataDirectoryError>>(
-    dir: &Path,
-    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
-    warn: &mut dyn FnMut(String),
-) -> Result<(), E> {
-    Walk { root: dir, visit, warn }.directory(b"")
-}
-
-struct Walk<'a, E> {
-    root: &'a Path,
-    visit: &'a mut dyn FnMut(Entry) -> Result<(), E>,
-    warn: &'a mut dyn FnMut(String),
-}
-
-impl<E: From<DataDirectoryError>> Walk<'_, E> {
-    /// Visits what is in `path`, which is empty for the data directory itself.
-    fn directory(&mut self, path: &[u8]) -> Result<(), E> {
-        let names = match self.names(path) {
-            Ok(names) => names,
-            // Dropped with its database while we walked (rule 10).
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_empty() => return Ok(()),
-            Err(source) => return Err(DataDirectoryError::Io { path: self.full(path), source }.into()),
-        };
-        let holds_relations = holds_relations(path);
-        let unlogged = if holds_relations { unlogged_relations(&names) } else { HashSet::new() };
-        for (name, _) in &names {
-            if holds_relations && is_left_out_relation(name, &unlogged) {
-                continue;
-            }
-            let child = if path.is_empty() { name.clone() } else { [path, b"/", name].concat() };
-            self.child(child, path, name)?;
-        }
-        Ok(())
-    }
-
-    fn names(&self, path: &[u8]) -> io::Result<Vec<(Vec<u8>, bool)>> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(self.full(path))? {
-            let entry = entry?;
-            let is_directory = entry.file_type().is_ok_and(|t| t.is_dir() || (t.is_symlink() && entry.path().is_dir()));
-            let is_tablespace = path == b"pg_tblspc" && entry.file_type().is_ok_and(|t| t.is_symlink());
-            names.push((entry.file_name().into_vec(), is_directory && !is_tablespace));
-        }
-        names.sort_by_cached_key(|(name, is_directory)| order_key(name, *is_directory));
-        Ok(names)
-    }
-
-    fn full(&self, path: &[u8]) -> PathBuf {
-        self.root.join(OsString::from_vec(path.to_vec()))
-    }
-
-    fn child(&mut self, child: Vec<u8>, parent: &[u8], name: &[u8]) -> Result<(), E> {
-        if is_left_out(parent, name) {
-            return Ok(());
-        }
-        let full = self.full(&child);
-        let Ok(link) = fs::symlink_metadata(&full) else { return Ok(()) };
-        if parent == b"pg_tblspc" && link.is_symlink() {
-            return self.tablespace(child, &full, &link);
-        }
-        let metadata = match fs::metadata(&full) {
-            Ok(metadata) => metadata,
-            Err(_) if link.is_symlink() => {
-                (self.warn)(format!("{} is a link to nowhere and is left out", full.display()));
-                return Ok(());
-            }
-            Err(_) => return Ok(()),
-        };
-        if metadata.is_dir() {
-            (self.visit)(entry(child.clone(), Kind::Directory, &metadata))?;
-            let top = parent.is_empty() && EMPTY_DIRECTORIES.iter().any(|d| d.as_bytes() == name);
-            return if top { Ok(()) } else { self.directory(&child) };
-        }
-        if !metadata.is_file() {
-            (self.warn)(format!("{} is a socket, pipe or device and is left out", full.display()));
-            return Ok(());
-        }
-        let class = if holds_relations(parent) { class_of(name) } else { Class::Plain };
-        (self.visit)(entry(child, Kind::File { class }, &metadata))
-    }
-
-    /// Only the `PG_<major>_<catalog version>` directory of a tablespace belongs to this cluster.
-    fn tablespace(&mut self, child: Vec<u8>, full: &Path, link: &Metadata) -> Result<(), E> {
-        let target = fs::read_link(full).map_err(|source| DataDirectoryError::Io { path: full.into(), source })?;
-        (self.visit)(entry(child.clone(), Kind::Tablespace { target }, link))?;
-        self.directory(&child)
-    }
 }
 
 fn entry(path: Vec<u8>, kind: Kind, metadata: &Metadata) -> Entry {
@@ -272,12 +261,12 @@ fn born_ns(metadata: &Metadata) -> u64 {
 }
 
 /// Left out wherever it stands, or because of where it stands.
-fn is_left_out(parent: &[u8], name: &[u8]) -> bool {
+fn is_left_out(parent: &[u8], name: &[u8], own: &str) -> bool {
     if name.starts_with(b"pgsql_tmp") || name.starts_with(b"pg_internal.init") || name == b"lost+found" {
         return true;
     }
     if is_tablespace_root(parent) {
-        return !name.starts_with(b"PG_");
+        return name != own.as_bytes();
     }
     parent.is_empty() && EXCLUDED_FILES.iter().any(|f| f.as_bytes() == name)
 }
@@ -448,6 +437,7 @@ mod tests {
         let mut seen = Vec::new();
         walk::<DataDirectoryError>(
             root,
+            &Scope::new(15, 202209061),
             &mut |entry| {
                 seen.push(String::from_utf8(entry.order_key()).unwrap());
                 Ok(())

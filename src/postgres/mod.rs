@@ -7,12 +7,14 @@
 //! - [`history`]: timeline history files.
 //! - [`data_directory`]: which files belong to a base backup, and which kind each is.
 //! - [`owner`]: names of users and groups.
-//! - [`postmaster`]: whether a server lives in a directory.
+//! - [`postmaster`]: whether a server lives in a directory. [`sharing`]: whether another one has its files in the same tablespaces.
+//! - [`apart`]: directories that belong to no cluster.
 //! - [`session`]: the connection that starts and stops a base backup.
 //! - [`settings`]: the server settings we read and the ones recovery needs.
 //! - [`scratch`]: a throw-away server. [`quarantine`]: settings with which a copy of a server acts on nothing.
 //! - [`programs`]: where the programs of a major version are.
 
+pub mod apart;
 pub mod catalogue;
 pub mod control;
 pub mod data_directory;
@@ -27,6 +29,7 @@ pub mod quarantine;
 pub mod scratch;
 pub mod session;
 pub mod settings;
+pub mod sharing;
 pub mod wal;
 
 /// The major versions that lastgood supports; `docs/architecture.md` says what each needs.

@@ -19,6 +19,7 @@ use crate::repo::manifest::Manifest;
 use crate::repo::presence::{self, Lack, Presence};
 use crate::repo::repository::Cluster;
 use crate::timeline::archive::Archive;
+use crate::timeline::candidates;
 use crate::timeline::find::{self, FindError, Found, Question};
 use crate::timeline::target::Target;
 

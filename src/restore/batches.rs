@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use super::RestoreError;
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::write::Target;
 use crate::postgres::owner::Ids;
 use crate::repo::RepoError;
@@ -71,10 +71,17 @@ fn batch_files() -> usize {
     (most.saturating_sub(OTHER_FILES) / batches).clamp(1, BATCH_FILES as u64) as usize
 }
 
+/// Whether a line is of another version's directory in a shared tablespace, which earlier versions of this program stored too.
+fn is_foreign(path: &str, own: &str) -> bool {
+    let in_tablespace = path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split('/').nth(1));
+    in_tablespace.is_some_and(|name| name != own)
+}
+
 impl Site<'_> {
     /// Makes directories and links, and gets the next batch of files ready while one is written.
     pub async fn prepare_all(&self, first: Vec<FileLine>, batches: mpsc::Sender<Vec<Target>>) -> Result<Listed, RestoreError> {
         let manifest = self.plan.manifest();
+        let own = plan::own_directory(manifest);
         let all_files = batch_files();
         let (mut most_frames, mut most_files) = (BATCH_FRAMES / FIRST, all_files.div_ceil(FIRST));
         let mut listed = Listed::default();
@@ -93,6 +100,9 @@ impl Site<'_> {
                 listed.has_settings |= line.path == "postgresql.conf";
                 if line.path == CONTROL_PATH {
                     listed.control = Some(line);
+                    continue;
+                }
+                if is_foreign(&line.path, &own) {
                     continue;
                 }
                 match &line.what {
@@ -193,6 +203,15 @@ impl Site<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_directory_of_the_snapshots_version_is_its_own() {
+        let own = "PG_15_202209061";
+        assert!(is_foreign("pg_tblspc/16400/PG_14_202107181/5/16385", own) && is_foreign("pg_tblspc/16400/PG_14_202107181", own));
+        for line in ["pg_tblspc", "pg_tblspc/16400", "pg_tblspc/16400/PG_15_202209061/5/1", "base/5/1", "PG_VERSION"] {
+            assert!(!is_foreign(line, own), "{line}");
+        }
+    }
 
     #[test]
     fn the_limit_of_open_files_is_raised_where_it_may_be() {

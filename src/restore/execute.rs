@@ -13,7 +13,7 @@ use super::batches::{BATCHES, Listed, Site};
 use super::guard::Approval;
 use super::pinned::Pinned;
 use super::place::{self, Standing};
-use super::plan::Plan;
+use super::plan::{self, Plan};
 use super::replaced::Replaced;
 use super::salvage::{self, Saved};
 use super::switch::{self, Hold, Pair, Switched};
@@ -22,7 +22,7 @@ use super::write::{Stopped, Target, Terms, Writer};
 use crate::config::ReadBack;
 use crate::durable;
 use crate::monitor::Monitor;
-use crate::postgres::data_directory::{RESTORED_MARK, RESTORING_MARK};
+use crate::postgres::data_directory::{self, RESTORED_MARK, RESTORING_MARK};
 use crate::postgres::owner::{self, Ids};
 use crate::postgres::postmaster;
 use crate::postgres::settings::{self, Recovery};
@@ -84,6 +84,7 @@ async fn begin(
     for tablespace in &plan.tablespaces {
         place::look_tablespace(&tablespace.into, plan.standing.occupant())?;
     }
+    plan::check_shared(&plan.into, &plan.tablespaces, plan.manifest(), &plan.elsewhere)?;
     let places: Vec<PathBuf> = [plan.root()].into_iter().chain(plan.tablespaces.iter().map(|t| t.root())).collect();
     let manifest = plan.manifest();
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
@@ -241,6 +242,8 @@ impl Work<'_> {
         durable::sync_directory(&root.join("pg_tblspc")).map_err(io("sync"))?;
         // The last look, and then nobody can start a server between it and the exchange.
         check_unchanged(self.site.plan)?;
+        plan::check_shared(into, &self.site.plan.tablespaces, self.site.plan.manifest(), &self.site.plan.elsewhere)?;
+        let own = data_directory::own_in(into);
         let hold = Hold::take(into).map_err(io("lock"))?;
         let ours = std::process::id() as i32;
         let living = postmaster::living(into).map_err(io("look at"))?;
@@ -254,7 +257,10 @@ impl Work<'_> {
         for pair in &switched.tablespaces {
             // The old cluster's links follow its files: started where it lies now, it must not write into the new one's.
             let (tablespace, aside) = (durable::parent(&pair.place), durable::parent(&pair.aside));
-            undo::point_links(root, tablespace, aside).map_err(io("point the tablespaces of"))?;
+            // Files of another version stay where they are, and so do its links.
+            if own.as_ref().is_none_or(|own| pair.place.ends_with(own)) {
+                undo::point_links(root, tablespace, aside).map_err(io("point the tablespaces of"))?;
+            }
             switch::exchange(&pair.place, &pair.staging).map_err(io("exchange a tablespace of"))?;
         }
         Ok(switched)
@@ -267,18 +273,21 @@ impl Work<'_> {
         let mut tablespaces = Vec::new();
         for tablespace in plan.tablespaces.iter().filter(|t| t.standing == Standing::Tablespace) {
             let aside = switch::aside(&tablespace.into.join("lastgood"), "replaced", at);
-            for name in fs::read_dir(tablespace.root())?.collect::<std::io::Result<Vec<_>>>()? {
-                let name = name.file_name();
-                let place = tablespace.into.join(&name);
-                // Of another major version nothing stands there yet; an empty directory is exchanged, so that all goes one way.
-                if !place.exists() && name.to_string_lossy().starts_with("PG_") {
-                    fs::create_dir(&place)?;
-                    self.site.own(&place).map_err(std::io::Error::other)?;
-                }
-                if name.to_string_lossy().starts_with("PG_") {
-                    tablespaces.push(Pair::new(place, tablespace.root().join(&name), aside.join(&name))?);
-                }
+            // Only the directory of the restored version: others may have theirs beside it, and be at work.
+            let name = plan::own_directory(plan.manifest());
+            let place = tablespace.into.join(&name);
+            // Of another major version nothing stands there yet; an empty directory is exchanged, so that all goes one way.
+            if !place.try_exists()? {
+                fs::create_dir(&place)?;
+                self.site.own(&place).map_err(std::io::Error::other)?;
             }
+            // A snapshot of an earlier version of this program may hold none.
+            let staging = tablespace.root().join(&name);
+            if !staging.try_exists()? {
+                fs::create_dir(&staging)?;
+                self.site.own(&staging).map_err(std::io::Error::other)?;
+            }
+            tablespaces.push(Pair::new(place, staging, aside.join(&name))?);
         }
         let what = format!("restore of snapshot {} to {}", plan.snapshot, plan.target);
         Ok(Switched { at, what, data, tablespaces })

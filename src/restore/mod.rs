@@ -2,7 +2,7 @@
 //!
 //! # The way
 //! [`plan`] decides everything: from which snapshot, to which moment, into which places, whether all that is needed exists. It
-//! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places. [`pinned`] keeps what is read from
+//! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places, [`ground`] at what lies around them. [`pinned`] keeps what is read from
 //! expiring. [`execute`] fetches, verifies and writes. [`write`] writes one batch of files: [`assembly`] puts writes together from frames, and [`lanes`] take them to the disk. [`standing`], [`replaced`] and [`loss`] say what stands there and what
 //! would be lost, [`salvage`] saves its WAL, [`switch`] exchanges old and new, [`undo`] puts the old one back, and [`release`]
 //! declares a restored cluster the successor of its original.
@@ -20,6 +20,7 @@ mod assembly;
 pub mod base;
 mod batches;
 pub mod execute;
+pub mod ground;
 pub mod guard;
 pub mod lanes;
 pub mod loss;
@@ -85,6 +86,8 @@ pub enum RestoreError {
     Release { path: PathBuf, problem: String, mend: &'static str },
     #[error("there is no tablespace {oid:?} in snapshot {snapshot}; it has {}", if known.is_empty() { "none".to_string() } else { known.join(", ") })]
     UnknownTablespace { oid: String, snapshot: String, known: Vec<String> },
+    #[error("--tablespace gives tablespace {oid} two places; name one")]
+    TwoPlaces { oid: String },
     #[error("{doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error(

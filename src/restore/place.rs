@@ -48,6 +48,8 @@ impl Standing {
 /// Refuses every place that a restore must not touch.
 pub fn look(path: &Path) -> Result<Standing, RestoreError> {
     let refuse = |problem: &str, mend| Err(RestoreError::Place { path: path.into(), problem: problem.into(), mend });
+    // With a slash at its end, a link would be followed before it is looked at.
+    let path = &path.components().collect::<PathBuf>();
     if !path.is_absolute() || path.file_name().is_none() || path.components().any(|part| part == Component::ParentDir) {
         return refuse("this is not an absolute path to a directory", "name the whole path, without `..`");
     }
@@ -66,18 +68,17 @@ pub fn look(path: &Path) -> Result<Standing, RestoreError> {
     if !me.is_root() && metadata.uid() != me.as_raw() {
         return refuse("the directory belongs to another user", "run as its owner, or choose another directory");
     }
-    let mut entries = match fs::read_dir(path) {
-        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.file_name())).filter(|name| name != "lost+found"),
-        Err(source) => return Err(RestoreError::Io { doing: "look into", path: path.into(), source }),
-    };
-    let Some(found) = entries.next() else {
+    let failed = |source| RestoreError::Io { doing: "look into", path: path.into(), source };
+    let names: io::Result<Vec<_>> =
+        fs::read_dir(path).map_err(failed)?.map(|entry| entry.map(|entry| entry.file_name())).collect();
+    let Some(found) = names.map_err(failed)?.into_iter().find(|name| name != "lost+found") else {
         return if is_writable(path) {
             Ok(Standing::Empty)
         } else {
             refuse("the directory cannot be written", "change its permissions")
         };
     };
-    let has_control = path.join("global/pg_control").exists();
+    let has_control = path.join("global/pg_control").try_exists().map_err(failed)?;
     // A cluster that was restored long ago and lost its pg_control since has the mark too, and nothing withheld.
     if path.join(SWITCHED_MARK).exists() && !has_control && path.join(WITHHELD_CONTROL).exists() {
         // Interrupted just before: the old cluster still stands in its place, and what is here can be built anew.
@@ -147,7 +148,8 @@ pub fn look_tablespace(path: &Path, replaced: Option<&Occupant>) -> Result<Stand
         let problem = "a cluster stands here".to_string();
         return Err(RestoreError::Place { path: path.into(), problem, mend: "choose another directory" });
     }
-    let only_mark = || fs::read_dir(path).is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == RESTORING_MARK));
+    let is_mark = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == RESTORING_MARK);
+    let only_mark = || fs::read_dir(path).is_ok_and(|mut entries| entries.all(is_mark));
     if standing == Standing::Interrupted && !only_mark() {
         let problem = "the directory is not empty: an interrupted restore left files here".to_string();
         return Err(RestoreError::Place { path: path.into(), problem, mend: "look at them, empty it by hand, and run again" });
@@ -231,7 +233,7 @@ pub fn occupy(path: &Path) -> Result<fs::File, RestoreError> {
 /// Removes what an interrupted restore left: only ever called with the lock, on a directory that carries our mark and no pg_control.
 fn clear_remains(path: &Path) -> Result<(), RestoreError> {
     let failed = |source| RestoreError::Io { doing: "clear", path: path.into(), source };
-    if path.join("global/pg_control").exists() {
+    if path.join("global/pg_control").try_exists().map_err(failed)? {
         let problem = "a cluster appeared here meanwhile".to_string();
         return Err(RestoreError::Place { path: path.into(), problem, mend: "choose another directory" });
     }

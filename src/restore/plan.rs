@@ -9,12 +9,15 @@ use tokio::task::JoinHandle;
 
 use super::RestoreError;
 use super::base::{self, Base, Look, PassedOver};
+use super::ground::{self, Exchanged};
 use super::guard::Care;
 use super::loss::{self, Loss};
 use super::place::{self, Standing};
 use super::replaced::{self, Around, Replaced};
 use super::standing::Occupant;
 use super::switch;
+use crate::postgres::apart;
+use crate::postgres::data_directory;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
 use crate::postgres::wal::name::SegmentName;
@@ -93,6 +96,9 @@ pub struct Plan {
     /// What a person should know before it is done.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Where other clusters with the same tablespaces may be: snapshots were taken there.
+    #[serde(skip)]
+    pub elsewhere: Vec<PathBuf>,
     #[serde(skip)]
     pub found: Found,
     #[serde(skip)]
@@ -166,6 +172,7 @@ pub async fn plan(
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
     let standing = place::look(&request.into)?;
+    ground::check(&request.into, &around.apart)?;
     let occupant = standing.occupant();
     let mut replaced = match occupant {
         Some(occupant) => Some(replaced::look(around, &mut archive, &request.into, occupant).await?),
@@ -186,8 +193,8 @@ pub async fn plan(
             None => None,
         };
     }
-    let tablespaces = tablespaces(manifest, request, occupant)?;
-    check_apart(&request.into, &tablespaces)?;
+    let elsewhere = elsewhere(around, manifests);
+    let tablespaces = places(around, request, manifest, occupant, &elsewhere)?;
     let target = request.target.to_string();
     let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
     let (_, _, _, sizes) = tokio::try_join!(
@@ -236,6 +243,7 @@ pub async fn plan(
         wal_segments: (found.last_segment + 1).saturating_sub(first_segment),
         damaged_pages: manifest.damaged_pages.len(),
         notes: found.notes.clone(),
+        elsewhere,
         found,
         archive,
     })
@@ -316,6 +324,10 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
         let problem = "this directory for tablespaces does not exist".into();
         return Err(RestoreError::Place { path: below.clone(), problem, mend: "make it first" });
     }
+    let again = |(at, (oid, _)): (usize, &(String, PathBuf))| request.tablespaces[..at].iter().any(|(other, _)| other == oid);
+    if let Some((oid, _)) = request.tablespaces.iter().enumerate().find(|one| again(*one)).map(|(_, one)| one) {
+        return Err(RestoreError::TwoPlaces { oid: oid.clone() });
+    }
     let mut plans = Vec::new();
     for link in &manifest.tablespaces {
         let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
@@ -332,6 +344,53 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
         plans.push(TablespacePlan { oid: link.oid.clone(), was: link.target.clone().into(), into, standing });
     }
     Ok(plans)
+}
+
+/// Where the tablespaces go: apart from each other and from everything else, and used by no other cluster.
+fn places(
+    around: &Around<'_>,
+    request: &Request,
+    manifest: &Manifest,
+    replaced: Option<&Occupant>,
+    elsewhere: &[PathBuf],
+) -> Result<Vec<TablespacePlan>, RestoreError> {
+    let tablespaces = tablespaces(manifest, request, replaced)?;
+    check_apart(&request.into, &tablespaces)?;
+    tablespaces.iter().try_for_each(|tablespace| ground::check(&tablespace.into, &around.apart))?;
+    check_shared(&request.into, &tablespaces, manifest, elsewhere)?;
+    Ok(tablespaces)
+}
+
+/// Data directories of which the snapshots and the configuration tell.
+fn elsewhere(around: &Around<'_>, manifests: &[Manifest]) -> Vec<PathBuf> {
+    let taken = manifests.iter().map(|manifest| PathBuf::from(&manifest.data_directory));
+    let mut all: Vec<PathBuf> = taken.chain(around.data_directory.map(PathBuf::from)).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The directory in a tablespace that belongs to a snapshot's cluster.
+pub fn own_directory(manifest: &Manifest) -> String {
+    data_directory::own_directory(manifest.major, manifest.catalog_version)
+}
+
+/// Whether no other cluster uses the tablespaces that will be exchanged.
+pub fn check_shared(
+    into: &Path,
+    tablespaces: &[TablespacePlan],
+    manifest: &Manifest,
+    elsewhere: &[PathBuf],
+) -> Result<(), RestoreError> {
+    let exchanged = tablespaces.iter().filter(|tablespace| tablespace.standing == Standing::Tablespace);
+    let locations: Vec<PathBuf> = exchanged.map(|tablespace| tablespace.into.clone()).collect();
+    ground::check_shared(&Exchanged {
+        dirs: &[into],
+        locations: &locations,
+        own: &own_directory(manifest),
+        known: elsewhere,
+        is_original: apart::real(Path::new(&manifest.data_directory)) == apart::real(into),
+    })
 }
 
 /// No place may lie in another (rule 35).

@@ -11,6 +11,7 @@ use super::loss::Loss;
 use super::present::Present;
 use super::salvage::{self, Unarchived};
 use super::standing::Occupant;
+use crate::postgres::apart::Apart;
 use crate::postgres::lsn::SystemId;
 use crate::repo::RepoError;
 use crate::repo::record::ClusterRecord;
@@ -30,6 +31,10 @@ pub struct Around<'a> {
     pub record: &'a ClusterRecord,
     /// From the configuration; the repository's record has one too.
     pub label: Option<&'a str>,
+    /// Directories of ours on this host.
+    pub apart: Vec<Apart>,
+    /// The configured server's data directory.
+    pub data_directory: Option<&'a Path>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -4,6 +4,7 @@
 //! tablespaces. No cluster can be started, written to, moved or exchanged without a change in it: the code of a plan and a typed
 //! confirmation are worth nothing after that.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -71,17 +72,26 @@ pub fn look(dir: &Path) -> Result<Occupant, RestoreError> {
         checkpoint: control.checkpoint,
         timeline: control.timeline,
     });
-    let tablespaces = tablespace_targets(dir);
+    let tablespaces = tablespace_targets(dir).map_err(failed)?;
+    let own = data_directory::own_in(dir);
     let mut survey = Survey::default();
     survey.entry(dir, Path::new("")).map_err(failed)?;
     for target in &tablespaces {
-        survey.tablespace(target).map_err(failed)?;
+        survey.tablespace(target, own.as_deref()).map_err(failed)?;
+    }
+    let mut living = postmaster::living(dir).map_err(failed)?;
+    for inner in survey.clusters.iter().map(|name| dir.join(name)) {
+        if living.is_some() {
+            break;
+        }
+        let inside = postmaster::living(&inner).map_err(failed)?;
+        living = inside.map(|living| Living { elsewhere: living.elsewhere.clone().or(Some(inner)), ..living });
     }
     Ok(Occupant {
         control,
         major: data_directory::major_version(dir).ok(),
-        living: postmaster::living(dir).map_err(failed)?,
-        unreleased: dir.join(RESTORED_MARK).exists(),
+        living,
+        unreleased: dir.join(RESTORED_MARK).try_exists().map_err(failed)?,
         files: survey.files,
         bytes: survey.bytes,
         last_change: Timestamp::from_second(survey.newest_s).ok(),
@@ -90,12 +100,27 @@ pub fn look(dir: &Path) -> Result<Occupant, RestoreError> {
     })
 }
 
-/// Targets of the links in `pg_tblspc`, as far as they exist; a broken cluster may have broken links.
-fn tablespace_targets(dir: &Path) -> Vec<PathBuf> {
-    let links = fs::read_dir(dir.join("pg_tblspc")).into_iter().flatten().flatten();
-    let mut targets: Vec<PathBuf> = links.filter_map(|link| fs::canonicalize(fs::read_link(link.path()).ok()?).ok()).collect();
+/// Targets of the links in `pg_tblspc`, as far as they exist; a broken cluster may have broken links, and none at all.
+fn tablespace_targets(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let links = match fs::read_dir(dir.join("pg_tblspc")) {
+        Ok(links) => links,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut targets = Vec::new();
+    for link in links {
+        let link = link?;
+        if !link.file_type()?.is_symlink() {
+            continue;
+        }
+        match fs::canonicalize(link.path()) {
+            Ok(target) => targets.push(target),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
     targets.sort();
-    targets
+    Ok(targets)
 }
 
 /// Adds up and hashes what is there, in the order of names.
@@ -105,6 +130,8 @@ struct Survey {
     files: u64,
     bytes: u64,
     newest_s: i64,
+    /// Directories of other clusters in this one.
+    clusters: Vec<PathBuf>,
 }
 
 impl Survey {
@@ -125,6 +152,11 @@ impl Survey {
         if metadata.is_dir() {
             return self.directory(path, name);
         }
+        if name.file_name().is_some_and(|last| last == "postmaster.pid")
+            && let Some(inner) = name.parent().filter(|inner| !inner.as_os_str().is_empty() && name.is_relative())
+        {
+            self.clusters.push(inner.into());
+        }
         self.hasher.update(metadata.len().to_le_bytes());
         self.files += 1;
         self.bytes += metadata.len();
@@ -137,10 +169,15 @@ impl Survey {
         names.iter().try_for_each(|child| self.entry(&path.join(child), &name.join(child)))
     }
 
-    /// Of a tablespace only the directories of PostgreSQL: what else lies there belongs to somebody else.
-    fn tablespace(&mut self, target: &Path) -> io::Result<()> {
+    /// Of a tablespace only the cluster's own directory: what else lies there belongs to somebody else, who may be at work. Where the
+    /// cluster cannot be read, all that may be its own.
+    fn tablespace(&mut self, target: &Path, own: Option<&str>) -> io::Result<()> {
         let mut names: Vec<_> = fs::read_dir(target)?.map(|entry| entry.map(|e| e.file_name())).collect::<io::Result<_>>()?;
-        names.retain(|name| name.as_bytes().starts_with(b"PG_"));
+        let is_own = |name: &OsString| match own {
+            Some(own) => name == own,
+            None => data_directory::is_version_directory(name.as_bytes()),
+        };
+        names.retain(is_own);
         names.sort();
         names.iter().try_for_each(|child| self.entry(&target.join(child), &target.join(child)))
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::RestoreError;
+use super::ground::{self, Exchanged};
 use super::guard::{Approval, Care};
 use super::loss::{self, Loss};
 use super::place;
@@ -42,6 +43,9 @@ pub struct Plan {
     /// What will be put back, and where it is now.
     pub old: Occupant,
     pub old_at: PathBuf,
+    /// Where other clusters with the same tablespaces may be.
+    #[serde(skip)]
+    pub elsewhere: Vec<PathBuf>,
 }
 
 impl Plan {
@@ -81,15 +85,18 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, into: &Path) -> Res
     let replaced = replaced::look(around, &mut archive, into, &present).await?;
     let old = standing::look(&old_at)?;
     let loss = since_it_left(&archive, &replaced, &present, (&old_at, &old)).await?;
+    let elsewhere: Vec<PathBuf> = around.data_directory.map(PathBuf::from).into_iter().collect();
+    check_shared(&[into, &old_at], &switched, &elsewhere)?;
     Ok(Plan {
         into: into.into(),
-        never_started: !into.join(switch::CONTROL).exists() && into.join(RESTORING_MARK).exists(),
+        never_started: !is_there(&into.join(switch::CONTROL))? && is_there(&into.join(RESTORING_MARK))?,
         present,
         replaced,
         loss,
         old,
         old_at,
         switched,
+        elsewhere,
     })
 }
 
@@ -130,6 +137,7 @@ async fn since_it_left(
 /// Puts the old cluster back as planned.
 pub async fn execute(plan: &Plan, _approval: &Approval, monitor: &dyn Monitor) -> Result<Undone, RestoreError> {
     check_unchanged(plan)?;
+    check_shared(&[&plan.into, &plan.old_at], &plan.switched, &plan.elsewhere)?;
     let saved = match &plan.replaced {
         Replaced { archive: Some(archive), unarchived, .. } if !unarchived.is_empty() && !plan.never_started => {
             monitor.phase("save unarchived WAL", 0);
@@ -143,6 +151,21 @@ pub async fn execute(plan: &Plan, _approval: &Approval, monitor: &dyn Monitor) -
         Exchange::Io(source) => RestoreError::Io { doing: "put back what stood in", path: plan.into.clone(), source },
     })?;
     Ok(Undone { aside, saved })
+}
+
+/// What cannot be told is an error: who was never started needs no care.
+fn is_there(path: &Path) -> Result<bool, RestoreError> {
+    path.try_exists().map_err(|source| RestoreError::Io { doing: "look at", path: path.into(), source })
+}
+
+/// Whether no server uses the tablespaces that will be exchanged. Of those that do not run, the exchange itself says that they are copies.
+fn check_shared(dirs: &[&Path], switched: &Switched, known: &[PathBuf]) -> Result<(), RestoreError> {
+    for pair in &switched.tablespaces {
+        let own = pair.place.file_name().unwrap_or_default().to_string_lossy();
+        let locations = [durable::parent(&pair.place).to_path_buf()];
+        ground::check_shared(&Exchanged { dirs, locations: &locations, own: &own, known, is_original: true })?;
+    }
+    Ok(())
 }
 
 fn check_unchanged(plan: &Plan) -> Result<(), RestoreError> {
@@ -178,7 +201,8 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     let back = match fs::read(into.join(UNDOING_MARK)) {
         // A first try was interrupted: its names hold.
         Ok(journal) => serde_json::from_slice(&journal).map_err(io::Error::from)?,
-        Err(_) => way_back(plan)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => way_back(plan)?,
+        Err(error) => return Err(error.into()),
     };
     let aside = back.data.aside.clone();
     check_unchanged(plan).map_err(|error| Exchange::Refused(Box::new(error)))?;
@@ -188,7 +212,7 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     }
     back.write_as(into, UNDOING_MARK)?;
     // From here on the present cluster cannot be started, and a second undo finds what to do.
-    if into.join(switch::CONTROL).exists() {
+    if into.join(switch::CONTROL).try_exists()? {
         switch::rename(&into.join(switch::CONTROL), &into.join(switch::WITHHELD_CONTROL))?;
     }
     for (pair, new) in plan.switched.tablespaces.iter().zip(&back.tablespaces) {
@@ -208,15 +232,15 @@ fn exchange(plan: &Plan) -> Result<PathBuf, Exchange> {
     switch::exchange(into, old_at)?;
     hold.release(old_at);
     // One that an interrupted undo had put aside comes back whole.
-    let unfinished = into.join(RESTORING_MARK).exists() || into.join(switch::CONTROL).exists();
-    if !unfinished && into.join(switch::WITHHELD_CONTROL).exists() {
+    let unfinished = into.join(RESTORING_MARK).try_exists()? || into.join(switch::CONTROL).try_exists()?;
+    if !unfinished && into.join(switch::WITHHELD_CONTROL).try_exists()? {
         switch::rename(&into.join(switch::WITHHELD_CONTROL), &into.join(switch::CONTROL))?;
     }
     // The present one stands aside now, whole again.
     remove_if_there(&old_at.join(SWITCHED_MARK))?;
     remove_if_there(&old_at.join(UNDOING_MARK))?;
     remove_if_there(&into.join(UNDOING_MARK))?;
-    if !plan.never_started && old_at.join(switch::WITHHELD_CONTROL).exists() {
+    if !plan.never_started && old_at.join(switch::WITHHELD_CONTROL).try_exists()? {
         switch::rename(&old_at.join(switch::WITHHELD_CONTROL), &old_at.join(switch::CONTROL))?;
     }
     back.leave_note(old_at)?;
@@ -249,7 +273,13 @@ pub fn point_links(cluster: &Path, from: &Path, to: &Path) -> io::Result<()> {
         let leads = |target: PathBuf| {
             target == from || fs::canonicalize(&target).is_ok_and(|real| Ok(real) == fs::canonicalize(from).map_err(|_| ()))
         };
-        if fs::read_link(&link).is_ok_and(leads) {
+        let target = match fs::read_link(&link) {
+            Ok(target) => target,
+            // No link.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => continue,
+            Err(error) => return Err(error),
+        };
+        if leads(target) {
             let new = durable::temporary_beside(&link);
             symlink(to, &new)?;
             fs::rename(&new, &link)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{SnapshotError, wait};
 use crate::clock;
 use crate::monitor::Monitor;
+use crate::postgres::apart::Apart;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory;
 use crate::postgres::page::PAGE_BYTES;
@@ -51,7 +52,13 @@ pub async fn begin(
 }
 
 /// Server, data directory and repository speak of the same cluster (rules 3 and 15).
-pub fn check(record: &ClusterRecord, session: &Session, facts: &Facts, directory: &Path) -> Result<ControlFile, SnapshotError> {
+pub fn check(
+    record: &ClusterRecord,
+    session: &Session,
+    facts: &Facts,
+    directory: &Path,
+    apart: &[Apart],
+) -> Result<ControlFile, SnapshotError> {
     let (control, _) = ControlFile::read_bytes_stable(directory)?;
     if control.system_identifier != facts.system_identifier {
         return Err(SnapshotError::OtherDirectory {
@@ -72,14 +79,21 @@ pub fn check(record: &ClusterRecord, session: &Session, facts: &Facts, directory
         return Err(SnapshotError::BlockSize { bytes: control.block_bytes });
     }
     // A standby that was made by a restore follows its primary, and writes no history of its own.
-    if !facts.in_recovery && directory.join(data_directory::RESTORED_MARK).exists() {
+    let mark = directory.join(data_directory::RESTORED_MARK);
+    let is_restored = mark.try_exists().map_err(|source| SnapshotError::Read { path: mark, source })?;
+    if !facts.in_recovery && is_restored {
         return Err(SnapshotError::NotReleased { dir: directory.into() });
     }
     if facts.archive_mode == "off" {
         let reason = "archive_mode is off; `lastgood init` prints the settings, and this one needs a restart".into();
         return Err(SnapshotError::Archiving { reason });
     }
-    data_directory::tablespaces(directory)?;
+    let tablespaces = data_directory::tablespaces(directory)?;
+    let own = data_directory::own_directory(facts.major(), control.catalog_version);
+    let own = tablespaces.iter().map(|(_, dir)| dir.join(&own));
+    for dir in [directory.to_path_buf()].into_iter().chain(own) {
+        data_directory::check_apart(&dir, apart)?;
+    }
     Ok(control)
 }
 
@@ -88,18 +102,65 @@ fn second(id: &str) -> &str {
     id.split('-').next().unwrap_or_default()
 }
 
-/// An id from the database's clock that sorts after every id that ever was (rules 7 and 18): two in one second would not.
+/// An id from the database's clock that sorts after every id that ever was (rules 7 and 18): two in one second would not. A clock that
+/// went back (or ran ahead once) does not order anything: then the id is one second after the newest.
 async fn new_id(session: &Session, mut now: jiff::Timestamp, newest: Option<String>) -> Result<String, SnapshotError> {
     let newest = newest.unwrap_or_default();
     loop {
-        let id = format!("{}-{}", now.strftime("%Y%m%dT%H%M%SZ"), clock::random_hex(2));
-        match second(&id).cmp(second(&newest)) {
-            Ordering::Greater => return Ok(id),
-            Ordering::Less => return Err(SnapshotError::Clock { id, newest }),
+        match seconds_of(now).as_str().cmp(second(&newest)) {
+            Ordering::Greater => return Ok(id_of(now)),
+            Ordering::Less => return after(&newest).map(id_of).ok_or(SnapshotError::Clock { newest }),
             Ordering::Equal => {}
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         now = session.now().await?;
+    }
+}
+
+const ID_TIME: &str = "%Y%m%dT%H%M%SZ";
+
+fn seconds_of(at: jiff::Timestamp) -> String {
+    at.strftime(ID_TIME).to_string()
+}
+
+fn id_of(at: jiff::Timestamp) -> String {
+    format!("{}-{}", seconds_of(at), clock::random_hex(2))
+}
+
+/// A second after the one in an id; `None` behind the last second that an id can have, or where it has none.
+fn after(id: &str) -> Option<jiff::Timestamp> {
+    let at = jiff::civil::DateTime::strptime(ID_TIME, second(id)).ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    let next = at.checked_add(jiff::SignedDuration::from_secs(1)).ok()?;
+    Some(next).filter(|next| seconds_of(*next).as_str() > second(id))
+}
+
+/// What to say when the ids of this cluster are ahead of the database's clock.
+pub fn ahead(id: &str, now: jiff::Timestamp) -> Option<String> {
+    let at = after(id)?;
+    let hours = at.duration_since(now).as_hours();
+    (hours >= 1).then(|| {
+        format!(
+            "the database's clock ({now:.0}) is {hours} h behind the newest snapshot: one was taken while a clock ran ahead; ids go on \
+             after it, one second each, and what matters is ordered by LSN"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_sorts_after_those_of_a_clock_that_ran_ahead() {
+        let id = |id: &str| after(id).map(seconds_of);
+        assert_eq!(id("20280105T235959Z-ab12").as_deref(), Some("20280106T000000Z"));
+        assert_eq!(id("20280228T235959Z-ab12").as_deref(), Some("20280229T000000Z"));
+        for none in ["", "99991231T235959Z-ab12", "x"] {
+            assert_eq!(id(none), None, "{none}");
+        }
+        let now = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        assert!(ahead("20280105T235959Z-ab12", now("2026-12-01T00:00:00Z")).unwrap().contains("9623 h behind"));
+        assert_eq!(ahead("20261201T000000Z-ab12", now("2026-12-01T00:30:00Z")), None);
     }
 }
 

@@ -14,7 +14,7 @@ use super::read::{Item, Task};
 use super::retire::Retire;
 use super::stretch::{self, FileFacts, ParentMap};
 use crate::monitor::Monitor;
-use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
+use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind, Scope};
 use crate::postgres::page::PAGE_BYTES;
 use crate::repo::frame::FRAME_BYTES;
 use crate::repo::manifest::{FileLine, MapPlace, What, encode_path};
@@ -51,6 +51,7 @@ impl From<DataDirectoryError> for WalkError {
 
 pub struct Chooser {
     pub root: PathBuf,
+    pub scope: Scope,
     pub parent: Option<ParentLines>,
     /// Files in which the parent found damaged pages: nothing of them is carried over, or a mended page would stay damaged.
     pub parent_damaged: HashSet<String>,
@@ -73,8 +74,8 @@ pub struct Chooser {
 impl Chooser {
     /// Walks it all. For a thread of its own.
     pub fn run(mut self) -> Result<(), WalkError> {
-        let (root, monitor) = (self.root.clone(), self.monitor.clone());
-        data_directory::walk(&root, &mut |entry| self.entry(entry), &mut |text| monitor.warn(&text))?;
+        let (root, scope, monitor) = (self.root.clone(), self.scope.clone(), self.monitor.clone());
+        data_directory::walk(&root, &scope, &mut |entry| self.entry(entry), &mut |text| monitor.warn(&text))?;
         self.send()
     }
 
@@ -143,11 +144,12 @@ impl Chooser {
                 MapPlace::MapFrame { frame, .. } => parent = Some(ParentMap::stored(frame)),
             }
         }
-        let to_the_end = class == Class::Plain && !entry.path.contains(&b'/');
+        // WAL says how long a relation is; of everything else the end of the file is its end (rule 9).
+        let to_the_end = class == Class::Plain;
         let facts = FileFacts { path: entry.path.clone(), bytes: entry.bytes, mode: entry.mode, modified_ns, inode: entry.inode };
         let parent = parent.map(Arc::new);
-        // Without the parent's map there is nothing to take over.
-        let known = known.filter(|_| parent.is_some());
+        // Without the parent's map there is nothing to take over; and what may grow until it is read is read whole.
+        let known = known.filter(|_| parent.is_some() && !to_the_end);
         self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, known })
     }
 

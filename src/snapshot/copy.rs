@@ -16,8 +16,10 @@ use super::read::{Item, Outcome, ReadError, Reader, Task, Terms};
 use super::retire::{Live, Retire};
 use super::stretch::{self, Assembled, Assembly, FileFacts, Line};
 use super::take::{CONTROL_PATH, Request};
+use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::Scope;
 use crate::postgres::lsn::Lsn;
 use crate::repo::fetch;
 use crate::repo::frame::{Compressor, FRAME_BYTES};
@@ -35,6 +37,8 @@ pub struct Copy<'a> {
     pub request: &'a Request,
     pub monitor: Arc<dyn Monitor>,
     pub directory: PathBuf,
+    /// What of it belongs to the cluster.
+    pub scope: Scope,
     pub control: &'a ControlFile,
     pub id: &'a str,
     /// What changed since the parent, where WAL tells it.
@@ -113,9 +117,10 @@ impl Copy<'_> {
         let runtime = tokio::runtime::Handle::current();
         let chooser = Chooser {
             root: self.directory.clone(),
+            scope: self.scope.clone(),
             parent: parent.map(|p| ParentLines::new(self.cluster.clone(), p.clone(), runtime.clone())),
             parent_damaged: parent.iter().flat_map(|p| &p.damaged_pages).map(|page| page.path.clone()).collect(),
-            parent_listed_ns: parent.map_or(i64::MIN / 2, |p| p.listed_ns),
+            parent_listed_ns: parent.map_or(NEVER_NS, listed_ns),
             paranoid: self.request.paranoid,
             changes: self.changes.clone(),
             retire: self.retire.clone(),
@@ -190,6 +195,14 @@ impl Copy<'_> {
         Ok(FileLine { path: CONTROL_PATH.into(), what, mode: 0o600 })
     }
 }
+
+/// When the parent looked at the files. One that looked in the future had another clock than the files have now: its times prove nothing.
+pub fn listed_ns(parent: &Manifest) -> i64 {
+    if parent.listed_ns > clock::now().as_nanosecond() as i64 { NEVER_NS } else { parent.listed_ns }
+}
+
+/// Before every file.
+const NEVER_NS: i64 = i64::MIN / 2;
 
 /// Ends the walk's waiting when the copy is given up.
 struct CloseOnDrop(Arc<Semaphore>);

@@ -3,7 +3,7 @@
 //! # The way
 //! [`take`] holds the session and the order of things, which [`begin`] opens; [`copy`] runs what works together. [`parent`] finds the snapshot to build on and walks its file lists.
 //! [`gather`] reads from the WAL index what [`changes`] there were since, and [`survey`] looks at a sample of them.
-//! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files, checks pages and
+//! [`choose`] walks the data directory beside them and decides what has to be read, [`unread`] which pages of a file. [`read`] reads files (what no WAL describes until it stands still: [`steady`]), checks pages and
 //! cuts frames, on threads of its own. [`retire`] names older packs that are not built on. [`stash`] keeps compressed frames together, [`pack`] collects them into packs and stores those. Results come back in the order
 //! of the walk and go to the file lists (rules: `repo::validate`).
 //!
@@ -33,6 +33,7 @@ pub mod parent;
 pub mod read;
 pub mod retire;
 mod stash;
+mod steady;
 pub mod stretch;
 pub mod survey;
 pub mod take;
@@ -84,9 +85,9 @@ pub enum SnapshotError {
     #[error("the timeline changed from {from} to {to} during the snapshot, which therefore cannot be consistent; run it again")]
     TimelineChanged { from: Timeline, to: Timeline },
     #[error(
-        "a snapshot taken now would be called {id}, but {newest} exists already: the database's clock went backwards; set it right and run again"
+        "there is a snapshot {newest}, after which no id is left: the database's clock was far ahead when it was taken; expire it, and run again"
     )]
-    Clock { id: String, newest: String },
+    Clock { newest: String },
     #[error("waited {waited_s} s for WAL segment {segment} to reach the repository; {reason}")]
     WalMissing { segment: String, waited_s: u64, reason: String },
     #[error(

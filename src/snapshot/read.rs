@@ -16,9 +16,10 @@ use super::changes::Known;
 use super::pack::{Cancelled, Packer};
 use super::retire::Retire;
 use super::stash::Stash;
+use super::steady::{self, Seen};
 use super::stretch::{self, FileFacts, Line, ParentMap, Stretch};
 use super::unread::{self, Piece};
-use crate::postgres::data_directory::Class;
+use crate::postgres::data_directory::{Class, may_vanish};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::page::{self, PAGE_BYTES};
 use crate::repo::frame::{Compressor, FRAME_BYTES, FrameRef};
@@ -39,7 +40,7 @@ pub struct Task {
     pub class: Class,
     /// What of the file to read.
     pub range: Range<u64>,
-    /// Whether to go on to the end when the file grew: not for WAL-logged files (rule 9).
+    /// Whether to go on to the end when the file grew, and to read again what was replaced meanwhile: not for relations (rule 9).
     pub to_the_end: bool,
     pub parent: Option<Arc<ParentMap>>,
     /// SHA-256 of the parent's file, where it has one.
@@ -190,11 +191,35 @@ impl Reader {
 
     fn file<'a>(&mut self, task: &'a Task) -> Result<Option<DraftFile<'a>>, ReadError> {
         let path = self.terms.root.join(as_path(&task.facts.path));
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ReadError::Failed(SnapshotError::Read { path, source })),
-        };
+        if !task.to_the_end {
+            return match self.open(task, &path)? {
+                Some(file) => self.opened(task, file, path).map(Some),
+                None => Ok(None),
+            };
+        }
+        // What no WAL describes is right only as one whole that somebody wrote.
+        for attempt in 1.. {
+            let Some(file) = self.open(task, &path)? else { return Ok(None) };
+            let failed = |source| ReadError::Failed(SnapshotError::Read { path: path.clone(), source });
+            let seen = Seen::of(&file).map_err(failed)?;
+            let draft = self.opened(task, file.try_clone().map_err(failed)?, path.clone())?;
+            if seen.is_still(&file, &path).map_err(failed)? || attempt == steady::ATTEMPTS {
+                return Ok(Some(draft));
+            }
+            std::thread::sleep(steady::BETWEEN_ATTEMPTS);
+        }
+        unreachable!("the last attempt answers")
+    }
+
+    fn open(&self, task: &Task, path: &Path) -> Result<Option<File>, ReadError> {
+        match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && may_vanish(&task.facts.path) => Ok(None),
+            Err(source) => Err(ReadError::Failed(SnapshotError::Read { path: path.into(), source })),
+        }
+    }
+
+    fn opened<'a>(&mut self, task: &'a Task, file: File, path: PathBuf) -> Result<DraftFile<'a>, ReadError> {
         let advice = if task.known.is_some() { rustix::fs::Advice::Random } else { rustix::fs::Advice::Sequential };
         let _ = rustix::fs::fadvise(&file, 0, None, advice);
         let mut draft = DraftFile { task, runs: Vec::new(), end: task.range.start, content: None };
@@ -202,15 +227,19 @@ impl Reader {
         let damaged_before = self.outcome.damaged.len();
         let mut open = OpenFile { file, path, cursor: Cursor::new(&parent), anew: false, damaged_before };
         let Some(known) = &task.known else {
-            let end = (!task.to_the_end).then_some(task.range.end);
+            let end = match task.to_the_end {
+                true => steady::longest(&open.file)
+                    .map_err(|source| ReadError::Failed(SnapshotError::Read { path: open.path.clone(), source }))?,
+                false => task.range.end,
+            };
             self.read(&mut open, end, &mut draft)?;
-            return Ok(Some(draft));
+            return Ok(draft);
         };
         for piece in unread::pieces(known, task.range.clone(), &parent, &self.terms.retire) {
             match piece {
                 Piece::Read { end, anew } => {
                     open.anew = anew;
-                    if !self.read(&mut open, Some(end), &mut draft)? {
+                    if !self.read(&mut open, end, &mut draft)? {
                         // Truncated meanwhile, and the truncation is in the WAL.
                         break;
                     }
@@ -225,13 +254,13 @@ impl Reader {
                 }
             }
         }
-        Ok(Some(draft))
+        Ok(draft)
     }
 
     /// Reads on to `end`, or to the end of the file. `false` when the file ended before.
-    fn read(&mut self, open: &mut OpenFile, end: Option<u64>, draft: &mut DraftFile) -> Result<bool, ReadError> {
+    fn read(&mut self, open: &mut OpenFile, end: u64, draft: &mut DraftFile) -> Result<bool, ReadError> {
         loop {
-            let wanted = end.map_or(READ_BYTES as u64, |end| (end - draft.end).min(READ_BYTES as u64));
+            let wanted = (end - draft.end).min(READ_BYTES as u64);
             if wanted == 0 {
                 return Ok(true);
             }

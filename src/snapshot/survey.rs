@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::changes::{Changes, FileChanges};
-use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind};
+use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind, Scope};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::page::{self, PAGE_BYTES};
 
@@ -46,7 +46,7 @@ pub struct Survey {
 }
 
 /// Walks it all. Not for async code. What cannot be walked is reported by the walk that counts.
-pub fn survey(root: PathBuf, sample: Option<Sample>) -> Survey {
+pub fn survey(root: PathBuf, scope: &Scope, sample: Option<Sample>) -> Survey {
     let mut survey = Survey::default();
     let mut add = |entry: Entry| {
         if matches!(entry.kind, Kind::File { .. }) {
@@ -57,7 +57,7 @@ pub fn survey(root: PathBuf, sample: Option<Sample>) -> Survey {
         }
         Ok::<(), DataDirectoryError>(())
     };
-    let _ = data_directory::walk(&root, &mut add, &mut |_| {});
+    let _ = data_directory::walk(&root, scope, &mut add, &mut |_| {});
     survey
 }
 
@@ -117,7 +117,12 @@ mod tests {
         }
         std::fs::write(dir.path().join("base/5/7"), bytes).unwrap();
         let changes = Arc::new(Changes::new(131_072));
-        survey(dir.path().into(), Some(Sample { changes, from: Lsn(100), to: Lsn(200), since_ns: 0 })).contradiction
+        survey(
+            dir.path().into(),
+            &Scope::new(15, 202_209_061),
+            Some(Sample { changes, from: Lsn(100), to: Lsn(200), since_ns: 0 }),
+        )
+        .contradiction
     }
 
     #[test]

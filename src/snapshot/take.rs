@@ -8,15 +8,17 @@ use super::begin::{self, Begun};
 use super::changes::Changes;
 use super::choose::TRUST_AFTER_NS;
 use super::commit;
-use super::copy::{Copied, Copy};
+use super::copy::{Copied, Copy, listed_ns};
 use super::parent::{self, Conditions, Parent};
 use super::retire::{self, Retire};
 use super::survey::{self, Sample};
 use super::{SnapshotError, gather, wait};
 use crate::clock;
 use crate::monitor::Monitor;
+use crate::postgres::apart::Apart;
 use crate::postgres::catalogue;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::Scope;
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::mapped;
@@ -62,6 +64,8 @@ pub struct Request {
     pub newest: Option<String>,
     /// WAL indexes that this host kept when it archived.
     pub kept: Kept,
+    /// Directories of ours, which are no part of a cluster.
+    pub apart: Vec<Apart>,
 }
 
 /// Takes a snapshot and commits it.
@@ -74,7 +78,7 @@ pub async fn take(
 ) -> Result<Manifest, SnapshotError> {
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    let control = begin::check(record, session, &facts, &directory)?;
+    let control = begin::check(record, session, &facts, &directory, &request.apart)?;
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let pg_wal = directory.join("pg_wal");
     let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal };
@@ -87,6 +91,9 @@ pub async fn take(
         let begun = begin::begin(cluster, session, facts.now, request.newest.clone());
         let (begun, foreseen) = tokio::join!(begun, foreseen);
         let Begun { id, lease, ids } = begun?;
+        if let Some(text) = begin::ahead(&id, facts.now) {
+            monitor.warn(&text);
+        }
         // From here on, everything is written through the lease's fence.
         let (cluster, facts, monitor) = (lease.cluster(), facts.clone(), monitor.clone());
         let parent_start = OnceLock::new();
@@ -187,6 +194,10 @@ impl Snapshot<'_> {
         }
     }
 
+    fn scope(&self) -> Scope {
+        Scope { apart: self.request.apart.clone(), ..Scope::new(self.facts.major(), self.control.catalog_version) }
+    }
+
     /// What the snapshot is built on.
     async fn base(&self, foreseen: Option<Parent>) -> Result<Base, SnapshotError> {
         let history = self.history()?;
@@ -227,6 +238,7 @@ impl Snapshot<'_> {
                 request: self.request,
                 monitor: self.monitor.clone(),
                 directory: self.directory.clone(),
+                scope: self.scope(),
                 control: &self.control,
                 id: &self.id,
                 changes,
@@ -329,11 +341,12 @@ impl Snapshot<'_> {
             None => None,
         };
         let sample = parent.zip(changes.clone()).map(|(parent, changes)| {
-            let since_ns = parent.listed_ns - TRUST_AFTER_NS;
+            let since_ns = listed_ns(parent) - TRUST_AFTER_NS;
             Sample { changes, from: parent.start_lsn, to: start, since_ns }
         });
         let directory = self.directory.clone();
-        let surveyed = tokio::task::spawn_blocking(move || survey::survey(directory, sample)).await.unwrap_or_default();
+        let scope = self.scope();
+        let surveyed = tokio::task::spawn_blocking(move || survey::survey(directory, &scope, sample)).await.unwrap_or_default();
         self.monitor.phase("copy", surveyed.bytes);
         let Some(wrong) = surveyed.contradiction else { return changes };
         self.monitor.warn(&format!(

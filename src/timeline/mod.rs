@@ -22,7 +22,7 @@
 
 pub mod archive;
 pub mod before;
-mod candidates;
+pub mod candidates;
 pub mod catalogue;
 pub mod classify;
 mod elsewhere;

@@ -4,9 +4,11 @@
 //! removes what a broken snapshot left behind, and [`expire`] what no rule keeps, [`orphans`] are snapshots whose manifest is missing;
 //! [`mirror`] copies what another repository lacks, and [`repair`] puts sound copies in the place of damaged ones; [`reindex`] makes
 //! roll-ups of the WAL index that are missing, and [`rebuild`] a cluster's record. In buckets, [`locks`] keeps locked what stays, [`hidden`]
-//! finds what somebody deleted and versions still have, and [`protection`] says how all that is set up.
+//! finds what somebody deleted and versions still have, and [`protection`] says how all that is set up. [`apart`] names the
+//! directories of ours on this host.
 
 pub mod alarms;
+pub mod apart;
 pub mod check;
 pub mod documents;
 pub mod drills;

@@ -165,7 +165,8 @@ impl Days {
         server.initdb(&["--data-checksums"]).unwrap();
         server.configure("archive_mode = on\nwal_level = replica\nfsync = off\nshared_buffers = '16MB'").unwrap();
         self.serve(&data).await;
-        self.ok(&["init", "--apply", "--new-history"]);
+        let plan = self.ok(&["--json", "init", "--new-history", "--dry-run"]).json();
+        self.ok(&["init", "--apply", "--new-history", "--confirm", plan["code"].as_str().unwrap()]);
         self.serve(&data).await;
         self.session.run("CREATE TABLE t (x int)").await.unwrap();
         self.moments.clear();

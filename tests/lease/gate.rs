@@ -94,6 +94,7 @@ pub(super) fn request() -> Request {
         threads: 2,
         compression_level: 1,
         archive_timeout: Duration::from_secs(60),
+        apart: Vec::new(),
         retire: lastgood::snapshot::retire::Terms { below_percent: 25, max_bytes: 1 << 30 },
         newest: None,
         kept: Default::default(),

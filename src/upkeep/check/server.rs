@@ -1,15 +1,16 @@
 //! What the server says: role, settings, archiver, data directory, clock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::command::{self, Verdict};
 use super::{Findings, clock_skew};
 use crate::clock;
 use crate::config::Config;
 use crate::postgres::control::ControlFile;
-use crate::postgres::data_directory;
+use crate::postgres::data_directory::{self, DataDirectoryError, Scope};
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session};
+use crate::upkeep::apart::apart;
 use crate::upkeep::exposure;
 
 /// What [`server`] learned and the later steps need.
@@ -152,7 +153,24 @@ fn data_directory(findings: &mut Findings, config: &Config, facts: &Facts) {
         ),
         Err(error) => findings.fail("data directory", error.to_string(), "run as the server's user on the database host"),
     }
-    if let Err(error) = data_directory::tablespaces(&dir) {
-        findings.fail("data directory", error.to_string(), "correct the link in pg_tblspc");
+    match data_directory::tablespaces(&dir) {
+        Ok(tablespaces) => {
+            if let Err(error) = mounted(&dir, &tablespaces) {
+                findings.fail("data directory", error.to_string(), "backups fail until then");
+            }
+        }
+        Err(error) => findings.fail("data directory", error.to_string(), "correct the link in pg_tblspc"),
     }
+    if let Err(error) = data_directory::check_apart(&dir, &apart(config)) {
+        findings.fail("data directory", error.to_string(), "backups are refused until then");
+    }
+}
+
+/// Whether each tablespace holds this cluster's directory.
+fn mounted(dir: &Path, tablespaces: &[(String, PathBuf)]) -> Result<(), DataDirectoryError> {
+    if tablespaces.is_empty() {
+        return Ok(());
+    }
+    let scope = Scope::of(dir)?;
+    tablespaces.iter().try_for_each(|(oid, _)| data_directory::has_own(&dir.join("pg_tblspc").join(oid), &scope.own).map(drop))
 }

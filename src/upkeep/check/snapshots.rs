@@ -8,6 +8,9 @@ use crate::repo::repository::Cluster;
 use crate::repo::verified::Verified;
 use crate::repo::{RepoError, lease};
 
+/// A time further in the future than this is no skew of clocks.
+const AHEAD_MAX: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
+
 /// Whether everything was read again in time; only where that is configured.
 pub async fn reading(findings: &mut Findings, cluster: &Cluster, cycle_days: Option<u32>) -> Result<(), RepoError> {
     let Some(days) = cycle_days else { return Ok(()) };
@@ -99,7 +102,17 @@ pub async fn snapshots(findings: &mut Findings, cluster: &Cluster, max_age_hours
         Some(newest) => {
             let hours = clock::now().duration_since(newest.stop_time).as_hours();
             let what = format!("the newest is {} ({hours} h old)", newest.id);
-            if hours >= max_age_hours as i64 {
+            let is_ahead = newest.stop_time > clock::now() + AHEAD_MAX;
+            if is_ahead {
+                findings.fail(
+                    "snapshots",
+                    format!(
+                        "the newest is {}, whose time lies {} h in the future: the database's clock ran ahead",
+                        newest.id, -hours
+                    ),
+                    "set the clock right and run `lastgood backup`: the next snapshot has a true time",
+                );
+            } else if hours >= max_age_hours as i64 {
                 findings.fail(
                     "snapshots",
                     what,

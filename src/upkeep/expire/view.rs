@@ -187,6 +187,8 @@ pub async fn gather(cluster: &Cluster, record: &ClusterRecord, now: Timestamp) -
         lock(cluster, locks, &mut snapshots, &mut wal).await?;
     }
     for snapshot in &mut snapshots {
+        // A clock that ran ahead makes no other snapshot old.
+        snapshot.stop_time = snapshot.stop_time.min(now);
         if let Some(reason) = unusable.get(&snapshot.id) {
             snapshot.flaw = Some(reason.clone());
         }
