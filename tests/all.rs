@@ -13,6 +13,7 @@ mod drill;
 mod expire;
 mod format;
 mod guard;
+mod history;
 mod incidents;
 mod lease;
 mod lineage;
