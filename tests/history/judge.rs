@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, Timeline};
 use lastgood::postgres::wal::name::SegmentName;
 use lastgood::repo::manifest::Manifest;
@@ -16,6 +17,7 @@ use super::recovery::{Reader, Recovered};
 use super::stage::Stage;
 use super::truth::{State, Truth, state_after};
 use crate::property::dice::Dice;
+use crate::support::wal_writer::SEGMENT;
 
 /// A broken promise, in words.
 pub type Verdict = Result<(), String>;
@@ -23,7 +25,8 @@ pub type Verdict = Result<(), String>;
 pub struct Judge<'a> {
     truth: &'a Truth,
     stage: &'a Stage,
-    segments: BTreeMap<SegmentName, Sha>,
+    pub segments: BTreeMap<SegmentName, Sha>,
+    tails: BTreeMap<SegmentName, Arc<Vec<u8>>>,
     archive: Archive,
     manifests: Vec<Manifest>,
 }
@@ -31,11 +34,23 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     pub async fn new(truth: &'a Truth, stage: &'a Stage) -> Judge<'a> {
         let (segments, archive, manifests) = (stage.segments(truth).await, stage.archive(truth).await, stage.manifests().await);
-        Judge { truth, stage, segments, archive, manifests }
+        let tails = stage.tails(&archive).await;
+        Judge { truth, stage, segments, tails, archive, manifests }
     }
 
     pub async fn windows(&self) -> Vec<Window> {
         windows::windows(&self.archive, &self.manifests).await.unwrap().windows
+    }
+
+    /// Whether a snapshot was taken on a path.
+    pub fn has_snapshot(&self, path: &History) -> bool {
+        self.manifests.iter().any(|manifest| path.contains(manifest.timeline, manifest.stop_lsn))
+    }
+
+    /// Whether a window's last segment is that of the timeline that was left, which the old primary went on to fill.
+    pub fn ends_with_its_parent(&self, window: &Window) -> bool {
+        let path = self.archive.path(window.timeline);
+        path.is_some_and(|path| self.archive.ends_at_fork(&path, window.to_lsn.segment(SEGMENT)).is_some())
     }
 
     pub async fn find(&self, target: &Target, timeline: Option<Timeline>, inclusive: bool) -> Result<Found, FindError> {
@@ -46,9 +61,12 @@ impl<'a> Judge<'a> {
     /// Every window leads to where it says, and so does each moment in it that is tried.
     pub async fn promises(&self, dice: &mut Dice) -> Verdict {
         for window in self.windows().await {
-            let mut targets = vec![(Target::Latest, true), (Target::Lsn(window.to_lsn), true)];
-            targets.extend(window.snapshots.iter().map(|id| (Target::Snapshot(id.clone()), true)));
-            if window.to_time > window.from_time {
+            let mut targets: Vec<_> = window.snapshots.iter().map(|id| (Target::Snapshot(id.clone()), true)).collect();
+            let ends_with_its_parent = self.ends_with_its_parent(&window);
+            if !ends_with_its_parent {
+                targets.extend([(Target::Latest, true), (Target::Lsn(window.to_lsn), true)]);
+            }
+            if !ends_with_its_parent && window.to_time > window.from_time {
                 let span = (window.to_time.as_microsecond() - window.from_time.as_microsecond()) as usize;
                 let at = window.from_time.as_microsecond() + dice.below(span) as i64;
                 targets.push((Target::Time(jiff::Timestamp::from_microsecond(at).unwrap()), true));
@@ -59,11 +77,15 @@ impl<'a> Judge<'a> {
                 let timeline = (!matches!(target, Target::Snapshot(_))).then_some(window.timeline);
                 let promise = format!("{target} of the window of timeline {} to {}", window.timeline, window.to_lsn);
                 let found = self.find(&target, timeline, inclusive).await;
+                if let (Target::Time(time), Err(FindError::AfterLast { .. } | FindError::Gap { .. })) = (&target, &found)
+                    && *time >= self.last_commit(&window).await?
+                {
+                    continue;
+                }
                 let found = found.map_err(|error| format!("{promise} is promised and refused: {error}"))?;
-                let (state, recovered, count) = self.follow(&found).map_err(|problem| format!("{promise}: {problem}"))?;
-                let _ = state;
+                let (_, recovered, count) = self.follow(&found).map_err(|problem| format!("{promise}: {problem}"))?;
                 let last = recovered.records[..count].last().map_or(0, |record| record.lsn);
-                if target == Target::Latest && last < window.to_lsn.0.min(window.to_lsn.0) && window.to_lsn > found.snapshot.stop_lsn {
+                if target == Target::Latest && last < window.to_lsn.0 && window.to_lsn > found.snapshot.stop_lsn {
                     return Err(format!("{promise}: recovery ends at {} already", Lsn(last)));
                 }
                 if let Target::Time(time) = target {
@@ -72,6 +94,13 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(())
+    }
+
+    /// When the last transaction of a window was committed.
+    async fn last_commit(&self, window: &Window) -> Result<jiff::Timestamp, String> {
+        let found = self.find(&Target::Latest, Some(window.timeline), true).await.map_err(|error| error.to_string())?;
+        let (_, recovered, _) = self.follow(&found)?;
+        Ok(recovered.records.iter().filter_map(|record| record.commit).max().unwrap_or(window.from_time))
     }
 
     /// The first transaction after the target is the first that is left out.
@@ -86,8 +115,14 @@ impl<'a> Judge<'a> {
 
     /// What a server would replay, and the state that it would be in: one that was true, on the path that is promised.
     pub fn follow(&self, found: &Found) -> Result<(State, Recovered, usize), String> {
+        // What is not archived whole is put into `pg_wal`, as far as the plan wants it.
+        let numbers = found.snapshot.start_lsn.segment(SEGMENT)..=found.last_segment;
+        let provided: Vec<SegmentName> = numbers.filter_map(|number| self.archive.on_path(&found.path, number)).collect();
         let archived = |name: SegmentName| -> Option<Arc<Vec<u8>>> {
-            self.truth.contents.get(self.segments.get(&name)?).map(|content| content.bytes.clone())
+            match self.segments.get(&name) {
+                Some(sha256) => self.truth.contents.get(sha256).map(|content| content.bytes.clone()),
+                None => self.tails.get(&name).filter(|_| provided.contains(&name)).cloned(),
+            }
         };
         let start = found.snapshot.start_lsn.0;
         let recovered = Reader::new(&archived, &found.path).replay(start);

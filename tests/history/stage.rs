@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lastgood::archive::push::{self, PushError, Pushed, Source};
+use lastgood::config::Retention;
+use lastgood::lineage::compare::{self, Compared};
 use lastgood::monitor::Silent;
 use lastgood::postgres::data_directory::RESTORED_MARK;
 use lastgood::postgres::wal::name::{SegmentName, WalFile};
@@ -24,7 +26,9 @@ use lastgood::restore::salvage;
 use lastgood::storage::memory::MemoryStorage;
 use lastgood::storage::{Depth, ObjectKey, Storage, list_all};
 use lastgood::timeline::archive::Archive;
+use lastgood::timeline::tail;
 use lastgood::timeline::target::Target;
+use lastgood::upkeep::expire;
 
 use super::truth::{MAJOR, Server, State, Truth};
 use crate::support::wal_writer::{SEGMENT, control_file, lsn};
@@ -113,13 +117,10 @@ impl Stage {
     /// `archive_command` for one file. Between two calls more time passes than the program believes what it found out before.
     pub async fn push(&self, server: &Server, file: WalFile) -> Result<Pushed, PushError> {
         let name = file.to_string();
-        // What came before it may lie there still.
-        let before = match file {
-            WalFile::Segment(segment) => segment.number(SEGMENT).and_then(|number| number.checked_sub(1)),
-            _ => None,
-        };
-        let before = before.map(|number| server.path().segment(number, SEGMENT).to_string());
-        let dir = self.lay(server, |other| other == name || Some(other) == before.as_deref());
+        let dir = self.lay(server, |other| other == name);
+        if let Some((before, bytes)) = before(server, file) {
+            self.link(bytes, &dir.join("pg_wal").join(before.to_string()));
+        }
         let spool = self.dir.path().join(format!("spool{}", server.place));
         forget(&spool);
         let source = Source { storage: self.storage.clone(), cluster_name: NAME.into(), keys: Keys::default() };
@@ -161,6 +162,26 @@ impl Stage {
         segments
     }
 
+    /// Ends of WAL that are not archived whole, as a restore would provide them.
+    pub async fn tails(&self, archive: &Archive) -> BTreeMap<SegmentName, Arc<Vec<u8>>> {
+        let stored = tail::stored(&self.cluster, archive.system).await.unwrap();
+        let mut tails = BTreeMap::new();
+        for name in stored.into_keys().filter(|name| archive.tail(*name).is_some()) {
+            let mut bytes = Vec::new();
+            archive.fetch(name, &mut bytes).await.unwrap();
+            tails.insert(name, Arc::new(bytes));
+        }
+        tails
+    }
+
+    /// Expires by a rule; what was left for another time is no failure.
+    pub async fn expire(&self, keep: u32) -> Result<(), String> {
+        let rules = Retention { keep_last: Some(keep), ..Retention::default() };
+        let request = expire::Request { rules, accept_shrink: true, who: Who::default() };
+        let done = expire::run(&self.cluster, &self.record().await, &request, &mut |_| {}, Arc::new(Silent)).await;
+        done.map(drop).map_err(|error| error.to_string())
+    }
+
     /// Whether a file of this name is archived, whatever it holds.
     pub async fn has(&self, truth: &Truth, file: WalFile) -> bool {
         self.storage.stat(&self.cluster.layout().wal(truth.system, &file)).await.unwrap().is_some()
@@ -178,9 +199,11 @@ impl Stage {
 
     /// What `backup` asks before it commits: each segment of the copy is archived, as this server has it.
     pub async fn proves(&self, server: &Server, segments: &[WalFile]) -> bool {
+        let pg_wal = self.lay(server, |_| true).join("pg_wal");
         for file in segments {
-            let read = segment::read_trailer(&self.cluster, server.wal.system, file).await;
-            if read.is_err() {
+            let WalFile::Segment(name) = *file else { continue };
+            let compared = compare::whole(&self.cluster, server.wal.system, name, pg_wal.join(name.to_string())).await;
+            if !matches!(compared, Ok(Compared::Same(_))) {
                 return false;
             }
         }
@@ -268,6 +291,14 @@ impl Stage {
             salvage::save(&self.cluster, own, &pg_wal, &replaced.unarchived, &Silent).await;
         }
     }
+}
+
+/// The segment before one, as its server has it.
+pub fn before(server: &Server, file: WalFile) -> Option<(SegmentName, &Arc<Vec<u8>>)> {
+    let WalFile::Segment(name) = file else { return None };
+    let number = name.number(SEGMENT)?;
+    let path = server.path().until(name.timeline)?;
+    Some((path.segment(number.checked_sub(1)?, SEGMENT), server.wal.before(number)?))
 }
 
 /// Takes away what earlier calls found out, as time does.

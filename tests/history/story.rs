@@ -3,11 +3,15 @@
 //! An operation names what it is about by numbers that are taken modulo what there is, so a story from which some operations were taken out
 //! is a story too: that is how a failing one is made short.
 
-use lastgood::archive::push::PushError;
+use lastgood::archive::push::{PushError, Pushed};
+use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, Timeline};
 use lastgood::postgres::wal::name::{SegmentName, WalFile};
+use lastgood::restore::plan::Plan;
 use lastgood::timeline::target::Target;
+use lastgood::timeline::windows::Window;
 
+use super::decisions::{Decisions, accepted};
 use super::judge::{Judge, Verdict};
 use super::stage::{Stage, Taken};
 use super::truth::{Server, Truth};
@@ -49,6 +53,7 @@ pub enum Act {
     /// The server that stood there is put back.
     Undo,
     Lose,
+    Expire,
     /// `wal_level = minimal` for a moment.
     Minimal,
 }
@@ -57,22 +62,43 @@ use Act::*;
 
 /// What every cluster lives through, with one who decides.
 pub const ORDERLY: &[(Act, usize)] =
-    &[(Write, 30), (Fill, 8), (Switch, 12), (Archive, 30), (Backup, 8), (Standby, 4), (Follow, 10), (Failover, 4)];
+    &[(Write, 30), (Fill, 8), (Switch, 12), (Archive, 30), (Backup, 8), (Standby, 4), (Follow, 10), (Failover, 4), (Expire, 2)];
 
-/// Everything.
+/// Copies, rollbacks, rogue promotions, losses.
 pub const WILD: &[(Act, usize)] = &[
     (Write, 28),
     (Fill, 8),
     (Switch, 10),
     (Archive, 24),
-    (ArchiveAny, 8),
+    (ArchiveAny, 6),
     (Backup, 8),
     (Image, 4),
     (Rollback, 4),
     (Clone, 2),
     (Standby, 4),
     (Follow, 8),
-    (Promote, 4),
+    (Promote, 3),
+    (Failover, 2),
+    (Rejoin, 2),
+    (Restore, 4),
+    (Lose, 1),
+    (Expire, 2),
+];
+
+/// And what people do then, and what no WAL leads across.
+pub const WILDER: &[(Act, usize)] = &[
+    (Write, 28),
+    (Fill, 8),
+    (Switch, 10),
+    (Archive, 24),
+    (ArchiveAny, 6),
+    (Backup, 8),
+    (Image, 4),
+    (Rollback, 4),
+    (Clone, 2),
+    (Standby, 4),
+    (Follow, 8),
+    (Promote, 3),
     (Failover, 2),
     (Reset, 1),
     (Rejoin, 2),
@@ -81,6 +107,7 @@ pub const WILD: &[(Act, usize)] = &[
     (RestoreOver, 2),
     (Undo, 1),
     (Lose, 1),
+    (Expire, 2),
     (Minimal, 1),
 ];
 
@@ -113,6 +140,7 @@ pub struct Play {
     /// What happened, in words.
     pub told: Vec<String>,
     pub refused: usize,
+    decisions: Decisions,
     dice: Dice,
     is_orderly: bool,
 }
@@ -121,7 +149,7 @@ impl Play {
     pub async fn new(is_orderly: bool) -> Play {
         let truth = Truth::new();
         let stage = Stage::new(&truth).await;
-        Play { truth, stage, told: Vec::new(), refused: 0, dice: Dice::new(1), is_orderly }
+        Play { truth, stage, told: Vec::new(), refused: 0, decisions: Decisions::default(), dice: Dice::new(1), is_orderly }
     }
 
     /// Plays a story, and judges after each operation that can change a promise.
@@ -137,7 +165,34 @@ impl Play {
 
     async fn judge(&mut self) -> Verdict {
         let judge = Judge::new(&self.truth, &self.stage).await;
-        judge.promises(&mut self.dice).await
+        judge.promises(&mut self.dice).await?;
+        self.latest(&judge).await
+    }
+
+    /// `latest` is the line that somebody chose, or one that nobody else lives beside.
+    async fn latest(&self, judge: &Judge<'_>) -> Verdict {
+        let found = judge.find(&Target::Latest, None, true).await;
+        if self.is_orderly {
+            self.follows_the_primary(judge, found.as_ref().map(|found| &found.path).map_err(ToString::to_string)).await?;
+        }
+        let Ok(found) = found else { return Ok(()) };
+        self.decisions.judge(judge, &found.path, &self.stage.record().await)
+    }
+
+    /// Where one decides, `latest` is the primary's as soon as it has archived something.
+    async fn follows_the_primary(&self, judge: &Judge<'_>, path: Result<&History, String>) -> Verdict {
+        let Some(at) = self.pick(0, |server| server.writes() && !server.is_restored) else { return Ok(()) };
+        let primary = &self.truth.servers[at];
+        let is_archived = |name: &SegmentName| name.timeline.0 == primary.timeline();
+        if self.stage.taken.is_empty() || !primary.ready.is_empty() || !judge.segments.keys().any(is_archived) {
+            return Ok(());
+        }
+        match path {
+            Ok(path) if *path == primary.path() || !judge.has_snapshot(&primary.path()) => Ok(()),
+            Ok(path) => Err(format!("latest follows timeline {} and the primary is on {}", path.timeline(), primary.timeline())),
+            Err(_) if !judge.windows().await.iter().any(|window| window.timeline.0 == primary.timeline()) => Ok(()),
+            Err(error) => Err(format!("latest of an orderly cluster is refused: {error}")),
+        }
     }
 
     fn tell(&mut self, words: String) {
@@ -166,6 +221,7 @@ impl Play {
             RestoreOver => return self.restore_over(on, with).await,
             Undo => self.undo(on),
             Lose => return self.lose(with).await,
+            Expire => return self.expire(with).await,
         }
         Ok(false)
     }
@@ -199,7 +255,9 @@ impl Play {
         let Some(at) = self.pick(on, waits) else { return Ok(false) };
         loop {
             let server = self.truth.servers[at].clone();
-            let Some(file) = (if any { server.ready.get(with % server.ready.len()) } else { server.ready.first() }) else { break };
+            let Some(file) = (if any { server.ready.get(with % server.ready.len()) } else { server.ready.first() }) else {
+                break;
+            };
             let file = *file;
             let stored = self.push(at, file).await?;
             if any || !stored {
@@ -211,15 +269,35 @@ impl Play {
 
     /// One call of `archive_command`.
     async fn push(&mut self, at: usize, file: WalFile) -> Result<bool, String> {
+        use PushError::{Abandoned, Conflict, Parted, Rival};
         let server = self.truth.servers[at].clone();
+        let archived = self.stage.segments(&self.truth).await;
         let pushed = self.stage.push(&server, file).await;
-        self.tell(format!("archive-push {file} of {at}: {}", pushed.as_ref().map_or_else(ToString::to_string, |p| format!("{p:?}"))));
+        self.tell(format!(
+            "archive-push {file} of {at}: {}",
+            pushed.as_ref().map_or_else(ToString::to_string, |p| format!("{p:?}"))
+        ));
         match pushed {
-            Ok(_) => {
+            Ok(pushed) => {
+                self.truth.servers[at].ready.retain(|other| *other != file);
+                if matches!(pushed, Pushed::Stored { .. }) {
+                    self.decisions.stored(&server, file, &archived);
+                    accepted(&server, file, &archived)?;
+                }
+                Ok(true)
+            }
+            // A standby that lagged by whole segments takes over by a person's word.
+            Err(Rival { .. }) if self.is_orderly && matches!(file, WalFile::History(_)) => {
+                self.release_of(at).await?;
+                self.stage
+                    .push(&server, file)
+                    .await
+                    .map_err(|error| format!("{file} of {at} is released and refused: {error}"))?;
+                self.decisions.stored(&server, file, &archived);
                 self.truth.servers[at].ready.retain(|other| *other != file);
                 Ok(true)
             }
-            Err(PushError::Conflict { .. } | PushError::Rival { .. } | PushError::Abandoned { .. }) if !self.is_orderly => {
+            Err(Conflict { .. } | Rival { .. } | Parted { .. } | Abandoned { .. }) if !self.is_orderly => {
                 self.refused += 1;
                 Ok(false)
             }
@@ -249,7 +327,12 @@ impl Play {
         let names = numbers.map(|number| WalFile::Segment(SegmentName::new(Timeline(server.timeline()), number, SEGMENT)));
         let names: Vec<WalFile> = names.collect();
         let is_proven = self.stage.proves(&server, &names).await;
-        self.tell(format!("backup of {at} from {} to {}: {}", Lsn(start), Lsn(end.end), if is_proven { "done" } else { "failed" }));
+        self.tell(format!(
+            "backup of {at} from {} to {}: {}",
+            Lsn(start),
+            Lsn(end.end),
+            if is_proven { "done" } else { "failed" }
+        ));
         if is_proven {
             let taken = Taken { before, consistent: end.state };
             self.stage.commit(&self.truth, &server, (start, end.end), taken).await;
@@ -331,14 +414,19 @@ impl Play {
         let Some(at) = self.pick(on, |server| server.is_standby && !server.is_dead && !server.is_restored) else { return };
         if act == Failover {
             let state = self.truth.servers[at].state();
-            for server in self.truth.servers.iter_mut().filter(|server| server.writes()) {
-                server.is_dead |= server.records.iter().any(|record| record.state == state);
+            let follows = |server: &Server| server.writes() && server.records.iter().any(|record| record.state == state);
+            if !self.truth.servers.iter().any(follows) {
+                return;
             }
+            self.truth.servers.iter_mut().filter(|server| follows(server)).for_each(|server| server.is_dead = true);
         }
         let (left, parent) = (self.truth.servers[at].left.clone(), self.truth.servers[at].timeline());
         let timeline = self.free_timeline(parent, act == Failover || !with.is_multiple_of(4)).await;
         self.truth.promote(at, timeline, &left, parent);
-        self.tell(format!("{act:?}: {at} goes on as timeline {timeline} from {}", Lsn(self.truth.servers[at].left.last().unwrap().1)));
+        self.tell(format!(
+            "{act:?}: {at} goes on as timeline {timeline} from {}",
+            Lsn(self.truth.servers[at].left.last().unwrap().1)
+        ));
     }
 
     /// Some moment that the archive promises, and the server that would come of it.
@@ -349,6 +437,9 @@ impl Play {
             return Ok(None);
         }
         let window = &windows[with % windows.len()];
+        if judge.ends_with_its_parent(window) {
+            return Ok(None);
+        }
         let at = window.from_lsn.0 + (with as u64 * 7919) % (window.to_lsn.0 - window.from_lsn.0 + 1);
         let found = judge.find(&Target::Lsn(Lsn(at)), Some(window.timeline), true).await;
         let found = found.map_err(|error| format!("{} of timeline {} is refused: {error}", Lsn(at), window.timeline))?;
@@ -379,10 +470,41 @@ impl Play {
 
     async fn release(&mut self, on: usize) -> Result<bool, String> {
         let Some(at) = self.pick(on, |server| server.writes()) else { return Ok(false) };
+        self.release_of(at).await?;
+        Ok(true)
+    }
+
+    async fn release_of(&mut self, at: usize) -> Verdict {
+        let archived = self.stage.segments(&self.truth).await;
         let released = self.stage.release(&self.truth, &self.truth.servers[at]).await;
         self.tell(format!("release of {at}: {released:?}"));
         if released.is_ok() {
-            self.truth.servers[at].is_restored = false;
+            let server = &mut self.truth.servers[at];
+            server.is_restored = false;
+            let history = WalFile::History(Timeline(server.timeline()));
+            let server = server.clone();
+            if self.stage.has(&self.truth, history).await {
+                self.decisions.stored(&server, history, &archived);
+            }
+            self.decisions.chosen = Some(server.path());
+        }
+        Ok(())
+    }
+
+    async fn expire(&mut self, with: usize) -> Result<bool, String> {
+        let before = Judge::new(&self.truth, &self.stage).await.windows().await;
+        let expired = self.stage.expire(1 + with as u32 % 3).await;
+        self.tell(format!("expire: {expired:?}"));
+        let judge = Judge::new(&self.truth, &self.stage).await;
+        let (kept, after) = (self.stage.manifests().await, judge.windows().await);
+        for window in before {
+            let Some(id) = window.snapshots.iter().find(|id| kept.iter().any(|manifest| manifest.id == **id)) else { continue };
+            let still = |other: &Window| {
+                other.timeline == window.timeline && other.snapshots.contains(id) && other.to_lsn >= window.to_lsn
+            };
+            if !after.iter().any(still) {
+                return Err(format!("expire took the window of timeline {} to {} from {id}", window.timeline, window.to_lsn));
+            }
         }
         Ok(true)
     }
@@ -390,12 +512,14 @@ impl Play {
     async fn restore_over(&mut self, on: usize, with: usize) -> Result<bool, String> {
         let Some(at) = self.pick(on, |server| server.writes() && !server.is_restored) else { return Ok(false) };
         let Some((mut server, words)) = self.some_moment(with).await? else { return Ok(false) };
-        let position = server.wal.at;
         let before = self.truth.servers[at].clone();
         let plan = self.stage.plan_over(&self.truth, &before, Target::Lsn(Lsn(server.records.last().unwrap().lsn))).await;
-        self.tell(format!("restore over {at} to {words}: {:?}", plan.as_ref().map(|plan| plan.replaced.as_ref().map(|r| r.loss.clone()))));
+        self.tell(format!(
+            "restore over {at} to {words}: {:?}",
+            plan.as_ref().map(|plan| plan.replaced.as_ref().map(|r| r.loss.clone()))
+        ));
         let Ok(plan) = plan else { return Ok(false) };
-        self.judge_loss(&before, &plan, position)?;
+        self.judge_loss(&before, &server, &plan)?;
         self.stage.salvage(&before, &plan).await;
         server.place = before.place;
         let mut aside = std::mem::replace(&mut self.truth.servers[at], server);
@@ -405,18 +529,13 @@ impl Play {
         Ok(true)
     }
 
-    /// What is said to be lost is what the server had committed and the copy will not have.
-    fn judge_loss(&self, server: &Server, plan: &lastgood::restore::plan::Plan, _position: u64) -> Verdict {
+    /// What is said to be lost is what the server had committed and the copy does not have.
+    fn judge_loss(&self, server: &Server, copy: &Server, plan: &Plan) -> Verdict {
         let Some(loss) = plan.replaced.as_ref().and_then(|replaced| replaced.loss.as_ref()) else { return Ok(()) };
-        let judge_path = &plan.found.path;
-        // What both have: up to where the two parted, or to the target.
-        let target = match plan.found.recovery {
-            lastgood::postgres::settings::RecoveryTarget::Lsn { lsn, inclusive } => lsn.0 + u64::from(inclusive),
-            _ => return Ok(()),
-        };
-        let both = judge_path.fork(&server.path()).map_or(target, |fork| fork.0.min(target));
-        let lost = server.commits_from(both);
+        let both = server.records.iter().zip(&copy.records).take_while(|(one, two)| one.state == two.state).count();
+        let lost = server.records[both..].iter().filter(|record| record.commit.is_some()).count() as u64;
         match (loss.transactions, loss.at_least) {
+            _ if loss.unknown.is_some() => Ok(()),
             (said, false) if said != lost => Err(format!("LOST says {said}, and {lost} are")),
             (said, true) if said > lost => Err(format!("LOST says at least {said}, and {lost} are")),
             _ => Ok(()),
@@ -425,7 +544,8 @@ impl Play {
 
     fn undo(&mut self, on: usize) {
         let places: Vec<usize> = self.truth.servers.iter().map(|server| server.place).collect();
-        let aside: Vec<usize> = (0..self.truth.buried.len()).filter(|at| places.contains(&self.truth.buried[*at].place)).collect();
+        let aside: Vec<usize> =
+            (0..self.truth.buried.len()).filter(|at| places.contains(&self.truth.buried[*at].place)).collect();
         if aside.is_empty() {
             return;
         }

@@ -90,11 +90,6 @@ impl Server {
         server.files.clear();
         server
     }
-
-    /// Transactions that it committed from a position on.
-    pub fn commits_from(&self, position: u64) -> u64 {
-        self.records.iter().filter(|r| r.lsn >= position && r.commit.is_some()).count() as u64
-    }
 }
 
 /// A segment that some server finished.

@@ -28,7 +28,6 @@ const CHECKPOINT_ONLINE: u8 = 0x10;
 const SWITCH: u8 = 0x40;
 const BACKUP_END: u8 = 0x50;
 pub const PARAMETER_CHANGE: u8 = 0x60;
-pub const RESTORE_POINT: u8 = 0x70;
 const END_OF_RECOVERY: u8 = 0x90;
 
 /// Microseconds since 2000, as PostgreSQL counts.
@@ -70,6 +69,13 @@ impl WalWriter {
     /// A segment as it lies in `pg_wal`: zeros behind what was written.
     pub fn segment(&self, number: u64) -> Option<&Arc<Vec<u8>>> {
         self.segments.get(&number)
+    }
+
+    /// The segment before, as long as it lies beside this one: `pg_resetwal` takes it away.
+    pub fn before(&self, number: u64) -> Option<&Arc<Vec<u8>>> {
+        let segment = self.segments.get(&number)?;
+        let begins_anew = segment[2] & 1 == 0 && segment[48..56] == [0; 8];
+        self.segments.get(&number.checked_sub(1)?).filter(|_| !begins_anew)
     }
 
     /// The segment that is being written.
@@ -167,13 +173,6 @@ impl WalWriter {
         written
     }
 
-    pub fn restore_point(&mut self, name: &str, time: Timestamp) -> Written {
-        let mut main = microseconds(time).to_vec();
-        main.extend(name.as_bytes());
-        main.resize(8 + 64, 0);
-        self.append(XLOG, RESTORE_POINT, 0, &main)
-    }
-
     /// The change of `wal_level` at a start of the server.
     pub fn parameters(&mut self, wal_level: u32) -> Written {
         let mut main = Vec::new();
@@ -220,7 +219,6 @@ impl WalWriter {
     pub fn reset(&mut self, time: Timestamp) -> Written {
         self.at = (self.at / SEGMENT + 1) * SEGMENT;
         self.previous = 0;
-        self.segments.clear();
         self.checkpoint(true, time)
     }
 
