@@ -75,13 +75,13 @@ async fn histories(acts: &[(Act, usize)], is_orderly: bool, count: u64) {
 /// Failovers, lagging standbys, archiving: everything is taken, and every promise holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn orderly_histories_are_kept() {
-    histories(story::ORDERLY, true, 300).await;
+    histories(story::ORDERLY, true, 200).await;
 }
 
 /// And with whatever can go wrong around them.
 #[tokio::test(flavor = "multi_thread")]
 async fn wild_histories_are_kept_apart() {
-    histories(story::WILD, false, 1000).await;
+    histories(story::WILD, false, 800).await;
 }
 
 /// The same with releases, restores over servers, undos, `pg_resetwal`, and `wal_level = minimal` for a moment.

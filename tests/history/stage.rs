@@ -10,6 +10,7 @@ use lastgood::config::Retention;
 use lastgood::lineage::compare::{self, Compared};
 use lastgood::monitor::Silent;
 use lastgood::postgres::data_directory::RESTORED_MARK;
+use lastgood::postgres::lsn::Timeline;
 use lastgood::postgres::wal::name::{SegmentName, WalFile};
 use lastgood::repo::audit::Who;
 use lastgood::repo::manifest::{ListWriter, Manifest, SegmentLine, put_table};
@@ -265,14 +266,19 @@ impl Stage {
     }
 
     /// The plan of a restore over a stopped server.
-    pub async fn plan_over(&self, truth: &Truth, server: &Server, target: Target) -> Result<Plan, String> {
+    pub async fn plan_over(
+        &self,
+        truth: &Truth,
+        server: &Server,
+        (target, timeline): (Target, Timeline),
+    ) -> Result<Plan, String> {
         let dir = self.lay_whole(server);
         let record = self.record().await;
         let around = Around { repository: &self.repository, cluster: &self.cluster, record: &record, label: None };
         let request = plan::Request {
             target,
             event: None,
-            timeline: None,
+            timeline: Some(timeline),
             inclusive: true,
             action: None,
             into: dir,

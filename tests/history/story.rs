@@ -187,10 +187,11 @@ impl Play {
         if self.stage.taken.is_empty() || !primary.ready.is_empty() || !judge.segments.keys().any(is_archived) {
             return Ok(());
         }
+        let is_reached = judge.windows().await.iter().any(|window| window.timeline.0 == primary.timeline());
         match path {
             Ok(path) if *path == primary.path() || !judge.has_snapshot(&primary.path()) => Ok(()),
             Ok(path) => Err(format!("latest follows timeline {} and the primary is on {}", path.timeline(), primary.timeline())),
-            Err(_) if !judge.windows().await.iter().any(|window| window.timeline.0 == primary.timeline()) => Ok(()),
+            Err(_) if !is_reached => Ok(()),
             Err(error) => Err(format!("latest of an orderly cluster is refused: {error}")),
         }
     }
@@ -449,7 +450,9 @@ impl Play {
         let words = format!("{} on timeline {}", Lsn(at), window.timeline);
         (server.is_restored, server.is_standby) = (true, true);
         server.wal.timeline = found.path.timeline().0;
-        Ok(Some((server, words)))
+        // Behind a fork that lies after it, PostgreSQL writes a history file that nobody can follow.
+        let is_before_a_fork = server.left.last().is_some_and(|(_, fork)| server.wal.at < *fork);
+        Ok((!is_before_a_fork).then_some((server, words)))
     }
 
     async fn restore(&mut self, _on: usize, with: usize) -> Verdict {
@@ -513,7 +516,8 @@ impl Play {
         let Some(at) = self.pick(on, |server| server.writes() && !server.is_restored) else { return Ok(false) };
         let Some((mut server, words)) = self.some_moment(with).await? else { return Ok(false) };
         let before = self.truth.servers[at].clone();
-        let plan = self.stage.plan_over(&self.truth, &before, Target::Lsn(Lsn(server.records.last().unwrap().lsn))).await;
+        let target = (Target::Lsn(Lsn(server.records.last().unwrap().lsn)), Timeline(server.timeline()));
+        let plan = self.stage.plan_over(&self.truth, &before, target).await;
         self.tell(format!(
             "restore over {at} to {words}: {:?}",
             plan.as_ref().map(|plan| plan.replaced.as_ref().map(|r| r.loss.clone()))
