@@ -103,7 +103,7 @@ impl Soak {
         let listed = said.json();
         let histories = listed["histories"].as_array().cloned().unwrap_or_default();
         let windows: Vec<_> =
-            histories.iter().flat_map(|history| history["windows"]["windows"].as_array().cloned().unwrap_or_default()).collect();
+            histories.iter().flat_map(|history| history["windows"].as_array().cloned().unwrap_or_default()).collect();
         if windows.is_empty() {
             return;
         }
@@ -111,7 +111,7 @@ impl Soak {
         let lsn = |key: &str| window[key].as_str().unwrap().parse::<Lsn>().unwrap().0;
         let (from, to) = (lsn("from_lsn"), lsn("to_lsn"));
         let at = Lsn(from + self.dice.next() % (to - from + 1));
-        let timeline = window["timeline"].to_string();
+        let timeline = format!("{:X}", window["timeline"].as_u64().unwrap());
         self.told.push(format!("restore to {at} of timeline {timeline}"));
         let ids = self.restored(&["--to", &at.to_string(), "--timeline", &timeline]).await;
         let held = |ledger: &Ledger| -> Vec<u64> { ledger.iter().map(|(id, _)| *id).take(ids.len()).collect() };
