@@ -2,10 +2,11 @@
 #   make demo   installs what is missing, builds, shows the main job on a throw-away PostgreSQL
 #   make test   installs what is missing, runs every test
 #
-# And one that takes an hour: docs/benchmarks/README.md.
-#   make bench  installs what is missing, measures lastgood beside other tools
+# And two that take an hour:
+#   make soak   random histories of real servers (clones, rollbacks, restores), each restore held against a ledger; docs/architecture.md
+#   make bench  installs what is missing, measures lastgood beside other tools; docs/benchmarks/README.md
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint soak bench
 
 demo:
 	tests/tools/install demo
@@ -19,6 +20,11 @@ test: lint
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+# LASTGOOD_SOAK=10 plays fewer, LASTGOOD_SEED=n begins with that one.
+soak:
+	tests/tools/install test
+	cargo nextest run --locked --run-ignored only --no-capture -E 'test(/^history::/)'
 
 # The harness itself is built as the tests are, so that the program that is measured is the released one and nothing else.
 bench:

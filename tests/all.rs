@@ -14,6 +14,7 @@ mod drill;
 mod expire;
 mod format;
 mod guard;
+mod history;
 mod hostile;
 mod incidents;
 mod lease;

@@ -5,4 +5,5 @@ pub mod loopback;
 pub mod moto;
 pub mod running;
 pub mod s3;
+pub mod wal_writer;
 pub mod world;
