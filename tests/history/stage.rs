@@ -16,9 +16,11 @@ use lastgood::repo::audit::Who;
 use lastgood::repo::manifest::{ListWriter, Manifest, SegmentLine, put_table};
 use lastgood::repo::object::Sha;
 use lastgood::repo::pack_table::PackLine;
+use lastgood::repo::record::ClusterRecord;
 use lastgood::repo::repository::{Cluster, Repository};
 use lastgood::repo::seal::keys::Keys;
 use lastgood::repo::segment;
+use lastgood::restore::base::Base;
 use lastgood::restore::guard::{self, Brought, Seal};
 use lastgood::restore::plan::{self, Plan};
 use lastgood::restore::release;
@@ -137,13 +139,13 @@ impl Stage {
         push::push(&source, &request).await.map(|outcome| outcome.pushed)
     }
 
-    pub async fn record(&self) -> lastgood::repo::record::ClusterRecord {
+    pub async fn record(&self) -> ClusterRecord {
         self.cluster.record().await.unwrap().unwrap()
     }
 
     pub async fn archive(&self, truth: &Truth) -> Archive {
         let mut archive = Archive::load(&self.cluster, truth.system, SEGMENT).await.unwrap();
-        archive.abandon(&self.record().await.abandoned(truth.system));
+        archive.decide(&self.record().await);
         archive
     }
 
@@ -178,7 +180,7 @@ impl Stage {
     /// Expires by a rule; what was left for another time is no failure.
     pub async fn expire(&self, keep: u32) -> Result<(), String> {
         let rules = Retention { keep_last: Some(keep), ..Retention::default() };
-        let request = expire::Request { rules, accept_shrink: true, who: Who::default() };
+        let request = expire::Request { rules, accept_shrink: true, forget: None, who: Who::default() };
         let done = expire::run(&self.cluster, &self.record().await, &request, &mut |_| {}, Arc::new(Silent)).await;
         done.map(drop).map_err(|error| error.to_string())
     }
@@ -246,13 +248,18 @@ impl Stage {
     pub async fn release(&self, truth: &Truth, server: &Server) -> Result<(), String> {
         let dir = self.lay_whole(server);
         let record = self.record().await;
-        let around = Around { repository: &self.repository, cluster: &self.cluster, record: &record, label: None };
+        let around = self.around(&record);
         let plan = release::plan(&around, self.archive(truth).await, &dir).await.map_err(|e| e.to_string())?;
         let seal = Seal::of(&plan, "host");
         let brought = Brought { code: Some(seal.code(lastgood::clock::now())), typed: None };
         let approval = guard::pass(&dir, "released", plan.care(), &seal, &brought).map_err(|e| e.to_string())?;
         release::execute(&self.cluster, &plan, &approval, &Silent).await.map_err(|e| e.to_string())?;
         Ok(())
+    }
+
+    fn around<'a>(&'a self, record: &'a ClusterRecord) -> Around<'a> {
+        let (repository, cluster) = (&self.repository, &self.cluster);
+        Around { repository, cluster, record, label: None, apart: Vec::new(), data_directory: None }
     }
 
     /// The whole data directory of a server that is stopped, with the segment that it was writing.
@@ -274,7 +281,7 @@ impl Stage {
     ) -> Result<Plan, String> {
         let dir = self.lay_whole(server);
         let record = self.record().await;
-        let around = Around { repository: &self.repository, cluster: &self.cluster, record: &record, label: None };
+        let around = self.around(&record);
         let request = plan::Request {
             target,
             event: None,
@@ -284,6 +291,7 @@ impl Stage {
             into: dir,
             tablespaces: Vec::new(),
             tablespaces_below: None,
+            base: Base::default(),
         };
         let archive = self.archive(truth).await;
         plan::plan(&around, archive, &self.manifests().await, None, &request).await.map_err(|e| e.to_string())
