@@ -8,6 +8,7 @@ use futures::StreamExt;
 use super::latest::{self, Decisions, Followed};
 use super::listing::{self, Runs};
 use super::tail::{self, Tail};
+use crate::lineage::chain::Link;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::{SegmentName, WalFile};
@@ -41,7 +42,7 @@ pub struct Archive {
     /// Which timelines are followed by themselves, and which never.
     decisions: Decisions,
     /// Summaries that were read a moment ago: a plan looks at the last segments from several sides. Archived segments do not change.
-    seen: Arc<Mutex<BTreeMap<SegmentName, SegmentSummary>>>,
+    seen: Arc<Mutex<BTreeMap<SegmentName, (SegmentSummary, Link)>>>,
     /// History files that are damaged; their timelines cannot be restored to.
     pub unreadable: Vec<(String, String)>,
 }
@@ -276,26 +277,41 @@ impl Archive {
         path: &History,
         numbers: impl IntoIterator<Item = u64>,
     ) -> Result<Vec<(u64, Option<SegmentSummary>)>, RepoError> {
+        let read = self.trailers(path, numbers).await?;
+        Ok(read.into_iter().map(|(number, summary, _)| (number, summary)).collect())
+    }
+
+    /// The same, with each archived segment's place in the chain of digests.
+    pub async fn trailers(
+        &self,
+        path: &History,
+        numbers: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<(u64, Option<SegmentSummary>, Option<Link>)>, RepoError> {
         let names = numbers.into_iter().filter_map(|number| Some((number, self.on_path(path, number)?)));
         let read = |(number, name): (u64, SegmentName)| async move {
             let file = match self.tails.get(&name) {
-                Some(Tail::File(path)) => return Ok((number, tail::summary(path.clone(), name, self.segment_bytes).await)),
+                Some(Tail::File(path)) => {
+                    return Ok((number, tail::summary(path.clone(), name, self.segment_bytes).await, None));
+                }
                 Some(Tail::Stored(file)) => *file,
                 None => WalFile::Segment(name),
             };
-            if let Some(summary) = self.seen().get(&name) {
-                return Ok((number, Some(summary.clone())));
+            if let Some((summary, link)) = self.seen().get(&name) {
+                return Ok((number, Some(summary.clone()), Some(*link)));
             }
             match segment::read_trailer(&self.cluster, self.system, &file).await {
                 Ok(trailer) => {
+                    let link = Link { name, sha256: trailer.sha256, previous: trailer.previous };
                     let summary: Option<SegmentSummary> = trailer.summary.and_then(|value| serde_json::from_value(value).ok());
-                    if let Some(summary) = summary.clone() {
-                        self.remember(name, summary);
+                    // The end of a timeline that was left is not the whole segment of its name.
+                    let link = matches!(file, WalFile::Segment(_)).then_some(link);
+                    if let (Some(summary), Some(link)) = (summary.clone(), link) {
+                        self.remember(name, (summary, link));
                     }
-                    Ok((number, summary))
+                    Ok((number, summary, link))
                 }
                 // Who needs the segment itself will be told; a listing must not fail for it.
-                Err(error) if error.is_damage() || error.is_newer_epoch() => Ok((number, None)),
+                Err(error) if error.is_damage() || error.is_newer_epoch() => Ok((number, None, None)),
                 Err(error) => Err(error),
             }
         };
@@ -303,16 +319,16 @@ impl Archive {
         futures::stream::iter(reads).map(read).buffered(16).collect::<Vec<_>>().await.into_iter().collect()
     }
 
-    fn seen(&self) -> MutexGuard<'_, BTreeMap<SegmentName, SegmentSummary>> {
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<SegmentName, (SegmentSummary, Link)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, name: SegmentName, summary: SegmentSummary) {
+    fn remember(&self, name: SegmentName, known: (SegmentSummary, Link)) {
         let mut seen = self.seen();
         if seen.len() == SEEN {
             seen.clear();
         }
-        seen.insert(name, summary);
+        seen.insert(name, known);
     }
 
     /// Reads a segment, from wherever it is.

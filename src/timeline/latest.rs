@@ -11,9 +11,11 @@ use serde::Serialize;
 
 use super::archive::Archive;
 use super::scan;
+use crate::lineage::fork::Fork;
 use crate::postgres::lsn::{Lsn, Timeline};
-use crate::postgres::wal::name::SegmentName;
+use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::RepoError;
+use crate::repo::{object, segment};
 
 /// Segments in which the last transaction of a timeline is looked for.
 const LOOK_BACK: u64 = 64;
@@ -26,6 +28,8 @@ pub struct Line {
     pub left: Option<(Timeline, Lsn)>,
     /// The last transaction that ended on it, not on those that it came from.
     pub last: Option<(Lsn, Timestamp)>,
+    /// Its parent archived the segment with the fork after this timeline had entered the archive: it was not silent since.
+    pub parent_since: bool,
 }
 
 /// What people decided: in the order of their decisions.
@@ -80,14 +84,17 @@ pub fn decide(lines: &[Line], decisions: &Decisions, segment_bytes: u64) -> Foll
         children.sort_by_key(|(line, _)| line.timeline);
         let alive: Vec<(&Line, Lsn, GoesOn)> =
             children.iter().filter_map(|(line, fork)| Some((*line, *fork, goes_on(line, &usable)?))).collect();
-        // The torn rest of the segment with the fork is what every failover leaves behind.
-        let beyond = |fork: Lsn| own(at).filter(|on| on.lsn.segment(segment_bytes) > fork.last_segment_before(segment_bytes));
+        // The rest of the segment with the fork is what every failover leaves behind, unless the parent archived it later.
+        let beyond = |child: &Line, fork: Lsn| {
+            let is_later = |on: &GoesOn| on.lsn.segment(segment_bytes) > fork.last_segment_before(segment_bytes);
+            own(at).filter(|on| is_later(on) || (child.parent_since && on.lsn >= fork))
+        };
         match alive.as_slice() {
             [] => match children.last() {
-                Some((child, fork)) if beyond(*fork).is_none() => at = child,
+                Some((child, fork)) if beyond(child, *fork).is_none() => at = child,
                 _ => return Followed::Timeline(at.timeline),
             },
-            [(child, fork, one)] => match beyond(*fork) {
+            [(child, fork, one)] => match beyond(child, *fork) {
                 Some(other) => return Followed::Undecided { parent: at.timeline, one: other, other: *one },
                 None => at = child,
             },
@@ -119,7 +126,8 @@ pub fn by_names(archive: &Archive) -> Vec<Line> {
         let left =
             before.filter_map(|stretch| Some((stretch.timeline, stretch.end?))).find(|(parent, _)| timelines.contains(parent));
         let last = archive.numbers(*timeline).last().map(|(_, last)| archive.segment_start(last + 1));
-        Some(Line { timeline: *timeline, left, last: last.map(|end| (Lsn(end.0 - 1), Timestamp::UNIX_EPOCH)) })
+        let last = last.map(|end| (Lsn(end.0 - 1), Timestamp::UNIX_EPOCH));
+        Some(Line { timeline: *timeline, left, last, parent_since: false })
     };
     timelines.iter().filter_map(line).collect()
 }
@@ -127,6 +135,9 @@ pub fn by_names(archive: &Archive) -> Vec<Line> {
 /// What `latest` means in an archive; WAL is only read where names alone do not decide.
 pub async fn of(archive: &Archive, decisions: &Decisions) -> Result<Followed, RepoError> {
     let mut lines = by_names(archive);
+    for line in &mut lines {
+        line.parent_since = went_on_since(archive, line).await?;
+    }
     let by_names = decide(&lines, decisions, archive.segment_bytes);
     if !matches!(by_names, Followed::Undecided { .. }) {
         return Ok(by_names);
@@ -135,6 +146,25 @@ pub async fn of(archive: &Archive, decisions: &Decisions) -> Result<Followed, Re
         line.last = last_transaction(archive, line).await?;
     }
     Ok(decide(&lines, decisions, archive.segment_bytes))
+}
+
+/// Whether the parent's own segment with the fork came after the timeline's history file, which says what was there when it came.
+async fn went_on_since(archive: &Archive, line: &Line) -> Result<bool, RepoError> {
+    let Some((parent, fork)) = line.left else { return Ok(false) };
+    let segment = SegmentName::new(parent, fork.segment(archive.segment_bytes), archive.segment_bytes);
+    if !archive.is_archived(segment) {
+        return Ok(false);
+    }
+    let (cluster, system) = (archive.cluster(), archive.system);
+    let read = async |file: WalFile| match object::absent(segment::read_trailer(cluster, system, &file).await) {
+        Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(None),
+        read => read,
+    };
+    let Some(entered) = read(WalFile::History(line.timeline)).await? else { return Ok(false) };
+    // Who stored it did not look: nothing is known of the order.
+    let Some(entered) = Fork::of_trailer(entered.summary.as_ref()) else { return Ok(false) };
+    let now = read(WalFile::Segment(segment)).await?.map(|trailer| trailer.sha256);
+    Ok(now.is_some() && entered.behind.map(|behind| behind.sha256) != now)
 }
 
 /// The last transaction that ended on a timeline itself.
@@ -184,6 +214,7 @@ mod tests {
             timeline: Timeline(timeline),
             left: left.map(|(parent, segment)| (Timeline(parent), at(segment))),
             last: last.map(|segment| (Lsn(at(segment).0 + 100), time)),
+            parent_since: false,
         }
     }
 
@@ -229,6 +260,18 @@ mod tests {
         // What came from a rival is one as well.
         let deeper = [split[0].clone(), split[1].clone(), line(3, Some((1, 11)), None), line(4, Some((3, 12)), Some(13))];
         assert_eq!(latest(&deeper, &[], &[]), Err((1, 2, 4)));
+    }
+
+    /// Inside one segment: what the parent had when the other came is a failover's loss; what it archived since is a second primary.
+    #[test]
+    fn a_parent_that_was_not_silent_since_waits_for_a_decision() {
+        let first = line(1, None, Some(10));
+        let failover = line(2, Some((1, 10)), Some(12));
+        assert_eq!(latest(&[first.clone(), failover.clone()], &[], &[]), Ok(2));
+        let since = Line { parent_since: true, ..failover };
+        assert_eq!(latest(&[first.clone(), since.clone()], &[], &[]), Err((1, 1, 2)));
+        assert_eq!(latest(&[first, since.clone()], &[], &[2]), Ok(2));
+        assert_eq!(latest(&[line(1, None, Some(9)), since], &[], &[]), Ok(2), "nothing of it ended beyond the fork");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::archive::Archive;
 use super::candidates::reached;
 use super::find::FindError;
 use super::scan;
+use crate::lineage::chain::{self, Link};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};
 use crate::postgres::wal::index::fold::Fold;
@@ -200,11 +201,11 @@ impl Reach {
 
 /// Every place in a run of segments where replay stops, in order.
 pub async fn stops(archive: &Archive, path: &History, numbers: RangeInclusive<u64>) -> Result<Vec<Stop>, RepoError> {
-    let (mut found, mut chain) = (Vec::new(), Chain::default());
+    let (mut found, mut chain, mut before) = (Vec::new(), Chain::default(), None);
     let asked = asked(archive, path, numbers.clone());
     for portion in asked.chunks(PORTION) {
-        let summaries = archive.summaries(path, portion.iter().map(|(number, _)| *number)).await?;
-        for ((number, is_proven), (_, summary)) in portion.iter().zip(summaries) {
+        let trailers = archive.trailers(path, portion.iter().map(|(number, _)| *number)).await?;
+        for ((number, is_proven), (_, summary, link)) in portion.iter().zip(trailers) {
             let summary = facts(archive, path, *number, summary).await?.unwrap_or_default();
             if *is_proven {
                 chain = Chain::default();
@@ -216,6 +217,16 @@ pub async fn stops(archive: &Archive, path: &History, numbers: RangeInclusive<u6
                 Err(Break::Border) => found.push(Stop { lsn: border, why: Why::Contradiction }),
                 Err(Break::Ends(lsn)) => found.push(Stop { lsn, why: Why::Ends }),
             }
+            // Its server had another segment before it than the archive has.
+            let follows =
+                |before: &Link, link: &Link| chain::predecessor(path, link.name, archive.segment_bytes) == Some(before.name);
+            if let (Some(before), Some(link)) = (before, link)
+                && follows(&before, &link)
+                && chain::first_break(&[before, link]).is_some()
+            {
+                found.push(Stop { lsn: border, why: Why::Contradiction });
+            }
+            before = link;
             let fork = archive.ends_at_fork(path, *number).unwrap_or(Lsn(u64::MAX));
             found.extend(marks(&summary, path).into_iter().filter(|stop| stop.lsn < fork));
             let crosses = summary.replay.as_ref().is_some_and(|replay| replay.boundary.may_cross_with_a_mark());
