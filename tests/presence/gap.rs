@@ -83,7 +83,7 @@ async fn after_a_failover_the_new_primary_has_what_the_old_one_never_archived() 
     world.sql("INSERT INTO t VALUES (4)").await;
     let end = world.value("SELECT pg_current_wal_flush_lsn()").await;
     let began = lastgood::clock::monotonic();
-    while session.value(&format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn")).await.unwrap() != "true" {
+    while session.value(&format!("SELECT (pg_last_wal_replay_lsn() >= '{end}'::pg_lsn)::text")).await.unwrap() != "true" {
         assert!(began.elapsed() < PATIENCE, "{}", standby.log());
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
