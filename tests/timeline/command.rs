@@ -116,7 +116,7 @@ async fn what_is_not_clear_is_asked_back() {
     let into = world.path("restored");
     let restore = |before: &'static str| ["restore", "--before", before, "--into", into.to_str().unwrap()];
     let said = world.refused(&restore("truncate of twice"), 6, &["happened 2 times", "TRUNCATE postgres.public.twice"]);
-    assert_eq!(said.err.matches("\n  1:0/").count(), 2, "{}", said.err);
+    assert_eq!(said.err.matches("\n    |   1:0/").count(), 2, "{}", said.err);
     world.refused(&restore("drop of twice"), 6, &["there is no event drop of twice", "the nearest is 1:0/"]);
     world.refused(&restore("truncate of Twice"), 6, &["there is no event truncate of Twice", "TRUNCATE postgres.public.twice"]);
     world.refused(&restore("drop database nothing"), 6, &["there is no event drop database nothing in"]);
