@@ -24,8 +24,8 @@ pub trait Document: DeserializeOwned {
 pub const BYTES_MAX: u64 = 1 << 53;
 /// No position in the WAL is behind this, so that a few segments can be added.
 const LSN_MAX: u64 = u64::MAX - (1 << 40);
-/// 1970 and the year 9000: between them, spans of centuries can be added and taken away.
-const SECONDS: std::ops::Range<i64> = 0..221_845_392_000;
+/// From 1970 to November 9999: a month can be added and taken away. Pins and locks may end far in the future.
+const SECONDS: std::ops::Range<i64> = 0..253_399_622_400;
 
 /// zstd cannot make less of a block: 128 KiB of one byte take four.
 const RATIO_MAX: u64 = 32 << 10;

@@ -33,7 +33,8 @@ pub struct Keep {
 
 impl Document for Keep {
     fn defect(&self) -> Option<String> {
-        first_defect([(document::is_time(self.at) && self.until.is_none_or(document::is_time), "its times are impossible")])
+        // The end is only compared: a person may write any.
+        first_defect([(document::is_time(self.at), "its time is impossible")])
     }
 }
 
