@@ -53,7 +53,7 @@ impl Document for Beat {
         first_defect([
             (document::is_time(self.started), "its time is impossible"),
             (self.stale_after_s <= STALE_MAX_S, "its stale_after_s are impossible"),
-            (self.epoch < 99_999_999 && self.beat < 99_999_999, "its number is impossible"),
+            (self.epoch <= 99_999_999 && self.beat <= 99_999_999, "its number is impossible"),
         ])
     }
 }
