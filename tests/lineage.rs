@@ -135,7 +135,7 @@ async fn segments_are_a_chain() {
     world.session().alter_system("archive_command", "true").await.unwrap();
     world.session().reload().await.unwrap();
     let (next, _) = insert(&world, 5).await;
-    std::fs::remove_dir_all(world.path("spool")).unwrap();
+    world.forget_spool();
     let last = world.server.data().join("pg_wal").join(&names[2]);
     tamper(&last, |bytes| bytes[9000] ^= 1);
     let before = archived(&world);
@@ -147,7 +147,7 @@ async fn segments_are_a_chain() {
     assert_eq!(trailer(&world, &next).await.previous, Some(trailer(&world, &names[2]).await.sha256));
     // Unknown refuses nothing.
     let (after, _) = insert(&world, 6).await;
-    std::fs::remove_dir_all(world.path("spool")).unwrap();
+    world.forget_spool();
     std::fs::remove_file(world.server.data().join("pg_wal").join(&next)).unwrap();
     assert_eq!(push(&world, &after).code, 0);
     assert_eq!(trailer(&world, &after).await.previous, None);

@@ -13,7 +13,7 @@ use lastgood::repo::seal::keys::Keys;
 use lastgood::snapshot::take::{self, Request};
 use lastgood::storage::fs::DirectoryStorage;
 
-use crate::support::world::{PATIENCE, World};
+use crate::support::world::{PATIENCE, World, tamper};
 
 /// Rule 12: a page damaged on disk is reported with its place, makes the exit code 7, and older snapshots keep the good one.
 #[tokio::test(flavor = "multi_thread")]
@@ -334,4 +334,21 @@ async fn ids_sort_as_they_were_taken() {
         ids.push(world.backup(&[])["id"].as_str().unwrap().to_string());
     }
     assert!(ids.is_sorted(), "{ids:?}");
+}
+
+/// A list of the parent that cannot be read costs the snapshots that need it, and no later backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_parent_is_not_built_on() {
+    let world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT 1 AS x").await;
+    let first = world.backup(&[])["id"].as_str().unwrap().to_string();
+    let list = world.repository().join(format!("clusters/shop/files/{first}/000001"));
+    tamper(&list, |bytes| bytes[40] ^= 1);
+    let said = world.ok(&["--json", "backup"]);
+    let second = said.json()["snapshot"].clone();
+    assert!(second["parent"].is_null() && said.all().contains("stores everything anew"), "{}", said.all());
+    let (mut server, session) = world.restore("copy", &["--to", second["id"].as_str().unwrap()]).await;
+    assert_eq!(session.value("SELECT x::text FROM t").await.unwrap(), "1");
+    drop(session);
+    server.stop(Stop::Fast);
 }

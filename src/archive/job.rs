@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::index;
 use super::push::PushError;
-use super::spool::{Note, Spool};
+use super::spool::{Acknowledgement, Last, Note, Spool};
 use crate::clock;
 use crate::lineage::fork::Fork;
 use crate::postgres::lsn::SystemId;
@@ -79,6 +79,7 @@ impl Job {
     /// Stores the file, and keeps the index of a segment, which never fails a push. Answers its digest too.
     pub async fn run(&self, cluster: &Cluster, beside: Beside) -> Result<(Stored, Sha), PushError> {
         let job = self.clone();
+        let as_it_was = fs::metadata(&self.path).map(|metadata| Acknowledgement::of(&metadata, ""));
         let sealer = cluster.vault().sealer(&cluster.layout().wal(self.system, &self.file));
         let scratch = segment::scratch(cluster);
         let read = match tokio::task::spawn_blocking(move || job.read(sealer, &scratch)).await {
@@ -89,6 +90,9 @@ impl Job {
         if let Some(waiting) = beside.tell {
             // Who waits for it may have given up.
             let _ = waiting.send(sha256);
+        }
+        if let (WalFile::Segment(segment), Some(spool), Ok(file)) = (self.file, &self.spool, as_it_was) {
+            spool.set_read(&Last { segment, sha256, file });
         }
         let here = describe(sha256, read.summary.as_ref());
         let fork = beside.fork.and_then(|fork| serde_json::to_value(fork).ok());

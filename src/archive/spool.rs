@@ -275,6 +275,20 @@ impl Spool {
         let _ = write_private(&self.dir.join("known"), format!("{place} {timeline} {limit}").as_bytes());
     }
 
+    /// Leaves word of the digest that a file had on its way into the archive, so that a backup need not read it again.
+    pub fn set_read(&self, read: &Last) {
+        if let Ok(json) = serde_json::to_vec(read) {
+            let _ = write_private(&self.dir.join("read"), &json);
+        }
+    }
+
+    /// The digest of a segment of this data directory, if it is the one that was read last, and the very file.
+    pub fn digest(&self, segment: SegmentName, file: &Path) -> Option<Sha> {
+        let read: Last = serde_json::from_slice(&fs::read(self.dir.join("read")).ok()?).ok()?;
+        let now = Acknowledgement::of(&fs::metadata(file).ok()?, &read.file.place);
+        (read.segment == segment && read.file == now).then_some(read.sha256)
+    }
+
     /// Leaves word of the segment that was stored last. Without it, the next push asks the archive about its predecessor.
     pub fn set_last(&self, last: &Last) {
         if let Ok(json) = serde_json::to_vec(last) {

@@ -1,7 +1,7 @@
 //! Which moment a person means: `--to`, `--before` an event, or `--after` one.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 
@@ -119,10 +119,17 @@ pub fn spool(config: &Config, system: SystemId, data_directory: Option<&PathBuf>
 pub async fn kept(config: &Config, session: &Session) -> anyhow::Result<Kept> {
     let facts = session.facts().await?;
     let directory = config.postgres.data_directory.clone().unwrap_or(facts.data_directory);
-    let (config, opened) = (config.clone(), OnceLock::new());
-    Ok(Kept::new(move |segment| {
-        let spool = opened.get_or_init(|| spool(&config, facts.system_identifier, Some(&directory)));
+    let (config, opened) = (config.clone(), Arc::new(OnceLock::new()));
+    let system = facts.system_identifier;
+    let of_index = (config.clone(), opened.clone(), directory.clone());
+    let kept = Kept::new(move |segment| {
+        let (config, opened, directory) = &of_index;
+        let spool: &Option<Spool> = opened.get_or_init(|| spool(config, system, Some(directory)));
         spool.as_ref()?.index(segment)
+    });
+    Ok(kept.with_digests(move |segment| {
+        let spool = opened.get_or_init(|| spool(&config, system, Some(&directory)));
+        spool.as_ref()?.digest(segment, &directory.join("pg_wal").join(segment.to_string()))
     }))
 }
 

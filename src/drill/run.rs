@@ -12,6 +12,7 @@ use super::{DrillError, amcheck, catalogue, dump, is_about_the_backup, is_damage
 use crate::clock;
 use crate::monitor::Monitor;
 use crate::postgres::control::ControlFile;
+use crate::postgres::data_directory::Scope;
 use crate::postgres::quarantine;
 use crate::repo::RepoError;
 use crate::repo::lease::Lease;
@@ -290,6 +291,7 @@ impl Drill<'_> {
         monitor.phase("read pages", 0);
         let request = pages::Request {
             data: &data,
+            scope: Scope::new(manifest.major, manifest.catalog_version),
             blocks_per_file: manifest.blocks_per_file,
             has_checksums: manifest.data_checksums,
             budget: Duration::from_secs(self.config.check_budget_s),

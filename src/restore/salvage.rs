@@ -114,22 +114,29 @@ pub struct Saved {
     pub kept: Vec<(String, String)>,
 }
 
+impl Saved {
+    fn keep(&mut self, file: String, problem: String, monitor: &dyn Monitor) {
+        monitor.warn(&format!("{file} could not be archived and stays in the directory that is moved aside: {problem}"));
+        self.kept.push((file, problem));
+    }
+}
+
 /// Archives what is unarchived. What cannot be is named; the files are left where they are.
 pub async fn save(cluster: &Cluster, archive: &Archive, pg_wal: &Path, unarchived: &Unarchived, monitor: &dyn Monitor) -> Saved {
     let mut saved = Saved::default();
     let whole = unarchived.segments.iter().map(|name| (WalFile::Segment(*name), name.to_string()));
-    let torn = unarchived.torn.iter().filter_map(|name| {
-        let bytes = fs::read(pg_wal.join(name.to_string())).ok()?;
-        Some((WalFile::Torn(*name, crc32c::crc32c(&bytes)), name.to_string()))
-    });
+    let mut torn = Vec::new();
+    for name in &unarchived.torn {
+        match fs::read(pg_wal.join(name.to_string())) {
+            Ok(bytes) => torn.push((WalFile::Torn(*name, crc32c::crc32c(&bytes)), name.to_string())),
+            Err(error) => saved.keep(name.to_string(), error.to_string(), monitor),
+        }
+    }
     let histories = unarchived.histories.iter().filter_map(|name| Some((name.parse().ok()?, name.clone())));
     for (file, name) in histories.chain(whole).chain(torn) {
         match store(cluster, archive, file, pg_wal.join(&name)).await {
             Ok(()) => saved.archived.push(file.to_string()),
-            Err(problem) => {
-                monitor.warn(&format!("{file} could not be archived and stays in the directory that is moved aside: {problem}"));
-                saved.kept.push((file.to_string(), problem));
-            }
+            Err(problem) => saved.keep(file.to_string(), problem, monitor),
         }
     }
     saved

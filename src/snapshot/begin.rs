@@ -146,24 +146,6 @@ pub fn ahead(id: &str, now: jiff::Timestamp) -> Option<String> {
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_sorts_after_those_of_a_clock_that_ran_ahead() {
-        let id = |id: &str| after(id).map(seconds_of);
-        assert_eq!(id("20280105T235959Z-ab12").as_deref(), Some("20280106T000000Z"));
-        assert_eq!(id("20280228T235959Z-ab12").as_deref(), Some("20280229T000000Z"));
-        for none in ["", "99991231T235959Z-ab12", "x"] {
-            assert_eq!(id(none), None, "{none}");
-        }
-        let now = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
-        assert!(ahead("20280105T235959Z-ab12", now("2026-12-01T00:00:00Z")).unwrap().contains("9623 h behind"));
-        assert_eq!(ahead("20261201T000000Z-ab12", now("2026-12-01T00:30:00Z")), None);
-    }
-}
-
 /// Whether WAL reaches the repository; a standby cannot be asked for a segment.
 pub async fn prove_archiving(
     cluster: &Cluster,
@@ -177,4 +159,22 @@ pub async fn prove_archiving(
     }
     monitor.phase("check archiving", 0);
     wait::prove_archiving(cluster, server, timeout).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_sorts_after_those_of_a_clock_that_ran_ahead() {
+        let id = |id: &str| after(id).map(seconds_of);
+        assert_eq!(id("20280105T235959Z-ab12").as_deref(), Some("20280106T000000Z"));
+        assert_eq!(id("20280228T235959Z-ab12").as_deref(), Some("20280229T000000Z"));
+        for none in ["", "99991231T235959Z-ab12", "x"] {
+            assert_eq!(id(none), None, "{none}");
+        }
+        let now = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        assert!(ahead("20280105T235959Z-ab12", now("2026-12-01T00:00:00Z")).unwrap().contains("9624 h behind"));
+        assert_eq!(ahead("20261201T000000Z-ab12", now("2026-12-01T00:30:00Z")), None);
+    }
 }

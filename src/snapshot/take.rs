@@ -68,8 +68,30 @@ pub struct Request {
     pub apart: Vec<Apart>,
 }
 
-/// Takes a snapshot and commits it.
+/// Takes a snapshot and commits it. One whose parent turns out to be damaged is given up, and stores everything anew.
 pub async fn take(
+    cluster: &Cluster,
+    record: &ClusterRecord,
+    session: &Session,
+    request: &Request,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Manifest, SnapshotError> {
+    match take_once(cluster, record, session, request, monitor.clone()).await {
+        Err(SnapshotError::Repo(error)) if !request.full && is_of_file_list(&error) => {
+            monitor.warn(&format!("{error}; nothing is built on that snapshot, and this one stores everything anew"));
+            let request = Request { full: true, ..request.clone() };
+            take_once(cluster, record, session, &request, monitor).await
+        }
+        taken => taken,
+    }
+}
+
+/// Damage of a list that an older snapshot has: this one reads none of its own.
+fn is_of_file_list(error: &RepoError) -> bool {
+    matches!(error, RepoError::Damaged { key, .. } if key.as_str().contains("/files/"))
+}
+
+async fn take_once(
     cluster: &Cluster,
     record: &ClusterRecord,
     session: &Session,
@@ -81,7 +103,7 @@ pub async fn take(
     let control = begin::check(record, session, &facts, &directory, &request.apart)?;
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let pg_wal = directory.join("pg_wal");
-    let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal };
+    let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal, kept: &request.kept };
     let proven = begin::prove_archiving(cluster, server, &facts, request.archive_timeout, &*monitor);
     let prepared = async {
         let foreseen = async {
@@ -414,7 +436,12 @@ impl Snapshot<'_> {
         let numbers = start.segment(bytes)..=stopped.lsn.last_segment_before(bytes).max(start.segment(bytes));
         let names: Vec<SegmentName> = numbers.map(|number| history.segment(number, bytes)).collect();
         let pg_wal = self.directory.join("pg_wal");
-        let server = wait::Server { system: self.facts.system_identifier, session: self.session, pg_wal: &pg_wal };
+        let server = wait::Server {
+            system: self.facts.system_identifier,
+            session: self.session,
+            pg_wal: &pg_wal,
+            kept: &self.request.kept,
+        };
         wait::for_snapshot(&self.cluster, server, names.into_iter(), self.request.archive_timeout, &*self.monitor).await
     }
 

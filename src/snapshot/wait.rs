@@ -17,6 +17,7 @@ use crate::repo::manifest::SegmentLine;
 use crate::repo::object;
 use crate::repo::repository::Cluster;
 use crate::repo::segment::{self, WalFileTrailer};
+use crate::timeline::indexes::Kept;
 
 /// Pauses between two looks: an eighth of what was waited already, so that what arrives is seen little later than it arrived.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -29,22 +30,23 @@ pub struct Server<'a> {
     pub session: &'a Session,
     /// Where its segments lie, as long as it keeps them.
     pub pg_wal: &'a Path,
+    /// What this host knows of their digests.
+    pub kept: &'a Kept,
 }
 
-/// Waits until a segment is in the repository, and proves that it is this server's: a name is taken by whoever archives first.
-pub async fn for_segment(
+/// Waits until a segment of this name is in the repository: whose it is, [`prove_own`] tells.
+async fn for_segment(
     cluster: &Cluster,
     server: Server<'_>,
     name: SegmentName,
     timeout: Duration,
-) -> Result<Link, SnapshotError> {
+) -> Result<WalFileTrailer, SnapshotError> {
     let began = clock::monotonic();
     let failed_before = server.session.archiver().await?.failed;
     loop {
         let found = segment::read_trailer(cluster, server.system, &WalFile::Segment(name)).await;
         if let Some(trailer) = object::absent(found)? {
-            prove_own(cluster, server, name, &trailer).await?;
-            return Ok(Link { name, sha256: trailer.sha256, previous: trailer.previous });
+            return Ok(trailer);
         }
         if began.elapsed() >= timeout {
             let reason = reason(server.session, failed_before).await;
@@ -54,8 +56,8 @@ pub async fn for_segment(
     }
 }
 
-/// Compares what is archived with the server's own file. One that was recycled meanwhile proves nothing here; its place in the chain does
-/// (see [`for_snapshot`]).
+/// Compares what is archived with the server's own file: a name is taken by whoever archives first. A file that was recycled meanwhile
+/// proves nothing; its place in the chain does (see [`for_snapshot`]).
 async fn prove_own(
     cluster: &Cluster,
     server: Server<'_>,
@@ -64,6 +66,9 @@ async fn prove_own(
 ) -> Result<(), SnapshotError> {
     let file = server.pg_wal.join(name.to_string());
     let (there, bytes) = (archived.sha256, archived.raw_bytes);
+    if server.kept.digest(name) == Some(there) {
+        return Ok(());
+    }
     // A standby may not have received all of it.
     let end = is_segment_length(bytes).then(|| name.next(bytes)?.start(bytes)).flatten();
     let is_complete = match server.session.in_recovery().await? {
@@ -103,7 +108,10 @@ pub async fn prove_archiving(cluster: &Cluster, server: Server<'_>, timeout: Dur
     let name: SegmentName =
         switched.parse().map_err(|_| SnapshotError::Archiving { reason: format!("no segment name: {switched:?}") })?;
     match for_segment(cluster, server, name, timeout).await {
-        Ok(_) => history_is_there(cluster, server.system, name).await.map(|()| name),
+        Ok(archived) => {
+            prove_own(cluster, server, name, &archived).await?;
+            history_is_there(cluster, server.system, name).await.map(|()| name)
+        }
         Err(SnapshotError::WalMissing { waited_s, reason, .. }) => {
             let reason = format!("segment {name} did not reach the repository within {waited_s} s; {reason}");
             Err(SnapshotError::Archiving { reason })
@@ -136,12 +144,20 @@ pub async fn for_snapshot(
     monitor: &dyn Monitor,
 ) -> Result<Vec<SegmentLine>, SnapshotError> {
     monitor.phase("wait for WAL", 0);
-    let mut links = Vec::new();
+    let (mut links, mut archived) = (Vec::new(), Vec::new());
     for name in segments {
-        links.push(for_segment(cluster, server, name, timeout).await?);
+        let trailer = for_segment(cluster, server, name, timeout).await?;
+        links.push(Link { name, sha256: trailer.sha256, previous: trailer.previous });
+        archived.push(trailer);
     }
     if let Some(broken) = chain::first_break(&links) {
         return Err(SnapshotError::Archiving { reason: broken.to_string() });
+    }
+    for (index, trailer) in archived.iter().enumerate() {
+        // One that its successor names is proven with that.
+        if links.get(index + 1).is_none_or(|next| next.previous.is_none()) {
+            prove_own(cluster, server, links[index].name, trailer).await?;
+        }
     }
     if let Some(Link { name: last, .. }) = links.last() {
         // The first timeline has no history file.

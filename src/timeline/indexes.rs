@@ -16,6 +16,7 @@ use crate::postgres::wal::index::fold::Fold;
 use crate::postgres::wal::index::{MappedFiles, NoIndex, SegmentIndex};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::RepoError;
+use crate::repo::object::Sha;
 use crate::repo::rollup::{self, Group, RollUp};
 
 /// Roll-ups and segments that are fetched ahead.
@@ -26,15 +27,28 @@ pub type Local<'a> = &'a (dyn Fn(SegmentName) -> Option<Vec<u8>> + Sync);
 
 /// The same for those who hold on to it.
 #[derive(Clone)]
-pub struct Kept(Arc<dyn Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync>);
+pub struct Kept {
+    index: Arc<dyn Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync>,
+    digest: Arc<dyn Fn(SegmentName) -> Option<Sha> + Send + Sync>,
+}
 
 impl Kept {
     pub fn new(index: impl Fn(SegmentName) -> Option<Vec<u8>> + Send + Sync + 'static) -> Kept {
-        Kept(Arc::new(index))
+        Kept { index: Arc::new(index), digest: Arc::new(|_| None) }
+    }
+
+    /// With what is known of the digests of the server's own segments.
+    pub fn with_digests(self, digest: impl Fn(SegmentName) -> Option<Sha> + Send + Sync + 'static) -> Kept {
+        Kept { digest: Arc::new(digest), ..self }
     }
 
     pub fn index(&self, segment: SegmentName) -> Option<Vec<u8>> {
-        (self.0)(segment)
+        (self.index)(segment)
+    }
+
+    /// Of the server's own file, as it was when it was archived.
+    pub fn digest(&self, segment: SegmentName) -> Option<Sha> {
+        (self.digest)(segment)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, SystemId, Timeline};
-use lastgood::postgres::wal::index::{MappedFiles, SegmentIndex};
+use lastgood::postgres::wal::index::{MappedFiles, Neighbour, SegmentIndex};
 use lastgood::postgres::wal::name::{SegmentName, WalFile};
 use lastgood::repo::repository::Cluster;
 use lastgood::repo::rollup::{self, Group};
@@ -35,7 +35,15 @@ async fn put(cluster: &Cluster, number: u64) {
 }
 
 fn index(number: u64) -> Vec<u8> {
-    SegmentIndex { major: 15, timeline: 1, start: Lsn(number * BYTES), ..SegmentIndex::default() }.to_bytes().unwrap()
+    SegmentIndex {
+        major: 15,
+        timeline: 1,
+        start: Lsn(number * BYTES),
+        neighbour: Some(Neighbour::default()),
+        ..SegmentIndex::default()
+    }
+    .to_bytes()
+    .unwrap()
 }
 
 /// Numbers whose indexes were read, and from where.
@@ -155,7 +163,7 @@ async fn a_lost_index_is_made_again() {
     for key in &made {
         std::fs::remove_file(world.repository().join(key)).unwrap();
     }
-    std::fs::remove_dir_all(world.path("spool")).unwrap();
+    world.forget_spool();
     assert_eq!(told(&world), before);
     let said = world.ok(&["--json", "verify", "--reindex"]).json();
     assert_eq!((said["reindexed"]["without"].as_u64(), said["reindexed"]["left"].as_u64()), (Some(0), Some(0)), "{said}");

@@ -175,6 +175,15 @@ impl World {
         said(&mut self.command(args))
     }
 
+    /// Removes all notes of earlier calls; a process that still writes one is waited for.
+    pub fn forget_spool(&self) {
+        let began = lastgood::clock::monotonic();
+        while let Err(error) = std::fs::remove_dir_all(self.path("spool")) {
+            let is_written = error.kind() == std::io::ErrorKind::DirectoryNotEmpty;
+            assert!(is_written && began.elapsed() < PATIENCE, "{error}");
+        }
+    }
+
     /// Runs, and wants success.
     pub fn ok(&self, args: &[&str]) -> Said {
         let said = self.run(args);

@@ -12,6 +12,7 @@ use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::rotation;
 use crate::snapshot::wait;
 use crate::storage::{Created, ObjectKey, Part, Storage};
+use crate::timeline::indexes::Kept;
 
 /// Less free room in the repository than this share of the last snapshot is worth a warning.
 const ROOM_SNAPSHOTS: u64 = 2;
@@ -143,7 +144,7 @@ pub async fn archiving(findings: &mut Findings, cluster: &Cluster, server: &Serv
         return;
     }
     let began = clock::monotonic();
-    let asked = wait::Server { system: server.facts.system_identifier, session: &server.session, pg_wal };
+    let asked = wait::Server { system: server.facts.system_identifier, session: &server.session, pg_wal, kept: &Kept::default() };
     match wait::prove_archiving(cluster, asked, timeout).await {
         Ok(name) => findings
             .ok("archiving", format!("segment {name} reached the repository after {:.1} s", began.elapsed().as_secs_f64())),
