@@ -126,7 +126,7 @@ pub async fn save(cluster: &Cluster, archive: &Archive, pg_wal: &Path, unarchive
     let mut saved = Saved::default();
     let whole = unarchived.segments.iter().map(|name| (WalFile::Segment(*name), name.to_string()));
     let mut torn = Vec::new();
-    for name in &unarchived.torn {
+    if let Some(name) = &unarchived.torn {
         match fs::read(pg_wal.join(name.to_string())) {
             Ok(bytes) => torn.push((WalFile::Torn(*name, crc32c::crc32c(&bytes)), name.to_string())),
             Err(error) => saved.keep(name.to_string(), error.to_string(), monitor),

@@ -12,7 +12,7 @@ use super::reach::{End, Reach, Stop};
 use super::scan;
 use super::target::Target;
 use crate::clock;
-use crate::postgres::history::History;
+use crate::postgres::history::{History, Stretch};
 use crate::postgres::lsn::{Lsn, Timeline};
 use crate::postgres::settings::RecoveryTarget;
 use crate::postgres::wal::transaction::{Event, Kind, SegmentSummary};
@@ -61,6 +61,33 @@ pub struct Question<'a> {
 /// Answers a question from the archive and the manifests (oldest first).
 pub async fn find(archive: &Archive, manifests: &[Manifest], question: &Question<'_>) -> Result<Found, FindError> {
     let path = candidates::path(archive, manifests, question).await?;
+    let found = on_path(archive, manifests, question, path).await?;
+    Ok(on_its_own_timeline(archive, found))
+}
+
+/// Cuts the path at the timeline on which recovery stops. A server that is promoted before a fork that it was to follow writes that fork into
+/// the history of its new timeline, which nobody could follow then (`writeTimeLineHistory` of `recovery_target_timeline`).
+fn on_its_own_timeline(archive: &Archive, mut found: Found) -> Found {
+    let stop = match found.recovery {
+        RecoveryTarget::Lsn { lsn, .. } => lsn,
+        RecoveryTarget::Immediate => found.snapshot.stop_lsn,
+        RecoveryTarget::End => return found,
+    };
+    let is_last = |stretch: &&Stretch| stretch.end.is_none_or(|end| stop < end);
+    let Some(cut) = found.path.stretches().iter().find(is_last).and_then(|last| found.path.until(last.timeline)) else {
+        return found;
+    };
+    let first = found.snapshot.start_lsn.segment(archive.segment_bytes);
+    // The segment with the fork may only be there as the next timeline's first.
+    if found.path.contains(cut.timeline(), stop)
+        && (first..=found.last_segment).all(|number| archive.on_path(&cut, number).is_some())
+    {
+        found.path = cut;
+    }
+    found
+}
+
+async fn on_path(archive: &Archive, manifests: &[Manifest], question: &Question<'_>, path: History) -> Result<Found, FindError> {
     let search = Search::new(archive, manifests, question, path)?;
     match question.target {
         Target::Latest => search.latest(question.stop_at_end).await,

@@ -231,7 +231,7 @@ mod tests {
     fn an_ordinary_failover_is_followed() {
         let first = line(1, None, Some(10));
         assert_eq!(latest(&[], &[], &[]), Ok(0));
-        assert_eq!(latest(&[first.clone()], &[], &[]), Ok(1));
+        assert_eq!(latest(std::slice::from_ref(&first), &[], &[]), Ok(1));
         // In health, with the torn rest of the fork's segment, before the new primary wrote, and before it archived anything.
         for (fork, last) in [(11, Some(12)), (10, Some(10)), (10, None)] {
             assert_eq!(latest(&[first.clone(), line(2, Some((1, fork)), last)], &[], &[]), Ok(2), "{fork} {last:?}");

@@ -56,11 +56,14 @@ struct Future {
     reach: Reach,
 }
 
+/// Timeline, last segment and stop of a window: what tells two apart.
+type Key = (Timeline, u64, Option<Stop>);
+
 /// Computes the windows of one history.
 pub async fn windows(archive: &Archive, manifests: &[Manifest]) -> Result<Windows, RepoError> {
     let mut all = Windows::default();
     // Timeline, last segment and stop of each window: what tells two windows apart; and the time that its WAL tells.
-    let mut ends: Vec<((Timeline, u64, Option<Stop>), Timestamp)> = Vec::new();
+    let mut ends: Vec<(Key, Timestamp)> = Vec::new();
     let paths: Vec<History> = archive.timelines().into_iter().filter_map(|timeline| archive.path(timeline)).collect();
     let mut stops: Vec<Stops> = paths.iter().map(|_| Stops::default()).collect();
     for manifest in manifests.iter().filter(|m| m.system_identifier == archive.system) {

@@ -161,9 +161,16 @@ async fn what_is_not_ready_is_not_released() {
 
 /// Turns a stopped server into one that recovers and is promoted, as after a failover; it gets the next timeline.
 async fn fail_over(world: &World, server: &mut Scratch) -> Session {
+    recover(&restore_command(world), server).await
+}
+
+fn restore_command(world: &World) -> String {
+    format!("{} --config {} archive-get %f \"%p\"", world.program().display(), world.config().display())
+}
+
+async fn recover(get: &str, server: &mut Scratch) -> Session {
     server.stop(Stop::Fast);
     std::fs::write(server.data().join("recovery.signal"), "").unwrap();
-    let get = format!("{} --config {} archive-get %f \"%p\"", world.program().display(), world.config().display());
     server.configure(&format!("restore_command = '{get}'")).unwrap();
     server.start().await.unwrap();
     let session = Session::open(&server.connection()).await.unwrap();
@@ -264,4 +271,37 @@ async fn a_timeline_of_the_same_number_is_not_mixed_in() {
         &["another timeline of the same number"],
     );
     assert_eq!(world.objects("clusters/shop/wal"), before, "{}", said.all());
+}
+
+/// A moment before a failover is on the timeline that was left: a copy that is promoted there begins from that one, and can take over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moment_before_a_failover_can_take_over() {
+    let mut world = World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT 1 AS x").await;
+    world.backup(&[]);
+    let xid = world.value("BEGIN; INSERT INTO t VALUES (2); SELECT txid_current()").await;
+    world.sql("COMMIT").await;
+    world.archive().await;
+    world.sql("INSERT INTO t VALUES (3)").await;
+    world.archive().await;
+    let get = restore_command(&world);
+    let session = recover(&get, &mut world.server).await;
+    session.run("INSERT INTO t VALUES (4)").await.unwrap();
+    let last = session.switch_segment("after the failover").await.unwrap();
+    archived(&world.server, &session, &last).await;
+    drop(session);
+    world.server.stop(Stop::Fast);
+    let (mut copy, session) = world.restore("copy", &["--to", &xid, "--target-action", "promote"]).await;
+    let history = std::fs::read_to_string(copy.data().join("pg_wal/00000003.history")).unwrap();
+    assert!(history.starts_with("1\t") && !history.contains("\n2\t"), "{history}");
+    world.release("copy");
+    drop(session);
+    copy.stop(Stop::Fast);
+    copy.start().await.unwrap();
+    let session = Session::open(&copy.connection()).await.unwrap();
+    session.run("SET search_path = public; INSERT INTO t VALUES (30)").await.unwrap();
+    let last = session.switch_segment("archived").await.unwrap();
+    archived(&copy, &session, &last).await;
+    let (_latest, rows) = world.restore("latest", &["--to", "latest"]).await;
+    assert_eq!(rows.value("SELECT string_agg(x::text, ' ' ORDER BY x) FROM t").await.unwrap(), "1 2 30");
 }

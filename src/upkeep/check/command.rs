@@ -180,8 +180,8 @@ fn tokens(line: &str) -> Option<Vec<Token>> {
     let mut rest = line.trim_end().chars().peekable();
     while let Some(c) = rest.next() {
         match c {
-            '\'' => word.get_or_insert_default().extend(quoted(&mut rest, '\'')?.chars()),
-            '"' => word.get_or_insert_default().extend(quoted(&mut rest, '"')?.chars()),
+            '\'' => word.get_or_insert_default().push_str(&quoted(&mut rest, '\'')?),
+            '"' => word.get_or_insert_default().push_str(&quoted(&mut rest, '"')?),
             '\\' => word.get_or_insert_default().push(rest.next()?),
             '#' if word.is_none() => {
                 // A comment to the end of the line.
