@@ -24,7 +24,7 @@ lint:
 # LASTGOOD_SOAK=10 plays fewer, LASTGOOD_SEED=n begins with that one.
 soak:
 	tests/tools/install test
-	cargo nextest run --locked --run-ignored only --no-capture -E 'test(/^history::/)'
+	LASTGOOD_FRESH=1 cargo nextest run --locked --run-ignored all --no-capture -E 'test(/^history::/)'
 
 # The harness itself is built as the tests are, so that the program that is measured is the released one and nothing else.
 bench:

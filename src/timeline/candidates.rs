@@ -29,19 +29,40 @@ pub(super) async fn path(archive: &Archive, manifests: &[Manifest], question: &Q
             if let (Followed::Undecided { parent, one, other }, Target::Latest) = (followed, target) {
                 return Err(FindError::Undecided { parent, one, other });
             }
+            if *target == Target::Latest {
+                lives_with_snapshot(archive, manifests)?;
+            }
             newest_with_snapshot(archive, manifests)
         }
     }
 }
 
+fn holds(archive: &Archive, manifests: &[Manifest], path: &History) -> bool {
+    manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn))
+}
+
+/// The timeline on which the cluster lives must be one that a snapshot leads to: the end of an older one is not the latest.
+fn lives_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<(), FindError> {
+    let Some(path) = archive.newest() else { return Ok(()) };
+    let timeline = path.timeline();
+    let lives = !archive.numbers(timeline).is_empty() || archive.decisions().successors.contains(&timeline);
+    match lives && !holds(archive, manifests, &path) {
+        false => Ok(()),
+        true => Err(FindError::NoCandidate {
+            timeline,
+            reason: "the cluster lives on it, and every snapshot was taken elsewhere; `lastgood backup` takes one, and --timeline goes to \
+                     the end of an older timeline"
+                .into(),
+        }),
+    }
+}
+
 /// The newest timeline on whose path a snapshot lies: a history file alone makes no target.
 fn newest_with_snapshot(archive: &Archive, manifests: &[Manifest]) -> Result<History, FindError> {
-    let holds =
-        |path: &History| manifests.iter().any(|m| m.system_identifier == archive.system && path.contains(m.timeline, m.stop_lsn));
     let followed = archive.newest().map(|path| path.timeline());
     let paths = followed.into_iter().chain(archive.followed()).filter_map(|timeline| archive.path(timeline));
     let newest = manifests.iter().map(|m| m.timeline).max().unwrap_or(Timeline(1));
-    paths.into_iter().find(holds).ok_or(FindError::NoCandidate {
+    paths.into_iter().find(|path| holds(archive, manifests, path)).ok_or(FindError::NoCandidate {
         timeline: newest,
         reason: "no archived WAL belongs to it, or its history file is missing".into(),
     })

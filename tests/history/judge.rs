@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lastgood::postgres::history::History;
 use lastgood::postgres::lsn::{Lsn, Timeline};
 use lastgood::postgres::wal::name::SegmentName;
 use lastgood::repo::manifest::Manifest;
@@ -40,11 +39,6 @@ impl<'a> Judge<'a> {
 
     pub async fn windows(&self) -> Vec<Window> {
         windows::windows(&self.archive, &self.manifests).await.unwrap().windows
-    }
-
-    /// Whether a snapshot was taken on a path.
-    pub fn has_snapshot(&self, path: &History) -> bool {
-        self.manifests.iter().any(|manifest| path.contains(manifest.timeline, manifest.stop_lsn))
     }
 
     /// Whether a window's last segment is that of the timeline that was left, which the old primary went on to fill.

@@ -189,7 +189,7 @@ impl Play {
         }
         let is_reached = judge.windows().await.iter().any(|window| window.timeline.0 == primary.timeline());
         match path {
-            Ok(path) if *path == primary.path() || !judge.has_snapshot(&primary.path()) => Ok(()),
+            Ok(path) if *path == primary.path() => Ok(()),
             Ok(path) => Err(format!("latest follows timeline {} and the primary is on {}", path.timeline(), primary.timeline())),
             Err(_) if !is_reached => Ok(()),
             Err(error) => Err(format!("latest of an orderly cluster is refused: {error}")),
