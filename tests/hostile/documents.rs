@@ -212,6 +212,8 @@ async fn documents(store: &Store) -> Vec<ObjectKey> {
     Expired { at: now, why: "old".into(), manifest: Some(other) }.put(cluster, &other_id).await.unwrap();
     // Its heartbeat stands still from now on.
     std::mem::forget(Lease::take(cluster, "restore", &id).await.unwrap());
+    let refusal = audit::Event::refusal("restore", "shop", "nobody confirmed it".into());
+    audit::append(cluster, &audit::Who::default(), refusal).await.unwrap();
     let layout = cluster.layout();
     let mut keys = vec![lastgood::repo::layout::repository(), layout.manifest(&id), layout.files(&id, 1)];
     keys.extend([layout.pack_table(&id), layout.wal_table(&id), layout.catalogue(&id)]);

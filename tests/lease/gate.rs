@@ -123,7 +123,7 @@ async fn a_holder_paused_in_any_write_commits_nothing() {
 async fn paused_at_any_write(is_in_front: bool) {
     let world = World::new(15).await;
     world.sql("CREATE TABLE t AS SELECT i AS x, md5(i::text) AS y FROM generate_series(1, 2000) i").await;
-    let (mut paused, mut ended) = (0, 0);
+    let (mut paused, mut ended, mut orphans) = (0, 0, 0);
     for number in 1.. {
         let closed = watch::Sender::new(false);
         let gate = Arc::new(Gate {
@@ -164,7 +164,9 @@ async fn paused_at_any_write(is_in_front: bool) {
         }
         paused += 1;
         assert_eq!(snapshots(), before + 1 + usize::from(is_committed || number == 1), "write {number}");
+        orphans += world.forget_orphans();
         world.ok(&["verify"]);
     }
+    assert!(orphans <= 2, "only between the tables and the manifest: {orphans}");
     assert!(paused >= 6 && ended == 1, "{paused}");
 }

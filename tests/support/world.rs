@@ -184,6 +184,21 @@ impl World {
         }
     }
 
+    /// Gives up snapshots that a backup left whole but for the manifest, when it was stopped in between: nobody but a person can tell them
+    /// from one whose manifest was lost. Answers how many.
+    pub fn forget_orphans(&self) -> usize {
+        let said = self.run(&["verify", "--quick"]).all();
+        let of_orphan = |line: &str| {
+            let key = line.strip_prefix("DAMAGED ")?.split_once(": it is missing, and the rest of its snapshot is there")?.0;
+            key.rsplit('/').next().map(String::from)
+        };
+        let ids: Vec<String> = said.lines().filter_map(of_orphan).collect();
+        for id in &ids {
+            self.confirmed(&["expire", "--forget", id]);
+        }
+        ids.len()
+    }
+
     /// Runs, and wants success.
     pub fn ok(&self, args: &[&str]) -> Said {
         let said = self.run(args);
