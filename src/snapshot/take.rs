@@ -79,6 +79,8 @@ pub async fn take(
     match take_once(cluster, record, session, request, monitor.clone()).await {
         Err(SnapshotError::Repo(error)) if !request.full && is_of_file_list(&error) => {
             monitor.warn(&format!("{error}; nothing is built on that snapshot, and this one stores everything anew"));
+            // The server holds one backup in a session; where this one had not begun yet, there is nothing to stop.
+            let _ = session.stop_backup().await;
             let request = Request { full: true, ..request.clone() };
             take_once(cluster, record, session, &request, monitor).await
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use lastgood::clock;
-use lastgood::repo::record::ClusterRecord;
+use lastgood::postgres::lsn::SystemId;
+use lastgood::repo::record::{ClusterRecord, History};
 use lastgood::repo::repository::Repository;
 use lastgood::storage::s3::S3Storage;
 
@@ -31,12 +32,22 @@ impl Stage {
         let store = S3Storage::connect(s3::BUCKET, "pg/", &server.config()).await.unwrap();
         let (repository, _) = Repository::open_or_create(Arc::new(store), &Default::default(), None).await.unwrap();
         let (name, written) = ("shop".to_string(), clock::now());
+        let history = History {
+            system_identifier: SystemId(7),
+            major: 15,
+            catalog_version: 202209061,
+            control_version: 1300,
+            block_bytes: 8192,
+            wal_segment_bytes: 16 << 20,
+            data_checksums: true,
+            registered: clock::now(),
+        };
         let record = ClusterRecord {
             format: 1,
             number: 1,
             name,
             label: None,
-            histories: Vec::new(),
+            histories: vec![history],
             abandoned: Vec::new(),
             successors: Vec::new(),
             written,

