@@ -175,3 +175,26 @@ pub async fn provide(archive: &Archive, names: &[SegmentName], pg_wal: &Path) ->
     }
     Ok(made)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last commit may begin in the last whole segment and be all that the torn one holds.
+    #[test]
+    fn a_record_that_only_ends_in_a_torn_segment_is_wal() {
+        const BYTES: u64 = 16 << 20;
+        let name = SegmentName::new(Timeline(1), 3, BYTES);
+        let holds = |last_record: Option<u64>, ends_at: u64| {
+            let at = |offset: u64| Lsn(3 * BYTES + offset);
+            let summary =
+                SegmentSummary { last_record: last_record.map(at), ends_at: Some(at(ends_at)), ..SegmentSummary::default() };
+            holds_wal(&summary, name, BYTES)
+        };
+        assert!(holds(Some(200), 240));
+        assert!(holds(None, 64), "the rest of a record that began before");
+        assert!(!holds(None, 40), "a header alone, made in advance");
+        let before = SegmentSummary { ends_at: Some(Lsn(3 * BYTES - 16)), ..SegmentSummary::default() };
+        assert!(!holds_wal(&before, name, BYTES), "the record is not finished here");
+    }
+}
