@@ -111,7 +111,7 @@ impl Beat {
             return !ours().contains(&self.holder);
         }
         // The file system would not do: with hidepid, /proc hides processes of other users.
-        let Some(pid) = rustix::process::Pid::from_raw(self.pid as i32) else { return false };
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw) else { return false };
         rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH)
     }
 
