@@ -116,6 +116,10 @@ impl Stops {
         let stop = stops.iter().find(begins_before).copied();
         self.0 = Some((numbers, stops));
         let fork = archive.ends_at_fork(path, end);
+        // The segment of the timeline that was left stands in for the new one's first up to the fork, and no further.
+        if fork.is_some_and(|fork| fork < manifest.stop_lsn) {
+            return Err(FindError::Incomplete { id: manifest.id.clone(), segment: path.segment(end, bytes) });
+        }
         let limit = stop.map(|stop| stop.lsn).or(fork);
         let end = stop.map_or(end, |stop| stop.lsn.last_segment_before(bytes).max(first).min(end));
         match stop.filter(|stop| stop.lsn < manifest.stop_lsn) {

@@ -298,7 +298,8 @@ fn number(name: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_window_is_what_a_restore_finds() {
-    let seed = number("LASTGOOD_SEED").unwrap_or_else(|| u64::from_str_radix(&lastgood::clock::random_hex(6), 16).unwrap());
+    // The suite plays the same lives each time: the second is one in which the first segment of a timeline was lost.
+    let seed = number("LASTGOOD_SEED").unwrap_or(126004737473489);
     eprintln!("repeat with LASTGOOD_SEED={seed}");
     let (mut stopped, mut rolled_up) = (0, 0);
     for round in 0..number("LASTGOOD_ROUNDS").unwrap_or(ROUNDS) {
