@@ -334,13 +334,13 @@ async fn two_hosts_archive_and_back_up_at_once_and_wake_up_with_stale_leases() {
         let slow = dice.below(2);
         let [sleeper, other] = if slow == 0 { [&DB1, &DB2] } else { [&DB2, &DB1] };
         let known = world.objects("clusters/shop").len();
-        let backup = sleeper.start(&world, &["backup"]);
+        let mut backup = sleeper.start(&world, &["backup"]);
         // Anywhere between its first object and its last.
         let at = known + 1 + dice.below(12);
         let began = lastgood::clock::monotonic();
 
         while world.objects("clusters/shop").len() < at && snapshots(&world) == taken {
-            assert!(began.elapsed() < PATIENCE);
+            assert!(began.elapsed() < PATIENCE && !backup.has_ended());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         backup.pause();
@@ -370,7 +370,8 @@ async fn two_hosts_archive_and_back_up_at_once_and_wake_up_with_stale_leases() {
         world.forget_orphans();
         world.ok(&["verify"]);
     }
-    assert!(refused >= 3, "{refused} of 6 woke up too late");
+    // Whose tables are there already is paused too late to lose anything: nobody sweeps them, and its manifest makes it whole.
+    assert!(refused >= 2, "{refused} of 6 woke up too late");
     world.archive().await;
     let listed = world.ok(&["list"]).out;
     assert!(!listed.contains("gap"), "{listed}");
