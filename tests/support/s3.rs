@@ -314,7 +314,7 @@ impl Repaired {
 
 #[async_trait::async_trait]
 impl S3 for Repaired {
-    async fn put_object(&self, request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
+    async fn put_object(&self, mut request: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let weather = self.counted()?;
         if weather.loses.is_some_and(|text| request.input.key.contains(&text)) {
             let e_tag = Some(ETag::Strong("d41d8cd98f00b204e9800998ecf8427e".into()));
@@ -326,6 +326,14 @@ impl S3 for Repaired {
         }
         let oddity = self.oddities.lock().unwrap().pop_front();
         match oddity {
+            // As in S3, what is sent is taken before it is refused: who is still sending would see a broken pipe.
+            None if request.input.if_none_match.is_some() && self.length(&request.input.bucket, &request.input.key).is_ok() => {
+                use futures::StreamExt;
+                if let Some(mut body) = request.input.body.take() {
+                    while body.next().await.is_some() {}
+                }
+                Err(s3_error!(PreconditionFailed))
+            }
             None => self.inner.put_object(request).await,
             Some(Oddity::SlowDown) => Err(s3_error!(SlowDown)),
             Some(Oddity::EmptySuccess) => Ok(S3Response::new(PutObjectOutput::default())),
