@@ -1,5 +1,6 @@
 //! Restores: every kind of target, every refusal, and what a restored directory holds. Rules 35 to 46.
 
+mod copies;
 mod places;
 
 use std::os::unix::fs::PermissionsExt;

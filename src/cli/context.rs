@@ -215,7 +215,8 @@ pub async fn session(config: &Config) -> anyhow::Result<Session> {
     Ok(Session::open(&connection(config).await?).await?)
 }
 
-async fn connection(config: &Config) -> anyhow::Result<Connection> {
+/// Who asks the configured server, and where.
+pub async fn connection(config: &Config) -> anyhow::Result<Connection> {
     let postgres = &config.postgres;
     let tls = match postgres.sslmode.as_deref() {
         None => None,

@@ -4,6 +4,7 @@ use crate::archive::get::GetError;
 use crate::archive::push::PushError;
 use crate::config::ConfigError;
 use crate::drill::DrillError;
+use crate::postgres::programs::NoPrograms;
 use crate::postgres::session::SessionError;
 use crate::repo::RepoError;
 use crate::restore::RestoreError;
@@ -81,7 +82,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(repo(error));
     }
     let by_type = [
-        (cause.is::<ConfigError>(), CONFIGURATION),
+        (cause.is::<ConfigError>() || cause.is::<NoPrograms>(), CONFIGURATION),
         (cause.is::<StorageError>(), REPOSITORY),
         (cause.is::<SessionError>(), POSTGRES),
         (cause.is::<TargetError>(), TARGET),

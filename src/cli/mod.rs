@@ -9,7 +9,7 @@
 //! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`estimate`]: how long a restore will take, in words.
-//! - [`measure`]: what a real restore took.
+//! - [`measure`]: what a real restore took. [`restored`]: what it did, and what to do next.
 //! - [`error`]: every error's kind and exit code, in one place.
 
 pub mod alerts;
@@ -37,10 +37,12 @@ pub mod output;
 pub mod pin;
 pub mod places;
 pub mod progress;
+pub mod reached;
 pub mod rebuild;
 pub mod reference;
 pub mod release;
 pub mod restore;
+pub mod restored;
 pub mod schedule;
 pub mod secrets;
 pub mod timeline;
@@ -85,6 +87,7 @@ pub enum Command {
     Timeline(timeline::Args),
     Alerts(alerts::Args),
     Restore(restore::Args),
+    Reached(reached::Args),
     Undo(undo::Args),
     Release(release::Args),
     Audit(audit::Args),
@@ -155,6 +158,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
             Command::Alerts(args) => alerts::run(&global, args).await,
             Command::Timeline(args) => timeline::run(&global, args).await,
             Command::Restore(args) => restore::run(&global, args).await,
+            Command::Reached(args) => reached::run(&global, args).await,
             Command::Undo(args) => undo::run(&global, args).await,
             Command::Release(args) => release::run(&global, args).await,
             Command::Audit(args) => audit::run(&global, args).await,

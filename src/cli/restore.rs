@@ -7,14 +7,15 @@ use clap::ValueEnum;
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::moment::{self, Asked, Moment};
-use super::{estimate, measure, output, places, progress};
+use super::{estimate, measure, output, places, progress, reached, restored};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
+use crate::postgres::quiet;
 use crate::postgres::settings::TargetAction;
 use crate::repo::record::History;
-use crate::repo::report::Span;
 use crate::restore::RestoreError;
 use crate::restore::base::{self, Base, Look};
+use crate::restore::beside;
 use crate::restore::execute::{self, Options};
 use crate::restore::guard::Approval;
 use crate::restore::loss::Loss;
@@ -35,7 +36,7 @@ use crate::timeline::told::Kind;
 #[command(after_help = "Examples:\n  lastgood restore --to latest --into /var/lib/postgresql/15/restored\n  \
     lastgood restore --to '2026-11-21 04:14:59+01:00' --into /srv/pg --dry-run\n  \
     lastgood restore --before 'drop of shop.public.orders' --into /srv/pg --target-action promote\n  \
-    lastgood restore --to 0/5A001C8 --exclusive --into /srv/pg --target-action promote")]
+    lastgood restore --to 0/5A001C8 --exclusive --into /srv/pg --target-action promote --start")]
 pub struct Args {
     #[command(flatten)]
     moment: Moment,
@@ -60,6 +61,9 @@ pub struct Args {
     /// Place all other tablespaces below this directory, by OID
     #[arg(long, value_name = "DIRECTORY")]
     tablespaces_below: Option<PathBuf>,
+    /// Start the server when it is restored, follow its replay, and say whether it stands at the target
+    #[arg(long)]
+    start: bool,
     #[command(flatten)]
     confirm: Confirm,
 }
@@ -70,6 +74,9 @@ enum Action {
     Promote,
     Shutdown,
 }
+
+/// PostgreSQL's own.
+const USUAL_PORT: u16 = 5432;
 
 fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
     let (oid, path) = text.split_once('=').ok_or("write it as OID=PATH, like 16400=/srv/fast")?;
@@ -152,7 +159,8 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             plan.snapshot
         ));
     }
-    done.map(|()| 0)
+    done?;
+    if args.start { reached::start(global, &place.config, &plan).await } else { Ok(0) }
 }
 
 fn options(global: &Global, place: &Place, plan: &Plan) -> anyhow::Result<Options> {
@@ -160,6 +168,7 @@ fn options(global: &Global, place: &Place, plan: &Plan) -> anyhow::Result<Option
     let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
     Ok(Options {
         restore_command: global.server_command(&place.config, &get)?,
+        port: beside::port(plan, place.config.postgres.port.unwrap_or(USUAL_PORT)),
         threads: context::threads(place.config.restore.threads),
         read_back: place.config.restore.read_back,
     })
@@ -211,7 +220,7 @@ async fn carry_out(
     };
     let (restored, ()) = tokio::join!(told, left);
     let restored = restored?;
-    tell_result(plan, &restored, (seconds, expected), json);
+    restored::tell(plan, &restored, options.port, (seconds, expected), json);
     Ok(())
 }
 
@@ -220,21 +229,6 @@ async fn archive(place: &Place, history: &History) -> anyhow::Result<Archive> {
     let mut archive = Archive::load(&place.cluster, system, history.wal_segment_bytes.into()).await?;
     archive.decide(&place.record);
     Ok(archive)
-}
-
-/// What came of it, and what it was thought to take.
-fn tell_result(plan: &Plan, restored: &execute::Restored, (seconds, expected): (f64, Option<Span>), json: bool) {
-    if json {
-        output::json(
-            &serde_json::json!({ "event": "result", "seconds": seconds, "into": plan.into, "has_settings": restored.has_settings,
-                "aside": restored.aside, "saved": restored.saved, "estimated": expected }),
-        );
-        return;
-    }
-    show_result(plan, restored, seconds);
-    if let Some(expected) = expected {
-        output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
-    }
 }
 
 /// The plan, how long it will take, and how it passes the guard.
@@ -321,7 +315,8 @@ fn show_plan(plan: &Plan) {
             plan.major
         ),
     );
-    output::entry("then", format!("{}; archiving is off in the restored cluster", then(plan.action)));
+    output::entry("then", then(plan.action));
+    output::entry("off", format!("in it, until it is released: {}", quiet::WORDS));
     // Who only changed rows locks nobody out.
     let is_of_rows = plan.event.as_ref().is_some_and(|event| matches!(event.kind, Kind::Delete | Kind::Update));
     if plan.action == TargetAction::Pause && !plan.inclusive && !is_of_rows {
@@ -415,27 +410,4 @@ pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
             (None, count) => output::entry("LOST", format!("{least}{}{last}: {which}", output::count(count, "transaction"))),
         }
     }
-}
-
-fn show_result(plan: &Plan, restored: &execute::Restored, seconds: f64) {
-    let has_settings = restored.has_settings;
-    output::line(format!("restored into {} in {}; every byte was verified", plan.into.display(), output::duration(seconds)));
-    if !has_settings {
-        output::line("  postgresql.conf and pg_hba.conf were not in the data directory (Debian keeps them in /etc/postgresql):");
-        output::line(
-            "  start it with the original's settings, like: postgres -D DIRECTORY -c config_file=/etc/postgresql/15/main/postgresql.conf",
-        );
-    }
-    if let Some(aside) = &restored.aside {
-        output::entry(
-            "what stood",
-            format!("there is now {}; to put it back: lastgood undo --into {}", aside.display(), plan.into.display()),
-        );
-    }
-    output::entry(
-        "it replays",
-        "WAL when it starts: before you count anything, SELECT pg_is_in_recovery() must say f, or it must be paused",
-    );
-    output::line("  archiving is off in it; when it takes over: lastgood release --data-directory, then lastgood backup");
-    output::line(format!("  start it with: pg_ctl -D {} start", output::shell_words(&[plan.into.display().to_string()])));
 }

@@ -1,26 +1,23 @@
 //! The settings that the copy came with, with which a restored server is started.
 //!
 //! A drill starts its server with settings of its own, because those of the original would act. So it says nothing about whether the
-//! server would come up with them: a file that is included, a library, a certificate may not be there. `postgres -C` reads the
-//! settings as a start does, and ends.
+//! server would come up with them: a file that is included, a library, a certificate may not be there.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 
 use crate::postgres::owner::Ids;
-use crate::postgres::scratch;
+use crate::postgres::{settings_files, startable};
 use crate::repo::report::Report;
 
 const SUBJECT: &str = "settings";
 
 /// Tries the settings in `data` with the programs in `bin`, and puts into the report what is missing. Before they are replaced.
 pub fn check(bin: &Path, data: &Path, user: Option<Ids>, report: &mut Report) {
-    if !data.join("postgresql.conf").exists() {
+    if !settings_files::are_of_the_original(data) {
         return report
             .warn(SUBJECT, "postgresql.conf is not in the data directory, so the settings of the original were not tried");
     }
-    let own = Own { bin, data, user };
-    match own.missing() {
+    match startable::missing(bin, data, user) {
         Ok(missing) if missing.is_empty() => {
             report.ok(SUBJECT, "the settings of the original can be read, and what they name is here")
         }
@@ -28,59 +25,5 @@ pub fn check(bin: &Path, data: &Path, user: Option<Ids>, report: &mut Report) {
             report.fail(SUBJECT, format!("with the settings of the original no server starts on this host: {what}"));
         }),
         Err(said) => report.fail(SUBJECT, format!("the settings of the original cannot be read on this host: {said}")),
-    }
-}
-
-struct Own<'a> {
-    bin: &'a Path,
-    data: &'a Path,
-    user: Option<Ids>,
-}
-
-impl Own<'_> {
-    /// What is named and not there; an error when the settings cannot be read at all.
-    fn missing(&self) -> Result<Vec<String>, String> {
-        let mut missing = Vec::new();
-        for library in self.value("shared_preload_libraries")?.split(',').map(|name| name.trim().trim_matches('"')) {
-            if !library.is_empty() && !self.has_library(library) {
-                missing.push(format!("shared_preload_libraries names {library:?}, which is not installed"));
-            }
-        }
-        let mut files = vec!["hba_file"];
-        if self.value("ssl")? == "on" {
-            files.extend(["ssl_cert_file", "ssl_key_file"]);
-        }
-        for setting in files {
-            let path = self.data.join(self.value(setting)?);
-            if !path.exists() {
-                missing.push(format!("{setting} is {}, which is not there", path.display()));
-            }
-        }
-        Ok(missing)
-    }
-
-    /// Where libraries are, by the layout of the installation; one that lies elsewhere is not looked for.
-    fn has_library(&self, name: &str) -> bool {
-        let name = name.strip_prefix("$libdir/").unwrap_or(name);
-        let file = if name.ends_with(".so") { name.to_string() } else { format!("{name}.so") };
-        if name.starts_with('/') {
-            return Path::new(&file).exists();
-        }
-        let beside = |below: &str| self.bin.join("..").join(below);
-        let places: Vec<PathBuf> =
-            ["lib", "lib/postgresql", "lib64", "lib64/pgsql", "lib64/postgresql"].into_iter().map(beside).collect();
-        let is_known = places.iter().any(|place| place.join("plpgsql.so").exists());
-        !is_known || places.iter().any(|place| place.join(&file).exists())
-    }
-
-    /// A setting, as a start would have it.
-    fn value(&self, name: &str) -> Result<String, String> {
-        let mut command = scratch::program(self.bin, "postgres", self.user);
-        command.arg("-D").arg(self.data).args(["-C", name]);
-        let output = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
-        match output.status.success() {
-            true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_string()),
-            false => Err(scratch::last_lines(String::from_utf8_lossy(&output.stderr).trim(), 8)),
-        }
     }
 }

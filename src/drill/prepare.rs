@@ -242,6 +242,7 @@ impl Drill<'_> {
         let wal_bytes = plan.wal_segments * segment_bytes;
         check_room(&[(self.config.directory.clone(), plan.bytes + wal_bytes.min(WAL_ROOM_BYTES) + OTHER_ROOM_BYTES)])?;
         let quarantine = Quarantine {
+            major: plan.major,
             limits: USUAL,
             shared_buffers_mib: self.config.shared_buffers_mib,
             preload: self.config.preload.clone(),

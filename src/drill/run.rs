@@ -140,7 +140,7 @@ impl Drill<'_> {
         }
         report.phases.push(phase("manifest", began.elapsed(), 0));
         let began = clock::monotonic();
-        let options = Options { restore_command, threads: self.threads, read_back: self.read_back };
+        let options = Options { restore_command, port: None, threads: self.threads, read_back: self.read_back };
         // A place of our own that holds nothing: the guard has nothing to ask.
         let approval = guard::pass(&plan.into, "replaced", plan.care(), &Seal::of(&"drill", ""), &Brought::default())?;
         let cluster = self.around.cluster;
@@ -179,7 +179,7 @@ impl Drill<'_> {
         }
         match ControlFile::read(data) {
             Ok(control) => {
-                prepared.quarantine.limits = control.limits;
+                prepared.quarantine.limits = control.limits.or_higher(prepared.plan.limits);
                 check_memory(&prepared.quarantine)?;
                 Ok(true)
             }

@@ -115,11 +115,7 @@ impl Server {
 
     fn configure(&mut self) -> Result<(), DrillError> {
         let failed = |source| DrillError::Io { doing: "write settings into", path: self.settings.clone(), source };
-        let mut arguments = self.quarantine.write(&self.settings, self.scratch.data(), self.scratch.user()).map_err(failed)?;
-        // From then on databases can have code that runs when somebody connects.
-        if self.major >= 17 {
-            arguments.extend(["-c".into(), "event_triggers=off".into()]);
-        }
+        let arguments = self.quarantine.write(&self.settings, self.scratch.data(), self.scratch.user()).map_err(failed)?;
         self.scratch.set_arguments(arguments);
         Ok(self.scratch.spawn()?)
     }

@@ -15,6 +15,8 @@ use super::lsn::{Lsn, SystemId, Timeline};
 pub const FILE_BYTES: usize = 8192;
 /// `FLOATFORMAT_VALUE`.
 const FLOAT_FORMAT: f64 = 1_234_567.0;
+/// A position that no server reaches, behind a page header (`XRecOffIsValid`).
+pub const NOWHERE: Lsn = Lsn(0xFFFF_FFFF_FFFF_E028);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -83,7 +85,7 @@ pub struct ControlFile {
 }
 
 /// Settings of the server that wrote the WAL. One that replays it must not be below any of them, or it is no hot standby.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// 0 minimal, 1 replica, 2 logical.
     pub wal_level: u32,
@@ -143,18 +145,22 @@ impl ControlFile {
         }
     }
 
+    /// The same file with a checkpoint that leads nowhere, for a server that must begin where its `backup_label` says. PostgreSQL takes
+    /// the checkpoint from the label where there is one (`InitWalRecovery` in `xlogrecovery.c`), and puts it into the file; without the
+    /// label it finds no checkpoint and does not start, where it would begin too late and with a mixture of pages otherwise.
+    pub fn leading_nowhere(bytes: &[u8]) -> Result<Vec<u8>, ControlError> {
+        Self::parse(bytes)?;
+        let (_, crc_at) = members(bytes)?;
+        let mut bytes = bytes.to_vec();
+        bytes[32..40].copy_from_slice(&NOWHERE.0.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..crc_at]);
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+        Ok(bytes)
+    }
+
     pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlError> {
-        if bytes.len() < 512 {
-            return Err(ControlError::Short { bytes: bytes.len() });
-        }
+        let (float, crc_at) = members(bytes)?;
         let control_version = u32_at(bytes, 8);
-        if !matches!(control_version, 1300 | 1700 | 1800) {
-            return Err(ControlError::Version { version: control_version });
-        }
-        let float = (56..400).step_by(8).find(|at| f64::from_bits(u64_at(bytes, *at)) == FLOAT_FORMAT);
-        let float = float.ok_or(ControlError::Checksum)?;
-        // float8ByVal, data_checksum_version, from 18 default_char_signedness, a nonce of 32 bytes, the CRC.
-        let crc_at = float + if control_version >= 1800 { 84 } else { 80 };
         if crc32c::crc32c(&bytes[..crc_at]) != u32_at(bytes, crc_at) {
             return Err(ControlError::Checksum);
         }
@@ -174,6 +180,21 @@ impl ControlFile {
             limits: Limits::before(bytes, float),
         })
     }
+}
+
+/// Where `floatFormat` and the CRC stand.
+fn members(bytes: &[u8]) -> Result<(usize, usize), ControlError> {
+    if bytes.len() < 512 {
+        return Err(ControlError::Short { bytes: bytes.len() });
+    }
+    let control_version = u32_at(bytes, 8);
+    if !matches!(control_version, 1300 | 1700 | 1800) {
+        return Err(ControlError::Version { version: control_version });
+    }
+    let float = (56..400).step_by(8).find(|at| f64::from_bits(u64_at(bytes, *at)) == FLOAT_FORMAT);
+    let float = float.ok_or(ControlError::Checksum)?;
+    // float8ByVal, data_checksum_version, from 18 default_char_signedness, a nonce of 32 bytes, the CRC.
+    Ok((float, float + if control_version >= 1800 { 84 } else { 80 }))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -31,7 +31,7 @@ const EMPTY_DIRECTORIES: [&str; 8] =
 
 /// Files of the data directory itself that never belong to a snapshot. `backup_label` and `tablespace_map` come from the
 /// server's answer instead (rule 6).
-const EXCLUDED_FILES: [&str; 19] = [
+const EXCLUDED_FILES: [&str; 21] = [
     "postmaster.pid",
     "postmaster.opts",
     "backup_label",
@@ -51,6 +51,8 @@ const EXCLUDED_FILES: [&str; 19] = [
     SWITCHED_MARK,
     REPLACED_NOTE,
     UNDOING_MARK,
+    EXTERNAL_PID,
+    START_LOG,
 ];
 
 /// Lies in every data directory that lastgood restored and that was not declared the successor (rules 29, 41).
@@ -64,6 +66,12 @@ pub const SWITCHED_MARK: &str = "lastgood.switched";
 
 /// Lies in a cluster while an undo moves it aside: the names that everything gets.
 pub const UNDOING_MARK: &str = "lastgood.undoing";
+
+/// Where a copy writes the pid that its original writes elsewhere (`external_pid_file`).
+pub const EXTERNAL_PID: &str = "lastgood.pid";
+
+/// What a copy says that lastgood starts.
+pub const START_LOG: &str = "lastgood.log";
 
 /// Lies in a cluster that was moved aside, and says so.
 pub const REPLACED_NOTE: &str = "lastgood.replaced";
@@ -268,7 +276,12 @@ fn is_left_out(parent: &[u8], name: &[u8], own: &str) -> bool {
     if is_tablespace_root(parent) {
         return name != own.as_bytes();
     }
-    parent.is_empty() && EXCLUDED_FILES.iter().any(|f| f.as_bytes() == name)
+    parent.is_empty() && (EXCLUDED_FILES.iter().any(|f| f.as_bytes() == name) || is_socket_lock(name))
+}
+
+/// The lock of a socket in the data directory: in a copy it would name the original's process.
+pub fn is_socket_lock(path: &[u8]) -> bool {
+    path.starts_with(b".s.PGSQL.") && path.ends_with(b".lock")
 }
 
 /// `pg_tblspc/<oid>`.

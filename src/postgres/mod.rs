@@ -10,8 +10,9 @@
 //! - [`postmaster`]: whether a server lives in a directory. [`sharing`]: whether another one has its files in the same tablespaces.
 //! - [`apart`]: directories that belong to no cluster.
 //! - [`session`]: the connection that starts and stops a base backup.
-//! - [`settings`]: the server settings we read and the ones recovery needs.
-//! - [`scratch`]: a throw-away server. [`quarantine`]: settings with which a copy of a server acts on nothing.
+//! - [`settings`]: the server settings we read and the ones recovery needs. [`quiet`]: those with which a copy acts on nobody.
+//!   [`settings_files`]: the files of a copy, made its own. [`startable`]: what a server lacks on this host.
+//! - [`scratch`]: a throw-away server. [`quarantine`]: settings with which a drill looks at a copy.
 //! - [`programs`]: where the programs of a major version are.
 
 pub mod apart;
@@ -26,10 +27,13 @@ pub mod page;
 pub mod postmaster;
 pub mod programs;
 pub mod quarantine;
+pub mod quiet;
 pub mod scratch;
 pub mod session;
 pub mod settings;
+pub mod settings_files;
 pub mod sharing;
+pub mod startable;
 pub mod wal;
 
 /// The major versions that lastgood supports; `docs/architecture.md` says what each needs.

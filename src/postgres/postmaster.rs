@@ -187,6 +187,24 @@ fn is_server(pid: i32) -> bool {
     name.contains("postgres") || name.contains("postmaster")
 }
 
+/// Whether the pid file names a process that exists.
+pub fn names_a_process(dir: &Path) -> bool {
+    fs::read_to_string(dir.join(PID_FILE)).is_ok_and(|text| named_pid(&text).is_some())
+}
+
+/// Where the living server of a data directory is reached: the directory of its socket or its address, and the port.
+pub fn reached_at(dir: &Path) -> Option<(String, u16)> {
+    let text = fs::read_to_string(dir.join(PID_FILE)).ok()?;
+    named_pid(&text)?;
+    let port = text.lines().nth(3)?.trim().parse().ok()?;
+    if let Some(socket) = socket(&text) {
+        return Some((socket.parent()?.display().to_string(), port));
+    }
+    let (host, _) = address(&text)?;
+    let host = if matches!(host, "*" | "0.0.0.0" | "::") { "127.0.0.1" } else { host };
+    Some((host.into(), port))
+}
+
 /// The socket that a pid file names: line 4 the port, line 5 the directory (`src/include/utils/pidfile.h`).
 fn socket(text: &str) -> Option<PathBuf> {
     let lines: Vec<&str> = text.lines().collect();

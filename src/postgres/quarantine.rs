@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use super::control::Limits;
 use super::owner::Ids;
-use super::settings;
+use super::quiet;
+use super::settings::{self, line};
 use crate::durable;
 
 /// Bytes of shared memory that one transaction may take for each lock (`src/backend/storage/lmgr/lock.c`, rounded up), and that each
@@ -28,6 +29,7 @@ const BASE_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone)]
 pub struct Quarantine {
+    pub major: u32,
     pub limits: Limits,
     pub shared_buffers_mib: u64,
     /// For WAL and types that need them; each must be there.
@@ -64,22 +66,23 @@ impl Quarantine {
     }
 
     fn text(&self, place: &Path) -> String {
-        let Limits { max_connections, max_worker_processes, max_wal_senders, .. } = self.limits;
-        let Limits { max_prepared_transactions, max_locks_per_transaction, .. } = self.limits;
-        let wal_level = if self.limits.wal_level >= 2 { "logical" } else { "replica" };
         let path = |name: &str| quoted(&place.join(name).display().to_string());
         let (hba, ident) = (path("pg_hba.conf"), path("pg_ident.conf"));
         let preload = quoted(&self.preload.join(","));
         let shared_buffers = self.shared_buffers_mib;
+        let lines =
+            |settings: Vec<(&str, String)>| -> String { settings.iter().map(|(name, value)| line(name, value)).collect() };
+        let limits = lines(quiet::limit_settings(self.limits));
+        let quiet = quiet::acts_on_nobody(self.major).into_iter().map(|(name, value)| (name, value.to_string())).collect();
+        let quiet = lines(quiet);
         format!(
             "# Written by lastgood for a server in quarantine.\n\
              hba_file = {hba}\nident_file = {ident}\n\
              # As the original had them: a hot standby must not be below.\n\
-             max_connections = {max_connections}\nmax_worker_processes = {max_worker_processes}\n\
-             max_wal_senders = {max_wal_senders}\nmax_prepared_transactions = {max_prepared_transactions}\n\
-             max_locks_per_transaction = {max_locks_per_transaction}\nwal_level = {wal_level}\n\
+             {limits}\
              # Acts on nothing.\n\
-             listen_addresses = ''\narchive_mode = off\nprimary_conninfo = ''\nmax_logical_replication_workers = 0\n\
+             {quiet}\
+             listen_addresses = ''\narchive_mode = off\nprimary_conninfo = ''\n\
              max_sync_workers_per_subscription = 0\nshared_preload_libraries = {preload}\nautovacuum = off\n\
              autovacuum_freeze_max_age = 2000000000\ndefault_transaction_read_only = on\nhot_standby = on\n\
              restart_after_crash = off\nssl = off\n\
@@ -127,19 +130,20 @@ mod tests {
             max_prepared_transactions: 5,
             max_locks_per_transaction: 99,
         };
-        let quarantine = Quarantine { limits, shared_buffers_mib: 64, preload: vec![] };
+        let quarantine = Quarantine { major: 17, limits, shared_buffers_mib: 64, preload: vec![] };
         let text = quarantine.text(Path::new("/it's here"));
         for line in [
             "hba_file = '/it''s here/pg_hba.conf'",
-            "max_connections = 431",
-            "max_worker_processes = 17",
-            "max_wal_senders = 23",
-            "max_prepared_transactions = 5",
-            "max_locks_per_transaction = 99",
-            "wal_level = logical",
+            "max_connections = '431'",
+            "max_worker_processes = '17'",
+            "max_wal_senders = '23'",
+            "max_prepared_transactions = '5'",
+            "max_locks_per_transaction = '99'",
+            "wal_level = 'logical'",
+            "event_triggers = 'off'",
             "listen_addresses = ''",
             "archive_mode = off",
-            "max_logical_replication_workers = 0",
+            "max_logical_replication_workers = '0'",
             "default_transaction_read_only = on",
             "shared_preload_libraries = ''",
         ] {

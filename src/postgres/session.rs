@@ -366,6 +366,16 @@ impl Session {
         Ok(rows.iter().filter_map(text).collect())
     }
 
+    /// All rows of three columns, as text.
+    pub async fn triples(&self, sql: &str) -> Result<Vec<[String; 3]>, SessionError> {
+        let rows = self.client.simple_query(sql).await.map_err(|e| self.error("run SQL", e))?;
+        let texts = |message: &tokio_postgres::SimpleQueryMessage| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some([0, 1, 2].map(|at| row.get(at).unwrap_or_default().to_string())),
+            _ => None,
+        };
+        Ok(rows.iter().filter_map(texts).collect())
+    }
+
     pub(super) async fn rows(&self, doing: &'static str, sql: &str) -> Result<Vec<Row>, SessionError> {
         self.client.query(sql, &[]).await.map_err(|e| self.error(doing, e))
     }

@@ -109,6 +109,9 @@ pub struct Manifest {
     pub backup_label: String,
     pub tablespaces: Vec<TablespaceLink>,
     pub data_directory: String,
+    /// Where the server's settings lay, when that was outside of the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<String>,
     pub owner: String,
     pub group: String,
     pub mode: u32,

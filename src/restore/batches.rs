@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::RestoreError;
 use super::plan::{self, Plan};
 use super::write::Target;
+use crate::postgres::data_directory;
 use crate::postgres::owner::Ids;
 use crate::repo::RepoError;
 use crate::repo::fetch;
@@ -102,7 +103,7 @@ impl Site<'_> {
                     listed.control = Some(line);
                     continue;
                 }
-                if is_foreign(&line.path, &own) {
+                if is_foreign(&line.path, &own) || data_directory::is_socket_lock(line.path.as_bytes()) {
                     continue;
                 }
                 match &line.what {

@@ -1,8 +1,9 @@
 //! Carries a plan out.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::stream::{StreamExt, TryStreamExt, poll_fn};
@@ -10,7 +11,9 @@ use tokio::sync::mpsc;
 
 use super::RestoreError;
 use super::batches::{BATCHES, Listed, Site};
+use super::beside;
 use super::guard::Approval;
+use super::mark;
 use super::pinned::Pinned;
 use super::place::{self, Standing};
 use super::plan::{self, Plan};
@@ -22,10 +25,13 @@ use super::write::{Stopped, Target, Terms, Writer};
 use crate::config::ReadBack;
 use crate::durable;
 use crate::monitor::Monitor;
+use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::{self, RESTORED_MARK, RESTORING_MARK};
 use crate::postgres::owner::{self, Ids};
 use crate::postgres::postmaster;
+use crate::postgres::quiet;
 use crate::postgres::settings::{self, Recovery};
+use crate::postgres::settings_files::{self, Copy, Made};
 use crate::repo::layout;
 use crate::repo::lease::Lease;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, What};
@@ -36,6 +42,8 @@ use crate::snapshot::take::CONTROL_PATH;
 pub struct Options {
     /// What the restored server shall call for WAL, with `%f` and `%p`.
     pub restore_command: String,
+    /// Of its own, for a copy beside its original.
+    pub port: Option<u16>,
     pub threads: usize,
     pub read_back: ReadBack,
 }
@@ -49,8 +57,10 @@ pub struct Restored {
     pub aside: Option<PathBuf>,
     /// What became of its unarchived WAL.
     pub saved: Saved,
-    /// Where the settings are kept elsewhere (Debian), the server needs some before it can start.
+    /// Absent where they are kept elsewhere (Debian).
     pub has_settings: bool,
+    /// What became of the copy's settings.
+    pub made: Made,
 }
 
 /// Restores as planned. The server can be started when this returns.
@@ -150,8 +160,8 @@ impl Work<'_> {
             self.site.own(&path)?;
         }
         monitor.phase("sync", 0);
-        self.finish(control, options).await?;
-        Ok(Restored { has_settings: listed.has_settings, aside: self.take_place()?, ..Restored::default() })
+        let made = self.finish(control, options).await?;
+        Ok(Restored { has_settings: listed.has_settings, made, aside: self.take_place()?, ..Restored::default() })
     }
 
     /// What is missing may be one object, or all of them.
@@ -164,30 +174,21 @@ impl Work<'_> {
     }
 
     /// Settings, marks, everything durable, and last of all pg_control (rule 37), under a name that no server knows.
-    async fn finish(&self, control: FileLine, options: &Options) -> Result<(), RestoreError> {
+    async fn finish(&self, control: FileLine, options: &Options) -> Result<Made, RestoreError> {
         let into = &self.site.root;
         let io = |doing: &'static str| move |source| RestoreError::Io { doing, path: into.clone(), source };
         let manifest = self.site.plan.manifest();
         let label = into.join("backup_label");
         durable::replace(&label, manifest.backup_label.as_bytes(), 0o600).map_err(io("write backup_label in"))?;
-        let recovery = Recovery {
-            restore_command: options.restore_command.clone(),
-            timeline: self.site.plan.timeline,
-            target: self.site.plan.found.recovery,
-            action: self.site.plan.action,
-        };
-        settings::configure_recovery(into, &recovery).map_err(io("write recovery settings in"))?;
-        let mark = serde_json::to_vec_pretty(self.site.plan).unwrap_or_default();
-        durable::replace(&into.join(RESTORED_MARK), &mark, 0o600).map_err(io("write into"))?;
-        for name in ["backup_label", "postgresql.auto.conf", "recovery.signal", RESTORED_MARK] {
-            self.site.own(&into.join(name))?;
-        }
+        let made = settings_files::make_own(&self.copy()).map_err(io("write the settings of"))?;
+        made.files.iter().try_for_each(|path| self.site.own(path))?;
+        self.site.own(&label)?;
         let mut places = vec![into.clone()];
         places.extend(self.site.plan.tablespaces.iter().map(|t| t.root()));
         let sync = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
-        let temporary = into.join(switch::WITHHELD_CONTROL);
+        let withheld = into.join(switch::WITHHELD_CONTROL);
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
-        let target = Target { path: temporary, bytes, mode: control.mode, map };
+        let target = Target { path: withheld.clone(), bytes, mode: control.mode, map };
         // Flushed by itself when it gets its name.
         let write = async {
             let writer = Writer::start(self.site.cluster, &self.terms);
@@ -200,9 +201,45 @@ impl Work<'_> {
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
         written?;
+        self.configure(&withheld, options).map_err(io("write recovery settings in"))?;
         let mode = fs::Permissions::from_mode(if manifest.mode & 0o050 == 0o050 { 0o750 } else { 0o700 });
         fs::set_permissions(into, mode).map_err(io("set the mode of"))?;
-        durable::sync_directory(into).map_err(io("sync"))
+        durable::sync_directory(into).map_err(io("sync"))?;
+        Ok(made)
+    }
+
+    fn copy(&self) -> Copy<'_> {
+        let (plan, manifest) = (self.site.plan, self.site.plan.manifest());
+        Copy {
+            root: &self.site.root,
+            into: &plan.into,
+            original: Path::new(&manifest.data_directory),
+            config_file: manifest.config_file.as_deref().map(Path::new),
+        }
+    }
+
+    /// Settings of recovery, those that hold until adoption, the mark that tells them; and the server begins at the label, or nowhere.
+    fn configure(&self, withheld: &Path, options: &Options) -> std::io::Result<()> {
+        let (plan, into) = (self.site.plan, &self.site.root);
+        let bytes = fs::read(withheld)?;
+        let control = ControlFile::parse(&bytes).map_err(std::io::Error::other)?;
+        let limits = control.limits.or_higher(plan.limits);
+        let mut quiet = quiet::until_adopted(plan.major, limits, beside::is_apart(plan));
+        quiet.extend(options.port.map(|port| ("port", port.to_string())));
+        let recovery = Recovery {
+            restore_command: options.restore_command.clone(),
+            timeline: plan.timeline,
+            target: plan.found.recovery,
+            action: plan.action,
+        };
+        let until_adopted = settings::configure_recovery(into, &recovery, &quiet)?;
+        mark::write(into, plan, &until_adopted)?;
+        for name in [settings::AUTO_CONF, "recovery.signal", RESTORED_MARK] {
+            self.site.own(&into.join(name)).map_err(std::io::Error::other)?;
+            fs::File::open(into.join(name))?.sync_all()?;
+        }
+        let nowhere = ControlFile::leading_nowhere(&bytes).map_err(std::io::Error::other)?;
+        fs::OpenOptions::new().write(true).open(withheld)?.write_all(&nowhere)
     }
 
     /// Exchanges the new cluster for the one that stands in its place, if one does, and lets it be started. Answers where the old one

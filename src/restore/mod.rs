@@ -16,14 +16,18 @@
 //! - What is written was proven in the very memory that it is written from; a sample of it, or all, is read back and compared (rule 38).
 //! - Archiving is off in a restored cluster, and a mark in it makes `archive-push` refuse (rules 29, 41).
 
+pub mod arrival;
 mod assembly;
 pub mod base;
 mod batches;
+pub mod beside;
 pub mod execute;
 pub mod ground;
 pub mod guard;
 pub mod lanes;
 pub mod loss;
+pub mod mark;
+mod on_path;
 pub mod own_wal;
 pub mod pinned;
 pub mod place;
@@ -33,6 +37,7 @@ pub mod release;
 pub mod replaced;
 pub mod salvage;
 pub mod standing;
+pub mod start;
 pub mod switch;
 pub mod undo;
 pub mod write;

@@ -12,11 +12,13 @@ use super::base::{self, Base, Look, PassedOver};
 use super::ground::{self, Exchanged};
 use super::guard::Care;
 use super::loss::{self, Loss};
+use super::on_path;
 use super::place::{self, Standing};
 use super::replaced::{self, Around, Replaced};
 use super::standing::Occupant;
 use super::switch;
 use crate::postgres::apart;
+use crate::postgres::control::Limits;
 use crate::postgres::data_directory;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::settings::{RecoveryTarget, TargetAction};
@@ -99,6 +101,8 @@ pub struct Plan {
     /// Where other clusters with the same tablespaces may be: snapshots were taken there.
     #[serde(skip)]
     pub elsewhere: Vec<PathBuf>,
+    /// The highest limits of the server that WAL on the path tells; see [`on_path`].
+    pub limits: Limits,
     #[serde(skip)]
     pub found: Found,
     #[serde(skip)]
@@ -197,9 +201,9 @@ pub async fn plan(
     let tablespaces = places(around, request, manifest, occupant, &elsewhere)?;
     let target = request.target.to_string();
     let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
-    let (_, _, _, sizes) = tokio::try_join!(
+    let (_, limits, _, sizes) = tokio::try_join!(
         is_possible,
-        check_created(&archive, &found, &tablespaces),
+        on_path::read(&archive, &found, &tablespaces),
         base::check_wal(&archive, &found),
         sizes(cluster, manifest),
     )?;
@@ -244,6 +248,7 @@ pub async fn plan(
         damaged_pages: manifest.damaged_pages.len(),
         notes: found.notes.clone(),
         elsewhere,
+        limits,
         found,
         archive,
     })
@@ -260,41 +265,6 @@ fn stop(recovery: RecoveryTarget, reads_on: bool) -> (Option<Lsn>, bool, &'stati
         RecoveryTarget::Lsn { lsn, inclusive: true } => (Some(lsn), true, "up to and including the record at the target"),
         RecoveryTarget::Lsn { lsn, inclusive: false } => (Some(lsn), false, "up to just before the record at the target"),
     }
-}
-
-/// Tablespaces that were made after the snapshot: replay links them to where the original has them, and writes there. Allowed only
-/// into an empty directory, so that a restore beside a living server never writes into its files.
-async fn check_created(archive: &Archive, found: &Found, mapped: &[TablespacePlan]) -> Result<(), RestoreError> {
-    let first = found.snapshot.start_lsn.segment(archive.segment_bytes);
-    let stop = match found.recovery {
-        RecoveryTarget::Lsn { lsn, .. } => lsn,
-        RecoveryTarget::Immediate => found.snapshot.stop_lsn,
-        RecoveryTarget::End => Lsn(u64::MAX),
-    };
-    for portion in (first..=found.last_segment).collect::<Vec<_>>().chunks(256) {
-        for (_, summary) in archive.summaries(&found.path, portion.iter().copied()).await? {
-            let replayed = found.snapshot.start_lsn..=stop;
-            for made in summary.map(|s| s.tablespaces).unwrap_or_default().into_iter().filter(|made| replayed.contains(&made.lsn))
-            {
-                let path = PathBuf::from(&made.location);
-                // Restored into the very place, which was looked at already.
-                if mapped.iter().any(|t| t.into == path) {
-                    continue;
-                }
-                let problem = match place::look(&path) {
-                    Ok(Standing::Empty) => continue,
-                    Ok(Standing::Absent) => "it does not exist".to_string(),
-                    Ok(standing) => format!("there is {}", standing.words()),
-                    Err(RestoreError::Place { problem, .. }) => problem,
-                    Err(error) => return Err(error),
-                };
-                let problem = format!("tablespace {} is made here by WAL after the snapshot, and {problem}", made.oid);
-                let mend = "restore from a later snapshot or to an earlier moment, or make it an empty directory";
-                return Err(RestoreError::Place { path, problem, mend });
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Bytes in each tablespace, from the file lists; they are read only where there are tablespaces.

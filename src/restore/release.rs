@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::RestoreError;
 use super::guard::{Approval, Care};
 use super::loss::{self, Loss};
+use super::mark;
 use super::replaced::{self, Around, Replaced};
 use super::salvage::{self, Saved, Unarchived};
 use super::standing::{self, Occupant};
@@ -22,7 +23,7 @@ use crate::monitor::Monitor;
 use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
-use crate::postgres::settings;
+use crate::postgres::settings::{self, UntilAdopted};
 use crate::postgres::wal::name::{SegmentName, WalFile};
 use crate::repo::object::Sha;
 use crate::repo::record::{Abandoned, ClusterRecord, Successor};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub timeline: Timeline,
     /// It carries the mark of a restore.
     pub restored: bool,
+    /// Settings that the restore gave it until now.
+    pub until_adopted: Vec<UntilAdopted>,
     /// The timeline it came from goes on in the archive behind where it was left: it must be declared the successor.
     pub overtakes: Option<Left>,
     /// Timelines in the archive that parted from this one's path, with where: they are abandoned.
@@ -96,11 +99,10 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
             "let it reach its target and promote it (SELECT pg_promote()), then release it",
         );
     }
-    let restored = directory.join(RESTORED_MARK).exists();
-    let timeline = match own_timeline(directory, control.timeline) {
-        Ok(timeline) => timeline,
-        Err(source) => return Err(RestoreError::Io { doing: "look into", path: directory.into(), source }),
-    };
+    let looked = |source| RestoreError::Io { doing: "look into", path: directory.into(), source };
+    let mark = mark::read(directory).map_err(looked)?;
+    let restored = mark.is_some();
+    let timeline = own_timeline(directory, control.timeline).map_err(looked)?;
     let unarchived = own_wal(&archive, directory, timeline, occupant.living.is_some()).await?;
     if !is_the_archives(&archive, directory, timeline).await? {
         return refuse(
@@ -142,7 +144,20 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
         None => None,
     };
     let (cluster, directory, system) = (around.cluster.name().into(), directory.into(), archive.system);
-    Ok(Plan { directory, cluster, system, timeline, restored, overtakes, leaves_behind: left, replaced, unarchived, archive })
+    let until_adopted = mark.map(|mark| mark.until_adopted).unwrap_or_default();
+    Ok(Plan {
+        directory,
+        cluster,
+        system,
+        timeline,
+        restored,
+        until_adopted,
+        overtakes,
+        leaves_behind: left,
+        replaced,
+        unarchived,
+        archive,
+    })
 }
 
 /// The timeline on the path that goes on without this cluster, and where it was left: before all others the one that a restore to
@@ -237,7 +252,7 @@ pub async fn execute(cluster: &Cluster, plan: &Plan, _approval: &Approval, monit
     let saved = salvage::save(cluster, &plan.archive, &plan.directory.join("pg_wal"), &plan.unarchived, monitor).await;
     let failed = |source| RestoreError::Io { doing: "release", path: plan.directory.clone(), source };
     if plan.restored {
-        settings::end_recovery(&plan.directory).map_err(failed)?;
+        settings::end_recovery(&plan.directory, &plan.until_adopted).map_err(failed)?;
         fs::remove_file(plan.directory.join(RESTORED_MARK)).map_err(failed)?;
         crate::durable::sync_directory(&plan.directory).map_err(failed)?;
     }

@@ -507,6 +507,9 @@ impl Snapshot<'_> {
             backup_label: stopped.backup_label,
             tablespaces: copied.tablespaces,
             data_directory: text(self.directory.clone()),
+            config_file: Some(&self.facts.config_file)
+                .filter(|file| !file.starts_with(&self.facts.data_directory) && !file.as_os_str().is_empty())
+                .map(|file| text(file.clone())),
             owner: owner::user_name(directory.uid()),
             group: owner::group_name(directory.gid()),
             mode: directory.mode() & 0o7777,

@@ -18,6 +18,7 @@ use super::index::seam::{Continuation, OpenRecord};
 use super::manager;
 use super::reader::{RECORD_HEADER_BYTES, Record};
 use super::xlog::{self, Control};
+use crate::postgres::control::Limits;
 use crate::postgres::lsn::{Lsn, Timeline};
 
 /// Marks of a kind that are noted of one segment; no server starts so often in one.
@@ -39,6 +40,9 @@ pub struct Replay {
     /// The latest time that any record tells.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// The highest limits of the server that any record tells: a hot standby below them pauses there, and 13 ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     pub boundary: Boundary,
 }
 
@@ -98,6 +102,9 @@ impl Replay {
             Control::RestorePoint { time, .. } => (None, Some(time), None),
             Control::Switch | Control::FullPageWrites { .. } => (None, None, None),
         };
+        if let Control::ParameterChange(parameters) = control {
+            self.limits = Some(self.limits.unwrap_or_default().or_higher(parameters.limits()));
+        }
         if level.is_some_and(|level| level.is_minimal()) && self.minimal.len() < MARKS_MAX {
             self.minimal.push(record.lsn);
         }

@@ -10,6 +10,7 @@ use super::manager;
 use super::reader::Record;
 use super::reference::main_data;
 use super::transaction::timestamp;
+use crate::postgres::control::Limits;
 use crate::postgres::lsn::{Lsn, Timeline};
 
 /// What the server's `wal_level` was, as a number of its enum.
@@ -67,6 +68,20 @@ pub struct Parameters {
     pub wal_level: WalLevel,
     pub wal_log_hints: bool,
     pub track_commit_timestamp: bool,
+}
+
+impl Parameters {
+    /// Those that a hot standby must not be below.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            wal_level: self.wal_level.0,
+            max_connections: self.max_connections,
+            max_worker_processes: self.max_worker_processes,
+            max_wal_senders: self.max_wal_senders,
+            max_prepared_transactions: self.max_prepared_transactions,
+            max_locks_per_transaction: self.max_locks_per_transaction,
+        }
+    }
 }
 
 /// `None` for images, and for what is none of these.
