@@ -20,7 +20,7 @@ use lastgood::repo::repository::{Cluster, Repository};
 use lastgood::repo::seal::keys::Keys;
 use lastgood::repo::verified::Verified;
 use lastgood::storage::memory::MemoryStorage;
-use lastgood::storage::{ObjectKey, Storage};
+use lastgood::storage::{ObjectKey, Part, Storage};
 use lastgood::timeline::archive::Archive;
 use lastgood::timeline::catalogue::of_snapshot;
 use lastgood::timeline::estimate::Experience;
@@ -88,6 +88,12 @@ impl Store {
         let (cluster, record) = repository.registered("shop").await.unwrap();
         let history = record.current().unwrap();
         Store { memory, cluster, system: history.system_identifier, segment_bytes: history.wal_segment_bytes.into() }
+    }
+
+    async fn leases(&self) -> Vec<ObjectKey> {
+        let prefix = self.cluster.layout().leases();
+        let all = lastgood::storage::list_all(&*self.memory, &prefix, lastgood::storage::Depth::All).await.unwrap();
+        all.objects.into_iter().map(|object| object.key).collect()
     }
 
     async fn raw(&self, key: &ObjectKey) -> Vec<u8> {
@@ -215,8 +221,15 @@ async fn documents(store: &Store) -> Vec<ObjectKey> {
     let other = Manifest { id: "20200101T000000Z-0000".into(), ..manifest.clone() };
     let other_id = other.id.clone();
     Expired { at: now, why: "old".into(), manifest: Some(other) }.put(cluster, &other_id).await.unwrap();
-    // Its heartbeat stands still from now on.
-    std::mem::forget(Lease::take(cluster, "restore", &id).await.unwrap());
+    // One whose heartbeat stands still: nobody holds it any more.
+    let lease = Lease::take(cluster, "restore", &id).await.unwrap();
+    let held = store.leases().await;
+    let held = (held[0].clone(), store.memory.read(&held[0], Part::Whole).await.unwrap().bytes);
+    lease.release().await;
+    for key in store.leases().await {
+        store.memory.delete(&[key]).await.unwrap();
+    }
+    store.memory.create(&held.0, held.1.to_vec().into()).await.unwrap();
     let refusal = audit::Event::refusal("restore", "shop", "nobody confirmed it".into());
     audit::append(cluster, &audit::Who::default(), refusal).await.unwrap();
     let layout = cluster.layout();
@@ -225,8 +238,7 @@ async fn documents(store: &Store) -> Vec<ObjectKey> {
     keys.extend([layout.record(1), layout.keep(&id, 1), layout.report(&report.id), layout.alert(&alert.id())]);
     keys.extend([layout.gone_number(system, 1), layout.verified_number(1), layout.expired("20200101T000000Z-0000")]);
     keys.push(lastgood::repo::layout::audit_entry(1));
-    let all = lastgood::storage::list_all(&*store.memory, &layout.leases(), lastgood::storage::Depth::All).await.unwrap();
-    keys.extend(all.objects.into_iter().map(|object| object.key).filter(|key| !key.as_str().ends_with("released")).take(1));
+    keys.extend(store.leases().await);
     keys
 }
 
