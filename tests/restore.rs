@@ -2,6 +2,7 @@
 
 mod copies;
 mod places;
+mod recover;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

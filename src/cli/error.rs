@@ -1,5 +1,6 @@
 //! Exit codes, in one place. `docs/errors.md` documents them; they do not change.
 
+use super::recover::{NoTerminal, Stopped};
 use crate::archive::get::GetError;
 use crate::archive::push::PushError;
 use crate::config::ConfigError;
@@ -85,6 +86,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         (cause.is::<ConfigError>() || cause.is::<NoPrograms>(), CONFIGURATION),
         (cause.is::<StorageError>(), REPOSITORY),
         (cause.is::<SessionError>(), POSTGRES),
+        (cause.is::<NoTerminal>() || cause.is::<Stopped>(), REFUSED),
         (cause.is::<TargetError>(), TARGET),
     ];
     by_type.into_iter().find(|(is, _)| *is).map(|(_, code)| code)
@@ -146,6 +148,7 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
         RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,
+        RestoreError::NotACopy { .. } => REFUSED,
         RestoreError::Gone { .. } => REPOSITORY,
         RestoreError::Expired { .. } => TARGET,
         RestoreError::Missing { .. } | RestoreError::Frozen { .. } => DAMAGE,

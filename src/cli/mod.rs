@@ -39,6 +39,7 @@ pub mod places;
 pub mod progress;
 pub mod reached;
 pub mod rebuild;
+pub mod recover;
 pub mod reference;
 pub mod release;
 pub mod restore;
@@ -87,6 +88,7 @@ pub enum Command {
     Timeline(timeline::Args),
     Alerts(alerts::Args),
     Restore(restore::Args),
+    Recover(recover::Args),
     Reached(reached::Args),
     Undo(undo::Args),
     Release(release::Args),
@@ -146,36 +148,45 @@ fn run(args: Args) -> anyhow::Result<u8> {
     };
     let runtime = builder.enable_all().build()?;
     let global = args.global;
-    let outcome = runtime.block_on(async {
-        match args.command {
-            Command::Init(args) => init::run(&global, args).await,
-            Command::Check(args) => check::run(&global, args).await,
-            Command::Backup(args) => backup::run(&global, args).await,
-            Command::ArchivePush(args) => archive_push::run(&global, args).await,
-            Command::ArchiveGet(args) => archive_get::run(&global, args).await,
-            Command::List(args) => list::run(&global, args).await,
-            Command::Mirror(args) => mirror::run(&global, args).await,
-            Command::Alerts(args) => alerts::run(&global, args).await,
-            Command::Timeline(args) => timeline::run(&global, args).await,
-            Command::Restore(args) => restore::run(&global, args).await,
-            Command::Reached(args) => reached::run(&global, args).await,
-            Command::Undo(args) => undo::run(&global, args).await,
-            Command::Release(args) => release::run(&global, args).await,
-            Command::Audit(args) => audit::run(&global, args).await,
-            Command::Verify(args) => verify::run(&global, args).await,
-            Command::Drill(args) => drill::run(&global, args).await,
-            Command::Expire(args) => expire::run(&global, args).await,
-            Command::Pin(args) => pin::run(&global, args).await,
-            Command::Unpin(args) => pin::unpin(&global, args).await,
-            Command::Key(args) => key::run(&global, args).await,
-            Command::Schedule(args) => schedule::run(&global, args),
-            Command::Demo(args) => demo::run(&global, args).await,
-            Command::Completions(args) => reference::completions(args),
-            Command::Man(args) => reference::man(args),
-        }
-    });
+    let outcome = runtime.block_on(dispatch(&global, args.command));
     places::save_measurements();
     // Threads that read for an operation that was given up end by themselves; nobody waits for them.
     runtime.shutdown_background();
     outcome
+}
+
+async fn dispatch(global: &Global, command: Command) -> anyhow::Result<u8> {
+    match command {
+        Command::Init(args) => init::run(global, args).await,
+        Command::Check(args) => check::run(global, args).await,
+        Command::Backup(args) => backup::run(global, args).await,
+        Command::ArchivePush(args) => archive_push::run(global, args).await,
+        Command::ArchiveGet(args) => archive_get::run(global, args).await,
+        Command::List(args) => list::run(global, args).await,
+        Command::Mirror(args) => mirror::run(global, args).await,
+        Command::Alerts(args) => alerts::run(global, args).await,
+        Command::Timeline(args) => timeline::run(global, args).await,
+        Command::Restore(args) => restore::run(global, args).await,
+        Command::Recover(args) => recover::run(global, args).await,
+        Command::Reached(args) => reached::run(global, args).await,
+        Command::Undo(args) => undo::run(global, args).await,
+        Command::Release(args) => release::run(global, args).await,
+        Command::Audit(args) => audit::run(global, args).await,
+        Command::Verify(args) => verify::run(global, args).await,
+        Command::Drill(args) => drill::run(global, args).await,
+        Command::Expire(args) => expire::run(global, args).await,
+        Command::Pin(args) => pin::run(global, args).await,
+        Command::Unpin(args) => pin::unpin(global, args).await,
+        Command::Key(args) => key::run(global, args).await,
+        Command::Schedule(args) => schedule::run(global, args),
+        Command::Demo(args) => demo::run(global, args).await,
+        Command::Completions(args) => reference::completions(args),
+        Command::Man(args) => reference::man(args),
+    }
+}
+
+/// A command as somebody would type it, without the program's name and its general options.
+fn parse(words: &[String]) -> anyhow::Result<Command> {
+    let words = std::iter::once("lastgood").chain(words.iter().map(String::as_str));
+    Ok(Args::try_parse_from(words)?.command)
 }

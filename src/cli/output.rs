@@ -227,6 +227,11 @@ pub fn exact_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S.%6fZ").to_string()
 }
 
+/// How long ago: `5 min ago`.
+pub fn ago(at: Timestamp) -> String {
+    format!("{} ago", duration(crate::clock::now().duration_since(at).as_secs_f64().max(0.0)))
+}
+
 /// `1 h 05 min`, `3.2 s`
 pub fn duration(seconds: f64) -> String {
     match seconds {

@@ -45,11 +45,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 fn read_mark(directory: &Path) -> anyhow::Result<Mark> {
     let failed = |source| RestoreError::Io { doing: "look into", path: directory.into(), source };
     let mark = mark::read(directory).map_err(failed)?;
-    Ok(mark.ok_or_else(|| RestoreError::Release {
-        path: directory.into(),
-        problem: "it carries no mark of a restore: lastgood did not restore it, or it was released".into(),
-        mend: "name the directory that was restored",
-    })?)
+    Ok(mark.ok_or_else(|| RestoreError::NotACopy { path: directory.into() })?)
 }
 
 /// Starts what was restored and follows it.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use tokio::task::JoinHandle;
 
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
@@ -12,6 +13,8 @@ use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::quiet;
 use crate::postgres::settings::TargetAction;
+use crate::repo::RepoError;
+use crate::repo::manifest::Manifest;
 use crate::repo::record::History;
 use crate::restore::RestoreError;
 use crate::restore::base::{self, Base, Look};
@@ -93,11 +96,19 @@ impl From<Action> for TargetAction {
     }
 }
 
-pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+/// What was asked for, and the plan that came of it.
+struct Prepared {
+    plan: Result<Plan, RestoreError>,
+    request: Request,
+    manifests: Vec<Manifest>,
+    experience: JoinHandle<Result<Experience, RepoError>>,
+}
+
+/// Plans; writes nothing.
+async fn prepare(args: &Args, place: &Place, json: bool) -> anyhow::Result<Prepared> {
     let asked = args.moment.asked()?;
     let timeline = timeline(args.timeline.as_deref())?;
-    let place = Place::open_any(global).await?;
-    let manifests = place.manifests(global.json).await?;
+    let manifests = place.manifests(json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.
     let of_snapshot = |id: &String| manifests.iter().find(|m| m.id.starts_with(id.as_str())).map(|m| m.system_identifier);
     let wanted = match (&asked, &args.snapshot) {
@@ -106,12 +117,10 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     };
     let history = wanted.and_then(|system| place.record.history(system)).or(place.record.current());
     let history = history.ok_or_else(|| anyhow::anyhow!("the cluster's record names no system"))?;
-    let desk = Desk::new("restore", &place, global);
-    // Asked for at once, and waited for where it is needed.
-    desk.learn_end();
     let look = Look::at_newest(&place.cluster, &manifests);
+    // Asked for at once, and waited for where it is needed.
     let experience = Experience::ask(&place.cluster);
-    let archive = archive(&place, history).await?;
+    let archive = archive(place, history).await?;
     // Without a slash at its end, which would follow a link.
     let into: PathBuf = std::path::absolute(&args.into)?.components().collect();
     let moment = moment::find(asked, timeline, (&archive, &manifests), &into).await?;
@@ -122,12 +131,31 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         inclusive: moment.inclusive.unwrap_or(!args.exclusive),
         action: args.target_action.map(TargetAction::from),
         into,
-        tablespaces: args.tablespace,
-        tablespaces_below: args.tablespaces_below.map(std::path::absolute).transpose()?,
-        base: Base { snapshot: args.snapshot, may_pass_over: true, unreadable: place.snapshots().await?.1 },
+        tablespaces: args.tablespace.clone(),
+        tablespaces_below: args.tablespaces_below.as_ref().map(std::path::absolute).transpose()?,
+        base: Base { snapshot: args.snapshot.clone(), may_pass_over: true, unreadable: place.snapshots().await?.1 },
     };
+    let plan = plan::plan(&guard::around(place), archive, &manifests, look, &request).await;
+    Ok(Prepared { plan, request, manifests, experience })
+}
+
+/// The plan of these arguments and how long it would take, for who proposes it.
+pub async fn proposal(global: &Global, args: &Args) -> anyhow::Result<(Plan, Option<Estimate>)> {
+    let place = Place::open_any(global).await?;
+    let prepared = prepare(args, &place, global.json).await?;
+    let plan = prepared.plan?;
+    let experience = prepared.experience.await.ok().and_then(Result::ok).unwrap_or_default();
+    let estimate = measure::Restore::new(&place, &experience, &plan).estimate;
+    Ok((plan, estimate))
+}
+
+pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    let place = Place::open_any(global).await?;
+    let desk = Desk::new("restore", &place, global);
+    desk.learn_end();
+    let Prepared { plan, request, manifests, experience } = prepare(&args, &place, global.json).await?;
     places::warn_of_missed(&place, global.json);
-    let plan = match plan::plan(&guard::around(&place), archive, &manifests, look, &request).await {
+    let plan = match plan {
         Ok(plan) => plan,
         Err(error) if guard::is_refusal(&error) && !args.confirm.dry_run => return Err(desk.refused(error, None).await),
         Err(error) => return Err(error.into()),
@@ -400,6 +428,11 @@ pub fn show_replaced(replaced: &Replaced, loss: Option<&Loss>, which: &str) {
             ),
         );
     }
+    show_loss(loss, which);
+}
+
+/// What would be lost.
+pub fn show_loss(loss: Option<&Loss>, which: &str) {
     if let Some(loss) = loss {
         let least = if loss.at_least { "at least " } else { "" };
         let last = loss.last.map(|at| format!(", the last at {}", output::exact_time(at))).unwrap_or_default();

@@ -223,6 +223,7 @@ mod tests {
             stop_lsn,
             inclusive,
             action: TargetAction::Pause,
+            original: None,
             until_adopted: vec![],
         }
     }

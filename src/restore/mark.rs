@@ -26,6 +26,9 @@ pub struct Mark {
     #[serde(default)]
     pub inclusive: bool,
     pub action: TargetAction,
+    /// Where the original was; absent in marks of earlier versions.
+    #[serde(default)]
+    pub original: Option<String>,
     /// Settings that hold until adoption; empty in marks of earlier versions.
     #[serde(default)]
     pub until_adopted: Vec<UntilAdopted>,
@@ -35,12 +38,14 @@ pub struct Mark {
 struct Written<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
+    original: &'a str,
     until_adopted: &'a [UntilAdopted],
 }
 
 /// Writes it into the copy at `root`.
 pub fn write(root: &Path, plan: &Plan, until_adopted: &[UntilAdopted]) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(&Written { plan, until_adopted }).map_err(io::Error::other)?;
+    let text = serde_json::to_vec_pretty(&Written { plan, original: &plan.manifest().data_directory, until_adopted })
+        .map_err(io::Error::other)?;
     durable::replace(&root.join(RESTORED_MARK), &text, 0o600)
 }
 

@@ -53,6 +53,10 @@ pub enum RestoreError {
     Repo(#[from] RepoError),
     #[error(transparent)]
     Find(#[from] FindError),
+    #[error(
+        "{path} carries no mark of a restore: lastgood did not restore it, or it was released; name the directory that was restored"
+    )]
+    NotACopy { path: PathBuf },
     #[error("{path}: {problem}; {mend}")]
     Place { path: PathBuf, problem: String, mend: &'static str },
     #[error(

@@ -8,7 +8,7 @@ use lastgood::postgres::session::{Connection, Session};
 use crate::support::world::{PATIENCE, World, programs};
 
 /// A server whose copies find their programs and keep their sockets in the world's own directory.
-async fn world(major: u32, settings: &str) -> World {
+pub async fn world(major: u32, settings: &str) -> World {
     let mut world = World::bare(major, &[], settings, None).await;
     let sockets = world.server.sockets().display().to_string();
     world.server.configure(&format!("unix_socket_directories = '{sockets}'\nlisten_addresses = ''")).unwrap();
@@ -24,9 +24,9 @@ async fn world(major: u32, settings: &str) -> World {
 }
 
 /// A copy that `restore --start` has started: it is stopped by its pid.
-struct Running<'a> {
-    world: &'a World,
-    data: PathBuf,
+pub struct Running<'a> {
+    pub world: &'a World,
+    pub data: PathBuf,
 }
 
 impl Running<'_> {
@@ -35,7 +35,7 @@ impl Running<'_> {
         text.lines().map(|line| line.trim().to_string()).collect()
     }
 
-    async fn session(&self) -> Session {
+    pub async fn session(&self) -> Session {
         let lines = self.pid_file();
         let port = lines[3].parse().unwrap();
         let there = Connection { host: Some(lines[4].clone()), port: Some(port), ..self.world.server.connection() };
