@@ -44,7 +44,7 @@ async fn three_answers_lead_to_a_copy_with_the_table() {
     assert_eq!(code, 0, "{screen}");
     // The newest WAL was brought into the archive by it, and each step stands there as the command that does the same.
     for words in
-        ["drop of postgres.public.customers", "drop of postgres.public.orders", "$ lastgood restore --before", "the target"]
+        ["DROP postgres.public.customers", "DROP postgres.public.orders", "$ lastgood restore --before", "the target"]
     {
         assert!(screen.contains(words), "{words}: {screen}");
     }
