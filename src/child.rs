@@ -50,6 +50,11 @@ fn is_ours(name: &OsStr) -> bool {
         || (bytes.starts_with(b"AWS_") && HARMLESS.iter().all(|harmless| harmless.as_bytes() != bytes))
 }
 
+/// Where programs without a directory are looked for.
+pub fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_default()
+}
+
 fn names() -> impl Iterator<Item = OsString> {
     std::env::vars_os().map(|(name, _)| name)
 }

@@ -165,6 +165,15 @@ async fn missing_grants_are_named() {
     world.refused(&[&as_backup[..], &["backup"]].concat(), 8, &["permission denied"]);
     world.sql(&mend).await;
     world.ok(&[&as_backup[..], &["backup"]].concat());
+    // What it may not connect to has no names, and the tripwire does not see what happens there.
+    world.sql("CREATE DATABASE \"its own\"").await;
+    world.sql("REVOKE CONNECT ON DATABASE \"its own\" FROM PUBLIC").await;
+    let check = [&as_backup[..], &["check", "--no-switch"]].concat();
+    let mend = "GRANT CONNECT ON DATABASE \"its own\" TO backup;";
+    world.refused(&check, 9, &["FAILED  role", "may not connect to \"its own\"", mend]);
+    world.sql(mend).await;
+    let said = world.run(&check);
+    assert!(!said.out.contains("may not connect") && !said.out.contains("FAILED"), "{}", said.out);
 }
 
 /// Rule 3: server, data directory and repository must speak of one cluster.

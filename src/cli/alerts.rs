@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::alert::{self, Acknowledgement, Alert};
+use crate::repo::audit;
 use crate::timeline::archive::Archive;
 use crate::timeline::told;
 use crate::watch::forks;
@@ -33,7 +34,7 @@ pub struct Args {
     /// The event of an alert, like 1:0/48E06C0, the alert's own id, its beginning, or all
     #[arg(long, value_name = "ID")]
     acknowledge: Option<String>,
-    /// What to remember about it
+    /// Why it is well, for those who ask later; it is needed
     #[arg(long, value_name = "TEXT", requires = "acknowledge")]
     reason: Option<String>,
     /// Show acknowledged ones too
@@ -48,6 +49,9 @@ pub struct Args {
 struct Shown {
     id: String,
     acknowledged: bool,
+    /// Who looked, and what they say; absent where that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    acknowledgement: Option<Acknowledgement>,
     #[serde(flatten)]
     alert: Alert,
 }
@@ -68,10 +72,18 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             "{} open alerts begin with {wanted:?}; write more of the id",
             open.len()
         );
+        let reason = args.reason.as_deref().map(str::trim).unwrap_or_default();
+        anyhow::ensure!(
+            !reason.is_empty(),
+            "an acknowledgement needs a reason: who reads it later must see why it was well; add --reason 'planned clean-up'"
+        );
         let who = guard::who();
-        let by = Acknowledgement { at: clock::now(), user: who.user, host: who.host, reason: args.reason.unwrap_or_default() };
+        let by = Acknowledgement { at: clock::now(), user: who.user.clone(), host: who.host.clone(), reason: reason.into() };
         for id in open {
             alert::acknowledge(&place.cluster, id, &by).await?;
+            let detail = format!("acknowledged {}: {reason}", event_of(id).unwrap_or_else(|| id.clone()));
+            let event = audit::Event::new("alerts", place.cluster.name(), audit::Outcome::Done, detail);
+            audit::append(&place.cluster, &who, event).await?;
             if global.json {
                 output::json(&serde_json::json!({ "event": "acknowledged", "id": id, "by": by }));
             } else {
@@ -90,10 +102,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
                 continue;
             }
         };
+        let by = if acknowledged { alert::acknowledgement(&place.cluster, &id).await? } else { None };
         if global.json {
-            output::json(&Shown { id, acknowledged, alert });
+            output::json(&Shown { id, acknowledged, acknowledgement: by, alert });
         } else {
-            show(&id, acknowledged, &alert);
+            show(&id, acknowledged, by.as_ref(), &alert);
         }
     }
     if shown == 0 && !global.json {
@@ -126,7 +139,7 @@ fn event_of(id: &str) -> Option<String> {
     Some(told::id(Timeline(timeline.try_into().ok()?), Lsn(target)))
 }
 
-fn show(id: &str, acknowledged: bool, alert: &Alert) {
+fn show(id: &str, acknowledged: bool, by: Option<&Acknowledgement>, alert: &Alert) {
     match acknowledged {
         true => output::line(&alert.what),
         false => output::parts(&[Part::In(Colour::Red, &alert.what)]),
@@ -135,6 +148,10 @@ fn show(id: &str, acknowledged: bool, alert: &Alert) {
     output::entry("alert", id);
     output::entry("noticed", format!("{} by {}", output::time(alert.noticed), alert.host));
     output::entry("undo it", alert.command());
+    if let Some(Acknowledgement { at, user, host, reason }) = by {
+        let reason = if reason.is_empty() { "without a reason" } else { reason };
+        output::entry("was meant", format!("{} by {user} on {host}: {reason}", output::time(*at)));
+    }
     if !acknowledged {
         output::entry("was meant", format!("lastgood alerts --acknowledge {} --reason TEXT", alert.event));
     }

@@ -14,6 +14,7 @@ use crate::repo::repository::Repository;
 use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
 use crate::upkeep::{drills, exposure, orphans, protection, rebuild};
+use crate::watch::deliver;
 
 /// Prove the whole chain: server, role, settings, archiving, repository, age of the last snapshot
 ///
@@ -105,7 +106,9 @@ async fn notes(config: &Config, repository: &Repository, server: Option<&check::
     let label = config.cluster.label.clone().or(record.and_then(|record| record.label));
     let mut notes = Notes {
         is_on: config.tripwire.is_on(label.as_deref()),
+        is_decided: config.tripwire.enabled.is_some() || label.is_some(),
         has_route: config.alert.is_configured(),
+        undeliverable: deliver::problems(&config.alert).await,
         archive_timeout_s: server.map(|server| server.facts.archive_timeout_s),
         ..Notes::default()
     };

@@ -9,6 +9,7 @@ use crate::drill::prepare::{Drill, Prepared, Request, Wanted};
 use crate::drill::run::Kept;
 use crate::drill::{DrillError, place, verdict};
 use crate::repo::report::{Level, Report};
+use crate::timeline::target::Target;
 
 /// Try a restore for real: restore, start, replay, question, report, clean up
 ///
@@ -31,7 +32,7 @@ pub struct Args {
     #[arg(long, value_name = "ID")]
     snapshot: Option<String>,
     /// Stop just before the record or the transaction instead of after it
-    #[arg(long)]
+    #[arg(long, requires = "to")]
     exclusive: bool,
     /// Leave the server running for people, and print its address
     #[arg(long)]
@@ -46,9 +47,13 @@ pub struct Args {
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let wanted = match (&args.to, args.random) {
-        (Some(text), _) => Wanted::Target(text.parse()?),
+        (Some(text), _) => {
+            let target: Target = text.parse()?;
+            target.check(args.exclusive, args.snapshot.as_deref())?;
+            Wanted::Target(target)
+        }
         (None, true) => Wanted::Random,
-        (None, false) => Wanted::Target(crate::timeline::target::Target::Latest),
+        (None, false) => Wanted::Target(Target::Latest),
     };
     let request = Request { wanted, snapshot: args.snapshot, inclusive: !args.exclusive, keep: args.keep, dump: args.dump };
     let place = Place::open_for_drill(global).await?;

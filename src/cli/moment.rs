@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Span, SpanRelativeTo, Timestamp};
 use crate::archive::spool::Spool;
 use crate::clock;
 use crate::config::Config;
+use crate::postgres::data_directory::RESTORED_MARK;
 use crate::postgres::history::History;
 use crate::postgres::lsn::{SystemId, Timeline};
 use crate::postgres::session::Session;
@@ -56,17 +57,24 @@ pub struct Found {
 }
 
 impl Moment {
-    pub fn asked(&self) -> Result<Asked, anyhow::Error> {
+    /// Flags that belong to it are looked at as well.
+    pub fn asked(&self, exclusive: bool, snapshot: Option<&str>) -> Result<Asked, anyhow::Error> {
         if let Some(before) = &self.before {
             return Ok(Asked::Before(before.parse()?));
         }
         if let Some(after) = &self.after {
             return Ok(match after.parse::<Wanted>() {
                 Ok(wanted) => Asked::After(wanted),
-                Err(_) => Asked::Target(after.parse()?),
+                Err(_) => {
+                    let target: Target = after.parse()?;
+                    target.check_after()?;
+                    Asked::Target(target)
+                }
             });
         }
-        Ok(Asked::Target(self.to.as_deref().unwrap_or_default().parse()?))
+        let target: Target = self.to.as_deref().unwrap_or_default().parse()?;
+        target.check(exclusive, snapshot)?;
+        Ok(Asked::Target(target))
     }
 }
 
@@ -84,7 +92,8 @@ pub async fn find(
     };
     let mut archive = archive.clone();
     let pg_wal = into.join("pg_wal");
-    if pg_wal.is_dir() {
+    // What a copy that was not adopted wrote by itself is another history: what is meant happened to its original.
+    if pg_wal.is_dir() && !into.join(RESTORED_MARK).exists() {
         archive.add_tails(
             tail::in_directory(&pg_wal, archive.system).map_err(|e| anyhow::anyhow!("read {}: {e}", pg_wal.display()))?,
         );
@@ -94,6 +103,13 @@ pub async fn find(
     let local = |_: SegmentName| None;
     let place = before::Place { archive: &archive, manifests, path: &path, since, local: &local };
     let told = before::find(&place, &wanted).await?;
+    if let (Some(timeline), false) = (timeline, path.contains(told.timeline, told.target)) {
+        anyhow::bail!(
+            "event {} is not on the path to timeline {timeline}; leave --timeline out, or name {:X}",
+            told.id,
+            told.timeline.0
+        );
+    }
     let lsn = if is_before { told.target } else { told.lsn };
     Ok(Found { target: Target::Lsn(lsn), inclusive: Some(!is_before), timeline: Some(told.timeline), event: Some(told) })
 }

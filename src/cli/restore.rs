@@ -106,7 +106,7 @@ struct Prepared {
 
 /// Plans; writes nothing.
 async fn prepare(args: &Args, place: &Place, json: bool) -> anyhow::Result<Prepared> {
-    let asked = args.moment.asked()?;
+    let asked = args.moment.asked(args.exclusive, args.snapshot.as_deref())?;
     let timeline = timeline(args.timeline.as_deref())?;
     let manifests = place.manifests(json).await?;
     // A snapshot may belong to an older history of this name; everything else means the current one.

@@ -1,6 +1,6 @@
 //! `lastgood timeline`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
@@ -79,6 +79,13 @@ struct Listing {
     windows: Vec<Window>,
     /// WAL that was turned away: of another server, or of one that left this history.
     refused: Vec<Refused>,
+    /// What people did with lastgood: restores, adoptions, acknowledgements.
+    done: Vec<Done>,
+    /// Events that were left out because nobody knows whether they are of the table or database that is asked for.
+    left_out_unnamed: usize,
+    /// The data directory whose `pg_wal` was read too.
+    #[serde(skip)]
+    server: Option<PathBuf>,
     /// Whether it goes up to now, and only what is archived was read.
     #[serde(skip)]
     may_be_late: bool,
@@ -90,6 +97,19 @@ struct Refused {
     host: String,
     why: String,
 }
+
+#[derive(Serialize)]
+struct Done {
+    at: Timestamp,
+    operation: String,
+    outcome: audit::Outcome,
+    user: String,
+    host: String,
+    detail: String,
+}
+
+/// What of the audit belongs to the history of a cluster.
+const TOLD_OPERATIONS: [&str; 4] = ["restore", "undo", "release", "alerts"];
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let now = clock::now();
@@ -126,11 +146,24 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let monitor = progress::monitor(global.json);
     let mut story = story::tell(&question).await?;
     drop(monitor);
+    let left_out_unnamed = story.events.iter().filter(|told| told.is_unnamed && !args.wants(told) && args.may_want(told)).count();
     story.events.retain(|told| args.wants(told));
-    let refused = refused(&place, since, until).await?;
+    let (refused, done) = audited(&place, since, until).await?;
     let activity = story.minutes.iter().map(|(minute, (commits, aborts))| (minute_text(*minute), [*commits, *aborts])).collect();
     let may_be_late = args.until.is_none() && args.include_pg_wal.is_none();
-    let listing = Listing { cluster: place.cluster.name().into(), since, until, story, activity, windows, refused, may_be_late };
+    let listing = Listing {
+        cluster: place.cluster.name().into(),
+        since,
+        until,
+        story,
+        activity,
+        windows,
+        refused,
+        done,
+        left_out_unnamed,
+        server: args.server(),
+        may_be_late,
+    };
     if global.json {
         output::json(&listing);
     } else {
@@ -149,12 +182,22 @@ fn not_archived(directory: &Path, system: SystemId) -> anyhow::Result<tail::Foun
     Ok(found)
 }
 
-/// What the audit knows of servers whose WAL was turned away.
-async fn refused(place: &Place, since: Timestamp, until: Timestamp) -> anyhow::Result<Vec<Refused>> {
+/// What the audit knows of servers whose WAL was turned away, and of what people did.
+async fn audited(place: &Place, since: Timestamp, until: Timestamp) -> anyhow::Result<(Vec<Refused>, Vec<Done>)> {
     let chain = audit::read(&place.cluster, &[]).await?;
-    let of_push = |entry: &audit::Entry| entry.event.operation == "archive-push" && entry.event.cluster == place.cluster.name();
-    let asked = chain.entries.into_iter().filter(|entry| of_push(entry) && (since..=until).contains(&entry.at));
-    Ok(asked.map(|entry| Refused { at: entry.at, host: entry.who.host, why: entry.event.detail }).collect())
+    let is_asked = |entry: &audit::Entry| entry.event.cluster == place.cluster.name() && (since..=until).contains(&entry.at);
+    // An attempt without an end crashed, or goes on.
+    let ended: BTreeSet<u64> = chain.entries.iter().filter_map(|entry| entry.event.attempt).collect();
+    let (mut refused, mut done) = (Vec::new(), Vec::new());
+    for audit::Entry { number, at, who, event, .. } in chain.entries.into_iter().filter(is_asked) {
+        let audit::Event { operation, outcome, detail, .. } = event;
+        if operation == "archive-push" {
+            refused.push(Refused { at, host: who.host, why: detail });
+        } else if TOLD_OPERATIONS.contains(&operation.as_str()) && !ended.contains(&number) {
+            done.push(Done { at, operation, outcome, user: who.user, host: who.host, detail });
+        }
+    }
+    Ok((refused, done))
 }
 
 impl Args {
@@ -167,6 +210,19 @@ impl Args {
         let by_table = self.table.as_ref().is_none_or(|name| told.touches(name));
         let by_database = self.database.as_ref().is_none_or(|name| told.database.as_ref() == Some(name));
         by_kind && by_table && by_database
+    }
+
+    /// Whether it is of the kind that is asked for, and of no other database that is known.
+    fn may_want(&self, told: &Told) -> bool {
+        let by_kind = if self.kind.is_empty() { !told.kind.is_routine() } else { self.kind.contains(&told.kind) };
+        by_kind && (self.table.is_some() || self.database.is_some())
+    }
+
+    /// The data directory of which WAL is read that is not archived.
+    fn server(&self) -> Option<PathBuf> {
+        let directory = self.include_pg_wal.as_ref()?;
+        let is_pg_wal = directory.file_name().is_some_and(|name| name == "pg_wal");
+        if is_pg_wal { directory.parent().map(Path::to_path_buf) } else { Some(directory.clone()) }
     }
 }
 
@@ -206,11 +262,23 @@ fn show(listing: &Listing) {
         let text = format!("{} on {}: {}", output::time(refused.at), refused.host, refused.why);
         output::entry_in(Colour::Yellow, "REFUSED", &text);
     }
+    for done in &listing.done {
+        let Done { at, operation, outcome, user, host, detail } = done;
+        output::entry(operation, format!("{} by {user} on {host}, {}: {detail}", output::time(*at), outcome.word()));
+    }
+    if listing.left_out_unnamed > 0 {
+        let are = output::count(listing.left_out_unnamed as u64, "event");
+        let text = format!(
+            "{are} of relations or databases whose names are not known, left out here: without --table and --database they are shown by \
+             their numbers"
+        );
+        output::entry_in(Colour::Yellow, "UNNAMED", &text);
+    }
     if story.events.is_empty() {
         output::line("");
         return output::line("Nothing of what was asked for happened in the WAL that was read.");
     }
-    story.events.iter().for_each(show_event);
+    story.events.iter().for_each(|told| show_event(told, listing.server.as_deref()));
     if story.is_cut {
         output::line("");
         output::line("There was more than a list can hold: ask for a shorter time.");
@@ -228,7 +296,7 @@ fn at(time: Option<Timestamp>) -> String {
     time.map(|time| format!(", the last transaction at {}", output::exact_time(time))).unwrap_or_default()
 }
 
-fn show_event(told: &Told) {
+fn show_event(told: &Told, server: Option<&Path>) {
     let time = match told.time {
         Some(time) => {
             let local = time.to_zoned(TimeZone::system());
@@ -255,8 +323,25 @@ fn show_event(told: &Told) {
     if told.is_incomplete {
         output::line("    not all of it may be known: it began in a gap, or there was more than is kept");
     }
-    if !told.kind.is_routine() {
-        output::line(format!("    before it: lastgood restore --before {} --into DIRECTORY", told.id));
+    if !told.beside.is_empty() {
+        output::line("    before it this is not there either, because the same transaction did it:");
+        told.beside.iter().for_each(|beside| output::line(format!("      {beside}")));
+    }
+    if told.kind.is_routine() {
+        return;
+    }
+    match server.filter(|_| !told.is_archived) {
+        // Its id is found only by who reads from the same beginning.
+        _ if told.kind == Kind::Unknown => {
+            output::line(format!("    before it: lastgood restore --to xid:{} --exclusive --into DIRECTORY", told.xid));
+        }
+        None => output::line(format!("    before it: lastgood restore --before {} --into DIRECTORY", told.id)),
+        Some(server) => {
+            let (server, id) = (server.display(), &told.id);
+            output::line("    its WAL is not archived yet. Where PostgreSQL runs, first run SELECT pg_switch_wal(), then");
+            output::line(format!("    before it: lastgood restore --before {id} --into DIRECTORY"));
+            output::line(format!("    Where it is stopped, over it: lastgood restore --before {id} --into {server}"));
+        }
     }
 }
 

@@ -141,6 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn a_label_is_one_of_a_few_so_that_a_slip_of_the_pen_switches_nothing_off() {
+        let labelled = |label: &str| {
+            let text = format!("[repository]\nurl = \"/backup\"\n[cluster]\nname = \"shop\"\nlabel = \"{label}\"\n");
+            Config::parse(Path::new("lastgood.toml"), &text).unwrap().check().map_err(|error| error.to_string())
+        };
+        for label in ["production", "staging", "development", "test"] {
+            labelled(label).unwrap();
+        }
+        for near in ["Production", "PRODUCTION", "prod", "produktion", "production "] {
+            let said = labelled(near).unwrap_err();
+            assert!(said.contains("did you mean \"production\"?") && said.contains("use one of"), "{said}");
+        }
+        assert!(!labelled("blue").unwrap_err().contains("did you mean"));
+    }
+
+    #[test]
     fn wrong_types_name_the_line() {
         let said = error("[postgres]\nport = \"many\"\n");
         assert!(

@@ -11,12 +11,25 @@ use super::{ConfigError, invalid};
 pub struct Cluster {
     /// The name under which this cluster's history is kept; letters, digits, `_` and `-`.
     pub name: String,
-    /// For people, and for the guard: `production` is treated with most care.
+    /// One of [`LABELS`]: `production` is treated with most care, and the tripwire is on for it.
     pub label: Option<String>,
 }
 
+/// What a cluster may be labelled. Another word would switch off what `production` switches on, and nobody would notice.
+pub const LABELS: [&str; 4] = ["production", "staging", "development", "test"];
+
 impl Cluster {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if let Some(label) = self.label.as_deref().filter(|label| !LABELS.contains(label)) {
+            let near = |known: &&&str| {
+                strsim::damerau_levenshtein(&label.to_lowercase(), known) <= 3 || known.starts_with(&label.to_lowercase())
+            };
+            let meant = LABELS.iter().find(near).map(|known| format!("; did you mean {known:?}?")).unwrap_or_default();
+            return invalid(
+                format!("[cluster] label is {label:?}{meant}"),
+                &format!("use one of {}, or leave it out", LABELS.map(|known| format!("{known:?}")).join(", ")),
+            );
+        }
         if self.name.is_empty() {
             return invalid("no cluster is named", "set `name` under [cluster], or pass --cluster NAME");
         }

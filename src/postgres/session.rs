@@ -325,6 +325,13 @@ impl Session {
         Ok(missing)
     }
 
+    /// Databases that take connections, but not from this role, as SQL writes their names: what happens in them has no names.
+    pub async fn closed_databases(&self) -> Result<Vec<String>, SessionError> {
+        let sql = "SELECT pg_catalog.quote_ident(datname) FROM pg_catalog.pg_database \
+                   WHERE datallowconn AND NOT pg_catalog.has_database_privilege(oid, 'CONNECT') ORDER BY datname";
+        self.column(sql).await
+    }
+
     /// Writes a setting with `ALTER SYSTEM`; `name` is one of ours, `value` is quoted.
     pub async fn alter_system(&self, name: &str, value: &str) -> Result<(), SessionError> {
         let sql = format!("ALTER SYSTEM SET {name} = '{}'", value.replace('\'', "''"));

@@ -64,6 +64,12 @@ pub struct Acknowledgement {
     pub reason: String,
 }
 
+impl Document for Acknowledgement {
+    fn defect(&self) -> Option<String> {
+        first_defect([(document::is_time(self.at), "its time is impossible")])
+    }
+}
+
 impl Alert {
     /// One for each event and rule, whoever notices it.
     pub fn id(&self) -> String {
@@ -127,6 +133,16 @@ pub async fn readable(cluster: &Cluster, id: &str) -> Result<Result<Alert, Strin
     match Alert::read(cluster, id).await {
         Ok(alert) => Ok(Ok(alert)),
         Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who closed an alert; `None` where that cannot be read.
+pub async fn acknowledgement(cluster: &Cluster, id: &str) -> Result<Option<Acknowledgement>, RepoError> {
+    let key = cluster.layout().acknowledgement(id);
+    match object::get_document(cluster.vault(), &key).await.and_then(|raw| object::from_json(&key, &raw)) {
+        Ok(by) => Ok(Some(by)),
+        Err(error) if error.is_damage() || error.is_newer_epoch() || error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -294,7 +294,7 @@ impl Snapshot<'_> {
 
     /// Names for the numbers in the WAL that follows. A snapshot without them is a snapshot all the same.
     async fn catalogue(&self) -> Result<Option<manifest::Part>, SnapshotError> {
-        let (catalogue, problems) = match catalogue::take(self.session).await {
+        let (mut catalogue, problems) = match catalogue::take(self.session).await {
             Ok(taken) => taken,
             Err(error) => {
                 self.monitor.warn(&format!("what happens from now on will be told in numbers, without names: {error}"));
@@ -302,6 +302,12 @@ impl Snapshot<'_> {
             }
         };
         problems.iter().for_each(|problem| self.monitor.warn(problem));
+        let (directory, major) = (self.directory.clone(), self.facts.major());
+        let measured = tokio::task::spawn_blocking(move || {
+            catalogue.measure(&directory, major);
+            catalogue
+        });
+        let catalogue = measured.await.unwrap_or_default();
         let key = self.cluster.layout().catalogue(&self.id);
         Ok(Some(manifest::put_table(&self.cluster, &key, &catalogue.lines()).await?))
     }

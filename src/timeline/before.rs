@@ -8,6 +8,7 @@ use super::story::{self, Question, Story};
 use super::told::{self, Kind, Told};
 use crate::postgres::history::History;
 use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::index::facts::FEW_ROWS;
 use crate::repo::RepoError;
 use crate::repo::manifest::Manifest;
 
@@ -28,13 +29,34 @@ pub enum EventError {
         "{text:?} is no event; write its id from `lastgood timeline`, like 1:0/48E06C0, or what it was, like \"drop of shop.public.orders\", \"truncate of orders\", \"delete from orders\" or \"drop database shop\" (an LSN, a time or a transaction id goes with --to)"
     )]
     Bad { text: String },
-    #[error("there is no event {text} in the WAL that can be read{}; `lastgood timeline` lists them", nearest.as_ref().map(|n| format!(" (the nearest is {n})")).unwrap_or_default())]
-    Unknown { text: String, nearest: Option<String> },
-    #[error("{text} happened {} times; say which, by its id:\n{}", found.len(), found.iter().map(|f| format!("  {f}")).collect::<Vec<_>>().join("\n"))]
-    Ambiguous { text: String, found: Vec<String> },
+    #[error("there is no event {text} in the WAL that can be read{}{}; `lastgood timeline` lists them", nearest.as_ref().map(|n| format!(" (the nearest is {n})")).unwrap_or_default(), unknown(*unnamed, *is_of_rows))]
+    Unknown { text: String, nearest: Option<String>, unnamed: usize, is_of_rows: bool },
+    #[error("{text} happened {times} times; say which, by its id:\n{}{}", found.iter().map(|f| format!("  {f}")).collect::<Vec<_>>().join("\n"), further(*times - found.len()))]
+    Ambiguous { text: String, found: Vec<String>, times: usize },
     #[error("timeline {timeline} is not in the archive")]
     UnknownTimeline { timeline: Timeline },
 }
+
+/// What a search for a name cannot see.
+fn unknown(unnamed: usize, is_of_rows: bool) -> String {
+    let mut said = match unnamed {
+        0 => String::new(),
+        1 => "; one event of this kind is of relations or a database whose names are not known".into(),
+        many => format!("; {many} events of this kind are of relations or databases whose names are not known"),
+    };
+    if is_of_rows {
+        said +=
+            &format!("; a transaction that changed fewer than {FEW_ROWS} rows is not an event: name its time or id with --to");
+    }
+    said
+}
+
+fn further(more: usize) -> String {
+    if more == 0 { String::new() } else { format!("\n  and {more} earlier ones: `lastgood timeline --rows 1` lists them") }
+}
+
+/// Events that are shown when several are meant.
+const SHOWN: usize = 20;
 
 impl std::str::FromStr for Wanted {
     type Err = EventError;
@@ -52,11 +74,17 @@ impl std::str::FromStr for Wanted {
         let is_database = about.iter().any(|word| word == "database");
         let kind = match (first.to_lowercase().as_str(), is_database) {
             ("drop", true) => Kind::DropDatabase,
+            ("drop", false) if about.iter().any(|word| word == "column") => Kind::DropColumn,
+            ("drop", false) if about.iter().any(|word| word == "index") => Kind::DropIndex,
             ("drop", false) => Kind::Drop,
+            ("alter", false) => Kind::AlterTable,
             (word, false) => Kind::of_word(word).ok_or_else(bad)?,
             (_, true) => return Err(bad()),
         };
-        let is_known = |word: &String| matches!(word.as_str(), "of" | "from" | "in" | "on" | "table" | "database" | "to");
+        let is_known = |word: &String| {
+            let objects = ["table", "database", "column", "index", "view", "materialized", "partition"];
+            matches!(word.as_str(), "of" | "from" | "in" | "on" | "to") || objects.contains(&word.as_str())
+        };
         if !about.iter().all(is_known) {
             return Err(bad());
         }
@@ -106,12 +134,20 @@ pub async fn find(place: &Place<'_>, wanted: &Wanted) -> Result<Told, EventError
     found.dedup_by_key(|told| told.id.clone());
     match found.as_slice() {
         [one] => Ok((*one).clone()),
-        [] => Err(EventError::Unknown {
-            text: wanted.to_string(),
-            nearest: nearest(place, wanted, &story).await?.map(|told| line(&told)),
-        }),
+        [] => {
+            let kind = if let Wanted::Words { kind, .. } = wanted { Some(*kind) } else { None };
+            let is_it = |told: &&Told| told.is_unnamed && Some(told.kind) == kind;
+            Err(EventError::Unknown {
+                text: wanted.to_string(),
+                nearest: nearest(place, wanted, &story).await?.map(|told| line(&told)),
+                unnamed: story.events.iter().filter(is_it).count(),
+                is_of_rows: matches!(kind, Some(Kind::Delete | Kind::Update)),
+            })
+        }
         several => {
-            Err(EventError::Ambiguous { text: wanted.to_string(), found: several.iter().map(|told| line(told)).collect() })
+            let newest = &several[several.len().saturating_sub(SHOWN)..];
+            let found = newest.iter().map(|told| line(told)).collect();
+            Err(EventError::Ambiguous { text: wanted.to_string(), found, times: several.len() })
         }
     }
 }
@@ -120,7 +156,9 @@ pub async fn find(place: &Place<'_>, wanted: &Wanted) -> Result<Told, EventError
 async fn nearest(place: &Place<'_>, wanted: &Wanted, story: &Story) -> Result<Option<Told>, EventError> {
     let last = |is_it: &dyn Fn(&Told) -> bool| story.events.iter().rev().find(|told| is_it(told)).cloned();
     let target = match wanted {
-        Wanted::Words { kind, name } => return Ok(last(&|told| told.touches(name)).or_else(|| last(&|told| told.kind == *kind))),
+        Wanted::Words { kind, name } => {
+            return Ok(last(&|told| told.touches(name)).or_else(|| last(&|told| told.kind == *kind)));
+        }
         Wanted::Id { target, .. } => *target,
     };
     // What lies before it, and of rows only what is worth telling.
@@ -154,7 +192,8 @@ async fn tell_from(place: &Place<'_>, wanted: &Wanted, from: Lsn, rows: u64) -> 
     };
     let own;
     match wanted {
-        Wanted::Words { .. } => question.since = Some(place.since),
+        // Whatever its size: a small one that is meant must not be taken for a larger one of another day.
+        Wanted::Words { .. } => (question.since, question.many_rows) = (Some(place.since), rows),
         Wanted::Id { timeline, target } => {
             own = archive.path(*timeline).ok_or(EventError::UnknownTimeline { timeline: *timeline })?;
             (question.path, question.from, question.to, question.many_rows) = (&own, Some(from), Some(*target), rows);
@@ -183,6 +222,10 @@ mod tests {
             ("truncate orders", words(Kind::Truncate, "orders")),
             ("delete from public.orders", words(Kind::Delete, "public.orders")),
             ("update of orders", words(Kind::Update, "orders")),
+            ("drop column of orders", words(Kind::DropColumn, "orders")),
+            ("drop materialized view sums", words(Kind::Drop, "sums")),
+            ("alter table orders", words(Kind::AlterTable, "orders")),
+            ("detach partition part_1", words(Kind::Detach, "part_1")),
         ] {
             assert_eq!(text.parse::<Wanted>().unwrap(), wanted, "{text}");
         }

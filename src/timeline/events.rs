@@ -17,7 +17,7 @@ use super::catalogue::Names;
 use super::classify::{Deed, Facts};
 use crate::postgres::catalogue::Database;
 use crate::postgres::lsn::{Lsn, Timeline};
-use crate::postgres::wal::index::facts::{BriefEnd, End, Transaction, precedes};
+use crate::postgres::wal::index::facts::{BriefEnd, End, Transaction, Use, precedes};
 use crate::postgres::wal::index::seam::Seam;
 use crate::postgres::wal::index::{MappedFiles, Mark, NoIndex, SegmentIndex, What};
 use crate::postgres::wal::xlog::Parameters;
@@ -36,6 +36,8 @@ pub struct Event {
     pub xid: u32,
     pub subtransactions: Vec<u32>,
     pub what: Happened,
+    /// What the same transaction did to rows of other relations.
+    pub beside: Vec<Use>,
     /// Facts may be missing: there was a gap, or more than is kept.
     pub is_incomplete: bool,
 }
@@ -71,13 +73,16 @@ pub enum Happened {
         timeline: Timeline,
         previous_timeline: Timeline,
     },
+    /// A transaction committed that began before what was read: it may have done anything until then.
+    BegunBefore,
 }
 
 impl Event {
     /// A record that means something by itself; what, the caller says.
     fn at(mark: &Mark, time: Option<Timestamp>) -> Event {
         let (lsn, xid, what) = (mark.lsn, mark.xid, Happened::Checkpoint { shutdown: false });
-        Event { first: lsn, lsn, target: lsn, time, xid, subtransactions: Vec::new(), what, is_incomplete: false }
+        let (subtransactions, beside) = (Vec::new(), Vec::new());
+        Event { first: lsn, lsn, target: lsn, time, xid, subtransactions, what, beside, is_incomplete: false }
     }
 }
 
@@ -99,6 +104,9 @@ pub struct Events {
     next: Option<Lsn>,
     /// Where a gap ended last: what is first seen within a segment from there may have begun in the gap.
     gap_before: Option<Lsn>,
+    /// The oldest transaction that ended in the first segment behind a gap. One that is older still and ends in a later segment began
+    /// before the gap's end.
+    floor: Option<u32>,
     segment_bytes: u64,
     names: Names,
     found: Vec<Event>,
@@ -116,6 +124,7 @@ impl Events {
             mapped: MappedFiles::new(),
             next: None,
             gap_before: None,
+            floor: None,
             segment_bytes,
             names,
             found: Vec::new(),
@@ -140,7 +149,8 @@ impl Events {
     /// Takes the index of the next segment. An error tells that the record that crosses into it could not be put together; all
     /// else of the segment was taken in nevertheless.
     pub fn add(&mut self, index: &SegmentIndex) -> Result<(), NoIndex> {
-        if self.next != Some(index.start) {
+        let is_first = self.next != Some(index.start);
+        if is_first {
             self.forget(index.start);
         }
         self.next = Some(Lsn(index.start.0.saturating_add(self.segment_bytes)));
@@ -149,6 +159,11 @@ impl Events {
             self.gap_before = Some(index.last_record.unwrap_or(index.start));
         }
         self.take(index);
+        if is_first {
+            let of_facts = index.transactions.iter().filter(|facts| facts.end.is_some()).map(|facts| facts.xid);
+            let ended = of_facts.chain(index.early_ends.iter().map(|end| end.xid));
+            self.floor = ended.filter(|xid| *xid != 0).reduce(|oldest, xid| if precedes(xid, oldest) { xid } else { oldest });
+        }
         if let Some(lsn) = index.ends_at {
             // What follows in this segment nobody could read.
             self.gap_before = Some(lsn);
@@ -161,7 +176,7 @@ impl Events {
 
     /// The segment before this position is not known.
     fn forget(&mut self, start: Lsn) {
-        (self.seam, self.gap_before) = (None, Some(start));
+        (self.seam, self.gap_before, self.floor) = (None, Some(start), None);
         self.open.clear();
         self.marks.clear();
     }
@@ -201,7 +216,8 @@ impl Events {
     fn early_end(&mut self, brief: &BriefEnd, major: u32) {
         let BriefEnd { xid, lsn, time, is_commit, subtransactions } = brief.clone();
         let is_known = self.open.contains_key(&xid) || self.marks.contains_key(&xid);
-        if !is_known && !subtransactions.iter().any(|part| self.open.contains_key(part)) {
+        let is_old = is_commit && self.began_before(xid);
+        if !is_known && !is_old && !subtransactions.iter().any(|part| self.open.contains_key(part)) {
             return;
         }
         let end = End {
@@ -220,6 +236,11 @@ impl Events {
         self.end(&facts, &end);
     }
 
+    fn began_before(&self, xid: u32) -> bool {
+        // Commits without an id began no transaction.
+        xid != 0 && self.floor.is_some_and(|floor| precedes(xid, floor))
+    }
+
     fn end(&mut self, own: &Transaction, end: &End) {
         let mut facts = self.open.remove(&own.xid).unwrap_or_default();
         let mut marks = self.marks.remove(&own.xid).unwrap_or_default();
@@ -230,8 +251,10 @@ impl Events {
             marks.extend(self.marks.remove(xid).unwrap_or_default());
         }
         let first = facts.first.unwrap_or(end.lsn);
-        let is_incomplete =
-            facts.is_cut || end.is_cut || self.gap_before.is_some_and(|gap| first.0.saturating_sub(gap.0) < self.segment_bytes);
+        let is_incomplete = facts.is_cut
+            || end.is_cut
+            || self.began_before(own.xid)
+            || self.gap_before.is_some_and(|gap| first.0.saturating_sub(gap.0) < self.segment_bytes);
         let base = Event {
             first,
             lsn: end.lsn,
@@ -240,6 +263,7 @@ impl Events {
             xid: own.xid,
             subtransactions: end.subtransactions.clone(),
             what: Happened::Checkpoint { shutdown: false },
+            beside: Vec::new(),
             is_incomplete,
         };
         for mark in &marks {
@@ -251,16 +275,42 @@ impl Events {
         if !end.is_commit {
             return;
         }
-        for deed in facts.deeds(end, self.many) {
-            self.found.push(Event { what: Happened::Relations(deed), ..base.clone() });
+        let deeds = facts.deeds(end, self.many, &self.names);
+        self.learn(&facts, &deeds, end);
+        if deeds.is_empty() && self.began_before(own.xid) {
+            self.found.push(Event { what: Happened::BegunBefore, ..base.clone() });
+        }
+        for deed in deeds {
+            let beside = match &deed {
+                Deed::Drop { only_indexes: true, .. } | Deed::Rebuild { .. } | Deed::Rows { .. } => Vec::new(),
+                Deed::Drop { files, .. } | Deed::Truncate { files, .. } | Deed::Rewrite { files, .. } => {
+                    facts.beside(files, &self.names)
+                }
+                Deed::DropColumns { .. } | Deed::Detach { .. } => facts.beside(&[], &self.names),
+            };
+            self.found.push(Event { what: Happened::Relations(deed), beside, ..base.clone() });
+        }
+    }
+
+    /// Names and files as they are after a transaction.
+    fn learn(&mut self, facts: &Facts, deeds: &[Deed], end: &End) {
+        let names = &mut self.names;
+        for (database, catalog, oid, name) in facts.named() {
+            names.learn_name(database, catalog, oid, name);
+        }
+        for deed in deeds {
+            if let Deed::Truncate { files, .. } | Deed::Rebuild { files } = deed {
+                files.iter().for_each(|file| names.replaced(*file));
+            }
         }
         for (database, oid, file) in facts.moved() {
-            self.names.moved(database, oid, file);
+            names.moved(database, oid, file);
         }
         for (database, row) in facts.born() {
             let tablespace = facts.tablespace_of(database, row.filenode);
-            self.names.learn(database, tablespace, &row);
+            names.learn(database, tablespace, &row);
         }
+        end.dropped.iter().for_each(|item| names.dropped((item.database, item.object)));
     }
 
     /// Whether a transaction that was rolled back removed what others had made. CREATE DATABASE that fails removes its own copy, and so
@@ -287,6 +337,7 @@ impl Events {
                 (Happened::DatabaseDropped { oid: *oid, tablespaces: tablespaces.clone(), moved }, invalid.unwrap_or(mark.lsn))
             }
             What::DatabaseCreated { oid, tablespace, .. } => {
+                self.names.made_database(*oid, *tablespace);
                 (Happened::DatabaseCreated { oid: *oid, tablespace: *tablespace }, base.target)
             }
             What::TablespaceDropped { oid } => (Happened::TablespaceDropped { oid: *oid }, mark.lsn),
@@ -411,6 +462,35 @@ mod tests {
             what: What::DatabaseDropped { oid: 9, tablespaces: vec![1663] },
         });
         assert!(matches!(told(&[moved])[0].what, Happened::DatabaseDropped { oid: 9, moved: true, .. }));
+    }
+
+    /// It deleted everything in segments that were expired since, and committed long after.
+    #[test]
+    fn a_commit_of_what_began_before_all_that_is_kept_is_told() {
+        let brief = |xid, number: u64| BriefEnd {
+            xid,
+            lsn: Lsn(number * BYTES + 9000),
+            time: Timestamp::UNIX_EPOCH,
+            is_commit: true,
+            subtransactions: Vec::new(),
+        };
+        let with = |number, ends: &[u32]| SegmentIndex {
+            early_ends: ends.iter().map(|xid| brief(*xid, number)).collect(),
+            ..index(number, Vec::new())
+        };
+        let found = told(&[with(3, &[710, 705]), with(4, &[0, 700, 706, 711]), with(5, &[712])]);
+        assert_eq!(found.iter().map(|event| (event.xid, event.is_incomplete)).collect::<Vec<_>>(), [(700, true)], "{found:?}");
+        assert_eq!(found[0].what, Happened::BegunBefore);
+        // Where a few of its rows are known it is no smaller for that.
+        let mut begun = Transaction { xid: 700, first: Lsn(3 * BYTES + 5000), ..Transaction::default() };
+        let locator = crate::postgres::wal::reference::RelFileLocator { tablespace: 1663, database: 5, number: 16384 };
+        begun.uses.push(Use { locator, deleted: 30, ..Use::default() });
+        let first = SegmentIndex { transactions: vec![begun], ..with(3, &[705]) };
+        let found = told(&[first.clone(), with(4, &[700])]);
+        assert_eq!((found.len(), &found[0].what), (1, &Happened::BegunBefore), "{found:?}");
+        // One that began later is known from its beginning.
+        let found = told(&[with(2, &[690]), first, with(4, &[700])]);
+        assert_eq!(found, []);
     }
 
     #[test]

@@ -88,6 +88,13 @@ fn on_its_own_timeline(archive: &Archive, mut found: Found) -> Found {
 }
 
 async fn on_path(archive: &Archive, manifests: &[Manifest], question: &Question<'_>, path: History) -> Result<Found, FindError> {
+    if let Target::Snapshot(id) = question.target
+        && let Ok(known) = choose_by_id(manifests, id)
+        && known.system_identifier == archive.system
+        && !path.contains(known.timeline, known.stop_lsn)
+    {
+        return Err(FindError::NotOnTimeline { id: known.id.clone(), taken: known.timeline, timeline: path.timeline() });
+    }
     let search = Search::new(archive, manifests, question, path)?;
     match question.target {
         Target::Latest => search.latest(question.stop_at_end).await,

@@ -14,6 +14,8 @@ pub enum FindError {
     NoSnapshot,
     #[error("there is no snapshot {id:?}; `lastgood list` shows them")]
     UnknownSnapshot { id: String },
+    #[error("snapshot {id} is not on the path to timeline {timeline}: it was taken on timeline {taken}; leave --timeline out, or name {taken:X}", taken = taken.0)]
+    NotOnTimeline { id: String, taken: Timeline, timeline: Timeline },
     #[error("{id:?} is the beginning of several snapshots: {}", found.join(", "))]
     AmbiguousSnapshot { id: String, found: Vec<String> },
     #[error("{target} lies before the first moment that can be restored, which is {}; `lastgood list` shows the windows", first)]

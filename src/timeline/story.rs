@@ -1,8 +1,13 @@
 //! What happened in a stretch of time, told from the WAL index.
 //!
 //! # Where it begins
-//! Reading begins at the newest snapshot before the stretch, whose catalogue gives the names, so that what was made between the two
-//! has a name as well. What happened before the stretch is read and not told.
+//! Reading begins at the newest snapshot before the stretch, so that what was made between the two has a name as well. What happened
+//! before the stretch is read and not told.
+//!
+//! # Names
+//! An event is told with the newest catalogue before it and what WAL told since. What has no name there is looked for in the next
+//! snapshot's catalogue: a database that was made in between is known by then. Catalogues are only read for stretches in which something
+//! happened.
 //!
 //! # What is not known
 //! Gaps are named. A segment whose WAL cannot be understood is a gap for the events, not for a restore.
@@ -15,7 +20,7 @@ use serde::Serialize;
 
 use super::archive::Archive;
 use super::catalogue::{self, Names};
-use super::events::Events;
+use super::events::{Event, Events, Happened};
 use super::indexes::{self, Local, Sources, Wanted};
 use super::told::Told;
 use crate::postgres::history::History;
@@ -73,8 +78,10 @@ pub struct Story {
     /// The last commit or abort.
     pub last_time: Option<Timestamp>,
     pub gaps: Vec<Gap>,
-    /// The snapshot whose catalogue gave the names.
+    /// The last snapshot whose catalogue gave names.
     pub names_from: Option<String>,
+    /// Events of which some relation or database has no name that is known.
+    pub unnamed: usize,
     #[serde(skip)]
     pub sources: Sources,
     /// Bytes of all relations that the catalogue knows.
@@ -99,17 +106,96 @@ pub async fn tell(question: &Question<'_>) -> Result<Story, RepoError> {
     let names = Names::new(catalogue);
     let wanted =
         Wanted { archive, path, numbers: first..=last, local: question.local, mapped, passes_sealed: question.passes_sealed };
-    let mut teller =
-        Teller { question, events: Events::new(archive.segment_bytes, question.many_rows, names), story, next: first };
+    let events = Events::new(archive.segment_bytes, question.many_rows, names);
+    let mut teller = Teller { question, events, story, next: first, found: Vec::new(), entered: None };
     let sources = indexes::each(&wanted, &mut |indexed| {
         teller.take(indexed.number, indexed.index.map_err(|error| error.to_string()));
         !teller.is_over()
     })
     .await?;
     let is_pending = teller.events.has_work();
-    let mut story = teller.story;
+    let Teller { mut story, found, events, .. } = teller;
     (story.sources, story.is_pending) = (sources, is_pending);
+    Naming { question, names: events.into_names(), story: &mut story }.tell(found).await?;
+    story.unnamed = story.events.iter().filter(|told| told.is_unnamed).count();
     Ok(story)
+}
+
+/// Puts events into words, with the names of their time.
+struct Naming<'a, 'b> {
+    question: &'a Question<'a>,
+    names: Names,
+    story: &'b mut Story,
+}
+
+impl Naming<'_, '_> {
+    async fn tell(mut self, found: Vec<(Event, Timeline)>) -> Result<(), RepoError> {
+        let later = later(self.question);
+        let mut found = found.into_iter().peekable();
+        // How many of the later catalogues are known.
+        let mut merged = 0;
+        for place in 0..=later.len() {
+            let end = later.get(place).map(|manifest| manifest.stop_lsn);
+            let mut unnamed = Vec::new();
+            while let Some((event, timeline)) = found.next_if(|(event, _)| end.is_none_or(|end| event.lsn < end)) {
+                if merged < place {
+                    self.merge(later[place - 1]).await?;
+                    merged = place;
+                }
+                let told = self.told(&event, timeline);
+                if told.is_unnamed {
+                    unnamed.push((self.story.events.len(), event, timeline));
+                }
+                self.story.events.push(told);
+            }
+            if let (Some(next), false) = (later.get(place), unnamed.is_empty()) {
+                self.merge(next).await?;
+                merged = place + 1;
+                for (at, event, timeline) in unnamed {
+                    self.story.events[at] = self.told(&event, timeline);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn told(&self, event: &Event, timeline: Timeline) -> Told {
+        let Question { archive, path, .. } = self.question;
+        let name = path.segment(event.lsn.segment(archive.segment_bytes), archive.segment_bytes);
+        Told { is_archived: archive.is_archived(name), ..Told::new(event, timeline, &self.names) }
+    }
+
+    async fn merge(&mut self, manifest: &Manifest) -> Result<(), RepoError> {
+        match catalogue::of_snapshot(self.question.archive.cluster(), manifest).await {
+            Ok(Some(catalogue)) => {
+                self.names.merge(catalogue);
+                self.story.names_from = Some(manifest.id.clone());
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            // Names are worth less than the story.
+            Err(error) if error.is_damage() || error.is_newer_epoch() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Snapshots since the one with which reading begins, whose catalogues may give names; of very many some.
+fn later<'a>(question: &Question<'a>) -> Vec<&'a Manifest> {
+    const CATALOGUES: usize = 100;
+    let Some(base) = base(question) else { return Vec::new() };
+    let is_later = |m: &&Manifest| {
+        m.system_identifier == base.system_identifier
+            && m.stop_lsn > base.stop_lsn
+            && m.catalogue.is_some()
+            && question.path.contains(m.timeline, m.stop_lsn)
+    };
+    let mut later: Vec<&Manifest> = question.manifests.iter().filter(is_later).collect();
+    later.sort_by_key(|manifest| manifest.stop_lsn);
+    let step = later.len().div_ceil(CATALOGUES).max(1);
+    // The newest is always among them.
+    let skipped = later.len().saturating_sub(1) % step;
+    later.into_iter().skip(skipped).step_by(step).collect()
 }
 
 /// First and last segment to read.
@@ -172,6 +258,10 @@ struct Teller<'a> {
     story: Story,
     /// The segment that should come next.
     next: u64,
+    /// What is asked for, in order.
+    found: Vec<(Event, Timeline)>,
+    /// The timeline whose beginning was seen last.
+    entered: Option<Timeline>,
 }
 
 impl Teller<'_> {
@@ -192,15 +282,19 @@ impl Teller<'_> {
         let _ = self.events.add(&index);
         let fork = archive.ends_at_fork(self.question.path, number);
         for event in self.events.drain() {
-            if fork.is_some_and(|fork| event.lsn >= fork) || !self.is_asked(event.target, event.time) {
+            if fork.is_some_and(|fork| event.lsn >= fork) {
                 continue;
             }
-            if self.story.events.len() >= EVENTS_MAX {
+            let event = self.with_promotion(event);
+            if !self.is_asked(event.target, event.time) {
+                continue;
+            }
+            if self.found.len() >= EVENTS_MAX {
                 self.story.is_cut = true;
                 return;
             }
             let segment = self.question.path.segment(event.lsn.segment(archive.segment_bytes), archive.segment_bytes);
-            self.story.events.push(Told::new(&event, segment.timeline, self.events.names()));
+            self.found.push((event, segment.timeline));
         }
         // What the server still writes to ends somewhere, and so does a timeline.
         let is_whole =
@@ -208,6 +302,24 @@ impl Teller<'_> {
         if let Some(lsn) = ends_at.filter(|_| is_whole) {
             self.gap(number, number, format!("its WAL cannot be read on from {lsn}"));
         }
+    }
+
+    /// A server that is promoted after a PITR begins its timeline with the checkpoint of a shutdown.
+    fn with_promotion(&mut self, event: Event) -> Event {
+        // Before it come at most a few small records (`StartupXLOG`).
+        const FIRST_BYTES: u64 = 8192;
+        if let Happened::EndOfRecovery { timeline, .. } = event.what {
+            self.entered = Some(timeline);
+        }
+        let mut begins = self.question.path.stretches().iter().filter_map(|stretch| Some((stretch.timeline, stretch.end?)));
+        let left = begins.find(|(_, end)| *end <= event.lsn && event.lsn.0 - end.0 < FIRST_BYTES);
+        let (Happened::Checkpoint { shutdown: true }, Some((previous_timeline, _))) = (&event.what, left) else { return event };
+        let bytes = self.question.archive.segment_bytes;
+        let timeline = self.question.path.segment(event.lsn.segment(bytes), bytes).timeline;
+        if self.entered.replace(timeline) == Some(timeline) {
+            return event;
+        }
+        Event { what: Happened::EndOfRecovery { timeline, previous_timeline }, ..event }
     }
 
     fn is_asked(&self, target: Lsn, time: Option<Timestamp>) -> bool {

@@ -10,6 +10,7 @@ use super::catalogue::{Named, Names};
 use super::classify::Deed;
 use super::events::{Event, Happened};
 use crate::postgres::lsn::{Lsn, Timeline};
+use crate::postgres::wal::index::facts::Use;
 use crate::postgres::wal::reference::RelFileLocator;
 
 /// What a person may look for.
@@ -24,6 +25,13 @@ pub enum Kind {
     DropTablespace,
     /// Indexes alone were dropped.
     DropIndex,
+    /// What is gone had no file, and no name that is known: views, partitioned or temporary tables.
+    DropEmpty,
+    DropColumn,
+    /// A table is no longer a partition, or a child, of another.
+    Detach,
+    /// Tables were written anew with other columns.
+    AlterTable,
     Rewrite,
     Rebuild,
     CreateDatabase,
@@ -34,10 +42,12 @@ pub enum Kind {
     Shutdown,
     Parameters,
     Promotion,
+    /// What began before all that was read may have done anything.
+    Unknown,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 22] = [
         Kind::Drop,
         Kind::Truncate,
         Kind::Delete,
@@ -45,6 +55,10 @@ impl Kind {
         Kind::DropDatabase,
         Kind::DropTablespace,
         Kind::DropIndex,
+        Kind::DropEmpty,
+        Kind::DropColumn,
+        Kind::Detach,
+        Kind::AlterTable,
         Kind::Rewrite,
         Kind::Rebuild,
         Kind::CreateDatabase,
@@ -55,6 +69,7 @@ impl Kind {
         Kind::Shutdown,
         Kind::Parameters,
         Kind::Promotion,
+        Kind::Unknown,
     ];
 
     /// As it is typed and printed.
@@ -67,6 +82,10 @@ impl Kind {
             Kind::DropDatabase => "drop-database",
             Kind::DropTablespace => "drop-tablespace",
             Kind::DropIndex => "drop-index",
+            Kind::DropEmpty => "drop-empty",
+            Kind::DropColumn => "drop-column",
+            Kind::Detach => "detach",
+            Kind::AlterTable => "alter-table",
             Kind::Rewrite => "rewrite",
             Kind::Rebuild => "rebuild",
             Kind::CreateDatabase => "create-database",
@@ -77,6 +96,7 @@ impl Kind {
             Kind::Shutdown => "shutdown",
             Kind::Parameters => "parameters",
             Kind::Promotion => "promotion",
+            Kind::Unknown => "unknown",
         }
     }
 
@@ -87,13 +107,13 @@ impl Kind {
     /// Whether data went that nothing else brings back.
     pub fn is_destructive(self) -> bool {
         use Kind::*;
-        matches!(self, Drop | Truncate | Delete | Update | DropDatabase | DropTablespace)
+        matches!(self, Drop | Truncate | Delete | Update | DropDatabase | DropTablespace | DropColumn)
     }
 
     /// Whether it is everyday work that only fills a list.
     pub fn is_routine(self) -> bool {
         use Kind::*;
-        matches!(self, Checkpoint | Rewrite | Rebuild | DropIndex)
+        matches!(self, Checkpoint | Rewrite | Rebuild | DropIndex | DropEmpty)
     }
 }
 
@@ -111,6 +131,25 @@ pub struct Touched {
     pub rows: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+}
+
+/// What the transaction of an event did to rows of another relation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Beside {
+    pub name: String,
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+}
+
+impl std::fmt::Display for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Beside { name, inserted, updated, deleted } = self;
+        let parts = [(inserted, "inserted"), (updated, "updated"), (deleted, "deleted")];
+        let said: Vec<String> =
+            parts.iter().filter(|(rows, _)| **rows > 0).map(|(rows, what)| format!("{rows} rows {what}")).collect();
+        write!(f, "{name}: {}", said.join(", "))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -138,6 +177,13 @@ pub struct Told {
     pub share: Option<f64>,
     /// Facts may be missing: there was a gap, or more than is kept.
     pub is_incomplete: bool,
+    /// What the same transaction did to rows of other relations: it is not there either just before the event.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Beside>,
+    /// Some relation or database of it has no name that is known.
+    pub is_unnamed: bool,
+    /// The WAL up to it is in the archive; else only a restore over the server that has it gets there.
+    pub is_archived: bool,
     /// Our own doing: restore points with which archiving is proven.
     #[serde(skip)]
     pub is_ours: bool,
@@ -166,36 +212,45 @@ impl Told {
             changed_rows: 0,
             share: None,
             is_incomplete: event.is_incomplete,
+            beside: event.beside.iter().filter_map(|used| beside(used, names)).collect(),
+            is_unnamed: false,
+            is_archived: true,
             is_ours: matches!(&event.what, Happened::RestorePoint { name } if name.starts_with("lastgood ")),
             text: String::new(),
         };
         told.tell(&event.what, names);
+        told.is_unnamed |= told.relations.iter().any(|touched| !touched.is_named);
         told
     }
 
     fn tell(&mut self, what: &Happened, names: &Names) {
         let database = |oid: u32| names.database(oid).map_or(format!("database {oid}"), |known| known.name.clone());
         let shown = |oid: u32| names.database(oid).map_or(format!("(OID {oid})"), |known| known.name.clone());
+        if let Happened::DatabaseDropped { oid, .. } | Happened::DatabaseCreated { oid, .. } = what {
+            (self.database, self.is_unnamed) = (Some(database(*oid)), names.database(*oid).is_none());
+        }
         (self.kind, self.text) = match what {
             Happened::Relations(deed) => return self.tell_deed(deed, names),
-            Happened::DatabaseDropped { oid, moved: false, .. } => {
-                self.database = Some(database(*oid));
-                (Kind::DropDatabase, format!("DROP DATABASE {}", shown(*oid)))
-            }
+            Happened::DatabaseDropped { oid, moved: false, .. } => (Kind::DropDatabase, format!("DROP DATABASE {}", shown(*oid))),
             Happened::DatabaseDropped { oid, .. } => {
-                self.database = Some(database(*oid));
                 (Kind::MoveDatabase, format!("ALTER DATABASE {} SET TABLESPACE", shown(*oid)))
             }
-            Happened::DatabaseCreated { oid, .. } => (Kind::CreateDatabase, format!("CREATE DATABASE (OID {oid})")),
+            Happened::DatabaseCreated { oid, .. } => (Kind::CreateDatabase, format!("CREATE DATABASE {}", shown(*oid))),
             Happened::TablespaceDropped { oid } => (Kind::DropTablespace, format!("DROP TABLESPACE (OID {oid})")),
             Happened::TablespaceCreated { oid, location } => {
                 (Kind::CreateTablespace, format!("CREATE TABLESPACE (OID {oid}) in {location}"))
             }
             Happened::RestorePoint { name } => (Kind::RestorePoint, format!("restore point {name:?}")),
-            Happened::Checkpoint { shutdown: true } => (Kind::Shutdown, "the server was shut down".into()),
+            Happened::Checkpoint { shutdown: true } => {
+                (Kind::Shutdown, "the server was shut down, or started again after a crash".into())
+            }
             Happened::Checkpoint { shutdown: false } => (Kind::Checkpoint, "checkpoint".into()),
             Happened::ParameterChange(parameters) => {
                 (Kind::Parameters, format!("settings changed: max_connections {}, …", parameters.max_connections))
+            }
+            Happened::BegunBefore => {
+                let text = "commit of a transaction that began before the WAL that was read: what it did until then is not known";
+                (Kind::Unknown, text.into())
             }
             Happened::EndOfRecovery { timeline, previous_timeline } => {
                 (Kind::Promotion, format!("promoted: timeline {previous_timeline} was left for {timeline}"))
@@ -209,16 +264,34 @@ impl Told {
                 self.kind = if *only_indexes { Kind::DropIndex } else { Kind::Drop };
                 self.touch(relations, files, names);
                 self.text = format!("DROP {}", self.list());
+                if files.is_empty() && !self.relations.iter().any(|touched| touched.is_named) {
+                    self.kind = Kind::DropEmpty;
+                    self.text += " (without files: views, partitioned or temporary tables)";
+                }
+            }
+            Deed::DropColumns { relations, count } => {
+                self.kind = Kind::DropColumn;
+                self.touch(relations, &[], names);
+                let columns = if *count == 1 { "a column".into() } else { format!("{count} columns") };
+                self.text = format!("DROP of {columns} of {}", self.list());
+            }
+            Deed::Detach { relations } => {
+                self.kind = Kind::Detach;
+                self.touch(relations, &[], names);
+                self.text = format!("partition or child detached, of {}", self.list());
             }
             Deed::Truncate { relations, files } => {
                 self.kind = Kind::Truncate;
                 self.touch(relations, files, names);
                 self.text = format!("TRUNCATE {}", self.list());
             }
-            Deed::Rewrite { relations, files } => {
-                self.kind = Kind::Rewrite;
+            Deed::Rewrite { relations, files, changes_columns } => {
                 self.touch(relations, files, names);
-                self.text = format!("rewrite of {} (VACUUM FULL, CLUSTER or ALTER TABLE)", self.list());
+                let list = self.list();
+                (self.kind, self.text) = match changes_columns {
+                    true => (Kind::AlterTable, format!("ALTER TABLE {list}: written anew with changed columns")),
+                    false => (Kind::Rewrite, format!("rewrite of {list} (VACUUM FULL, CLUSTER or ALTER TABLE)")),
+                };
             }
             Deed::Rebuild { files } => {
                 self.kind = Kind::Rebuild;
@@ -317,6 +390,18 @@ impl Told {
         let matches = |known: &str| known == name || known.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'));
         self.relations.iter().any(|touched| touched.is_named && matches(&touched.name))
     }
+}
+
+/// In words, unless it says nothing of its own: the parts of a table's long values change with the table.
+fn beside(used: &Use, names: &Names) -> Option<Beside> {
+    const TOAST: char = 't';
+    let Use { locator, inserted, updated, deleted } = *used;
+    let name = match names.file(locator) {
+        Some(named) if named.relation.kind == TOAST => return None,
+        Some(named) => named.to_string(),
+        None => format!("file {}/{}/{}", locator.tablespace, locator.database, locator.number),
+    };
+    Some(Beside { name, inserted, updated, deleted })
 }
 
 /// Tables, partitioned and foreign ones, views, materialized views, sequences.

@@ -17,6 +17,10 @@ pub struct Notes {
     pub alert_problem: Option<String>,
     /// The tripwire is on.
     pub is_on: bool,
+    /// The configuration says whether it is on; else the label decides.
+    pub is_decided: bool,
+    /// Why an alert would not reach everybody.
+    pub undeliverable: Vec<String>,
     /// Somebody is told.
     pub has_route: bool,
     /// The server's `archive_timeout`, where it could be asked.
@@ -29,12 +33,17 @@ pub async fn alarms(findings: &mut Findings, cluster: &Cluster, notes: &Notes) -
     for (id, alert) in &open {
         match alert {
             Ok(alert) => {
-                let mend = format!("{}; when it was meant: lastgood alerts --acknowledge {}", alert.command(), alert.event);
+                let mend = format!(
+                    "{}; when it was meant: lastgood alerts --acknowledge {} --reason TEXT",
+                    alert.command(),
+                    alert.event
+                );
                 findings.fail("alerts", alert.what.clone(), mend);
             }
             Err(error) => {
-                let mend =
-                    format!("`lastgood timeline` shows what happened; when it was meant: lastgood alerts --acknowledge {id}");
+                let mend = format!(
+                    "`lastgood timeline` shows what happened; when it was meant: lastgood alerts --acknowledge {id} --reason TEXT"
+                );
                 findings.fail("alerts", format!("an open alert cannot be read: {error}"), mend);
             }
         }
@@ -45,7 +54,14 @@ pub async fn alarms(findings: &mut Findings, cluster: &Cluster, notes: &Notes) -
     if let Some(problem) = &notes.alert_problem {
         findings.fail("alerts", format!("the last alert did not reach everybody: {problem}"), "correct [alert]");
     }
+    for problem in &notes.undeliverable {
+        findings.fail("alerts", format!("an alert cannot be delivered: {problem}"), "correct [alert]");
+    }
     if !notes.is_on {
+        if !notes.is_decided {
+            let mend = "set label = \"production\" under [cluster] and run `lastgood init`, or set enabled under [tripwire]";
+            findings.warn("alerts", "the tripwire is off: the cluster is not labelled production", mend);
+        }
         return Ok(());
     }
     if !notes.has_route {

@@ -1,5 +1,6 @@
 //! Telling somebody: a program that gets the alert on its standard input, and a URL that it is posted to.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -28,6 +29,51 @@ pub async fn deliver(alert: &Alert, settings: &Settings) -> Vec<String> {
         failed.extend(attempts(|| post(&body, url, settings)).await.err().map(|e| format!("[alert] webhook: {e}")));
     }
     failed
+}
+
+/// What would keep an alert from being delivered, as far as that shows without one: the program is looked for, and the host of the
+/// webhook is asked for nothing.
+pub async fn problems(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Some(program) = settings.command.first() {
+        problems.extend(missing(Path::new(program)).map(|problem| format!("[alert] command: {problem}")));
+    }
+    if let Some(url) = &settings.webhook {
+        // It may not know HEAD, and says so: then it is there.
+        let answer = match client(settings) {
+            Ok(client) => client.head(url).send().await.err().map(|error| causes(&error.without_url())),
+            Err(error) => Some(error),
+        };
+        problems.extend(answer.map(|problem| format!("[alert] webhook: {problem}")));
+    }
+    problems
+}
+
+/// Why a program cannot be started; one without a directory is looked for as `execvp` does it.
+fn missing(program: &Path) -> Option<String> {
+    let is_program = |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
+    let shown = program.display();
+    if program.components().count() > 1 {
+        return match std::fs::metadata(program) {
+            Ok(_) if is_program(program) => None,
+            Ok(_) => Some(format!("{shown} is no program that this user may run")),
+            Err(error) => Some(format!("{shown}: {error}")),
+        };
+    }
+    let path = child::search_path();
+    let found = std::env::split_paths(&path).any(|directory| is_program(&directory.join(program)));
+    (!found).then(|| format!("{shown} is in no directory of PATH; write its whole path"))
+}
+
+/// With what lies under it: the outermost words say only that it failed.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        said = format!("{said}: {inner}");
+        cause = inner.source();
+    }
+    said
 }
 
 async fn attempts<F: Future<Output = Result<(), String>>>(attempt: impl Fn() -> F) -> Result<(), String> {
@@ -66,15 +112,17 @@ async fn run(body: &[u8], settings: &Settings) -> Result<(), String> {
     }
 }
 
-async fn post(body: &[u8], url: &str, settings: &Settings) -> Result<(), String> {
-    let tls = tls::client(settings.ca_file.as_deref())?;
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
+fn client(settings: &Settings) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls::client(settings.ca_file.as_deref())?)
         .timeout(Duration::from_secs(settings.timeout_s))
         .user_agent(concat!("lastgood/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| error.without_url().to_string())?;
-    let request = client.post(url).header("content-type", "application/json").body(body.to_vec());
+        .map_err(|error| error.without_url().to_string())
+}
+
+async fn post(body: &[u8], url: &str, settings: &Settings) -> Result<(), String> {
+    let request = client(settings)?.post(url).header("content-type", "application/json").body(body.to_vec());
     let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
     if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
 }

@@ -56,13 +56,18 @@ fn single(event: &Told, rules: &Tripwire, has_names: bool) -> Option<&'static st
     match event.kind {
         Kind::DropDatabase => Some("drop-database"),
         Kind::DropTablespace => Some("drop-tablespace"),
-        Kind::Drop | Kind::Truncate => {
+        Kind::Drop | Kind::Truncate | Kind::DropColumn => {
             let is_large = event.relations.iter().any(|touched| {
                 touched.rows.is_some_and(|rows| rows >= rules.min_rows)
                     || touched.bytes.is_some_and(|bytes| bytes >= rules.min_bytes)
             });
             // Without any names nobody can tell how large it was.
-            (is_large || !has_names).then_some(if event.kind == Kind::Drop { "drop" } else { "truncate" })
+            let rule = match event.kind {
+                Kind::Drop => "drop",
+                Kind::Truncate => "truncate",
+                _ => "drop-column",
+            };
+            (is_large || !has_names).then_some(rule)
         }
         Kind::Delete | Kind::Update => {
             let by_share = event.share.is_some_and(|share| share * 100.0 >= rules.changed_percent as f64);
@@ -94,6 +99,9 @@ mod tests {
             changed_rows: changed,
             share,
             is_incomplete: false,
+            beside: Vec::new(),
+            is_unnamed: false,
+            is_archived: true,
             is_ours: false,
             text: String::new(),
         }
@@ -110,6 +118,8 @@ mod tests {
         assert_eq!(of(Kind::Drop, Some(999), Some(1 << 20)), Some("drop"));
         assert_eq!(of(Kind::Truncate, Some(2000), None), Some("truncate"));
         assert_eq!(of(Kind::Truncate, Some(999), Some(8192)), None);
+        assert_eq!(of(Kind::DropColumn, Some(1000), None), Some("drop-column"));
+        assert_eq!(of(Kind::DropEmpty, None, None), None);
         assert_eq!(of(Kind::Drop, None, None), None, "made after the catalogue: every day has some");
         assert_eq!(of(Kind::DropDatabase, None, None), Some("drop-database"));
         assert_eq!(of(Kind::Rewrite, Some(1 << 30), Some(1 << 40)), None);

@@ -74,6 +74,59 @@ async fn each_disaster_is_named_and_undone() {
         assert_eq!(session.value("SELECT count(*) FROM ledger").await.unwrap(), (number + 1).to_string(), "{words}");
         server.stop(lastgood::postgres::scratch::Stop::Immediate);
     }
+    // Over a copy that went a way of its own: what is meant happened to the original.
+    let over = world.path("restored-0");
+    let said = world.ok(&["--json", "restore", "--before", "drop of late", "--into", over.to_str().unwrap(), "--dry-run"]);
+    assert_eq!(said.json()["plan"]["timeline"], 1, "{}", said.out);
+}
+
+/// Databases, schemas and tables that were made or renamed since the first snapshot; and events that are small.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_those_of_the_time() {
+    let world = World::new(15).await;
+    world.backup(&[]);
+    for database in ["made", "draft"] {
+        world.sql(&format!("CREATE DATABASE {database}")).await;
+        let inside = world.session().in_database(database).await.unwrap();
+        inside.run("CREATE SCHEMA s; CREATE TABLE s.orders (id int); CREATE TABLE s.notes (id int)").await.unwrap();
+        inside
+            .run("INSERT INTO s.orders SELECT generate_series(1, 300); INSERT INTO s.notes SELECT generate_series(1, 300)")
+            .await
+            .unwrap();
+    }
+    // No snapshot ever knew this one: only WAL names it.
+    let inside = world.session().in_database("made").await.unwrap();
+    inside.run("DROP TABLE s.orders").await.unwrap();
+    inside.run("DELETE FROM s.notes WHERE id <= 200").await.unwrap();
+    drop(inside);
+    world.sql("DROP DATABASE made").await;
+    world.sql("ALTER DATABASE draft RENAME TO shop").await;
+    world.backup(&[]);
+    let inside = world.session().in_database("shop").await.unwrap();
+    inside.run("BEGIN; INSERT INTO s.notes SELECT generate_series(301, 400); DROP TABLE s.orders; COMMIT").await.unwrap();
+    world.archive().await;
+    let into = world.path("restored");
+    let plan = |before: &str| {
+        let said = world.ok(&["--json", "restore", "--before", before, "--into", into.to_str().unwrap(), "--dry-run"]);
+        said.json()["plan"]["event"]["text"].as_str().unwrap().to_string()
+    };
+    assert_eq!(plan("drop of made.s.orders"), "DROP made.s.orders");
+    assert_eq!(plan("drop database made"), "DROP DATABASE made");
+    // Renamed where WAL does not tell: the second snapshot knows.
+    assert_eq!(plan("drop of shop.s.orders"), "DROP shop.s.orders");
+    // Of fewer rows than `timeline` tells of by itself.
+    assert!(plan("delete from made.s.notes").starts_with("DELETE of 200 rows from made.s.notes"));
+    let into = into.to_str().unwrap();
+    world.refused(
+        &["restore", "--before", "delete from shop.s.notes", "--into", into],
+        6,
+        &["fewer than 50 rows is not an event"],
+    );
+    let told = event(&world, &["--kind", "drop", "--table", "shop.s.orders"]);
+    let beside = serde_json::json!([{ "name": "shop.s.notes", "inserted": 100, "updated": 0, "deleted": 0 }]);
+    assert_eq!((&told["beside"], &told["is_archived"]), (&beside, &true.into()), "{told}");
+    let said = world.ok(&["timeline"]).out;
+    assert!(said.contains("CREATE DATABASE made") && said.contains("shop.s.notes: 100 rows inserted"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,6 +206,10 @@ async fn what_is_not_archived_yet_is_read_from_pg_wal() {
     let pg_wal = world.server.data().join("pg_wal");
     let told = event(&world, &["--kind", "drop", "--include-pg-wal", pg_wal.to_str().unwrap()]);
     assert_eq!((told["text"].as_str(), told["is_incomplete"].as_bool()), (Some("DROP postgres.public.orders"), Some(false)));
+    assert_eq!(told["is_archived"], false);
+    let said = world.ok(&["timeline", "--include-pg-wal", pg_wal.to_str().unwrap()]).out;
+    let over = format!("--into {}\n", world.server.data().display());
+    assert!(said.contains("first run SELECT pg_switch_wal()") && said.contains(&over), "{said}");
     // The data directory does as well, and a place without WAL is not taken for a quiet night.
     assert_eq!(event(&world, &["--kind", "drop", "--include-pg-wal", world.server.data().to_str().unwrap()]), told);
     let sockets = world.server.sockets().display().to_string();
@@ -165,4 +222,12 @@ async fn what_is_not_archived_yet_is_read_from_pg_wal() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(world.value("SELECT count(*) FROM orders").await, "101");
+    // A server that was promoted was not shut down.
+    let data = world.server.data().display().to_string();
+    let read = |kind: &str| {
+        let said = world.ok(&["--json", "timeline", "--timeline", "2", "--include-pg-wal", &data, "--kind", kind]);
+        said.json()["events"].as_array().unwrap().iter().map(|told| told["text"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(read("promotion"), ["\"promoted: timeline 00000001 was left for 00000002\""]);
+    assert!(read("shutdown").iter().all(|text| !text.contains("promoted")), "{:?}", read("shutdown"));
 }

@@ -42,6 +42,15 @@ const TABLES: &str = "
     CREATE TABLE in_part (id int, what text); INSERT INTO in_part SELECT i, 'p' FROM generate_series(1, 100) i;
     CREATE TABLE two_phases (id int PRIMARY KEY, what text); INSERT INTO two_phases VALUES (1, 't');
     CREATE TABLE indexed (id int PRIMARY KEY, what text); CREATE INDEX extra ON indexed (what); INSERT INTO indexed VALUES (1, 'i');
+    CREATE TABLE columns (id int PRIMARY KEY, what text, more text); CREATE INDEX ON columns (more); INSERT INTO columns VALUES (1, 'c');
+    CREATE TABLE retyped (id int, n numeric(10, 2)); INSERT INTO retyped VALUES (1, 1.25);
+    CREATE TABLE parts (id int, what text) PARTITION BY RANGE (id);
+    CREATE TABLE part_1 PARTITION OF parts FOR VALUES FROM (1) TO (1000); CREATE TABLE part_2 PARTITION OF parts FOR VALUES FROM (1000) TO (2000);
+    INSERT INTO parts SELECT i, 'p' FROM generate_series(1, 1999) i;
+    CREATE ROLE clerk; CREATE TABLE owned (id int); INSERT INTO owned VALUES (1); ALTER TABLE owned OWNER TO clerk;
+    CREATE TABLE under_lock (id int PRIMARY KEY); INSERT INTO under_lock VALUES (1);
+    CREATE TABLE emptied_under_lock (id int PRIMARY KEY, what text); INSERT INTO emptied_under_lock VALUES (1, 'e');
+    CREATE UNLOGGED TABLE unlogged (id int PRIMARY KEY); INSERT INTO unlogged VALUES (1);
     CREATE TABLE traffic (id int, what text)";
 
 /// Transactions, and what must be found of each.
@@ -139,6 +148,67 @@ async fn two_phases(play: &Play, read: &mut Expected) {
     read.push((done, Box::new(check)));
 }
 
+/// What tables are is changed; and what was only locked is not told of.
+async fn definitions(play: &Play, read: &mut Expected) {
+    let notes = play.oid("notes").await;
+    const LOCK: &str = "LOCK TABLE notes IN ACCESS EXCLUSIVE MODE";
+    type Is = fn(&Deed) -> Option<&[(u32, u32)]>;
+    let drop: Is =
+        |deed| if let Deed::Drop { relations, files, .. } = deed { (!files.is_empty()).then_some(&relations[..]) } else { None };
+    let cases: [(&'static [&'static str], &str, Is); 8] = [
+        (&["ALTER TABLE columns DROP COLUMN more"], "columns", |deed| match deed {
+            Deed::DropColumns { relations, count: 1 } => Some(relations),
+            _ => None,
+        }),
+        (&["ALTER TABLE retyped ALTER n TYPE int"], "retyped", |deed| match deed {
+            Deed::Rewrite { relations, changes_columns: true, .. } => Some(relations),
+            _ => None,
+        }),
+        (&["ALTER TABLE parts DETACH PARTITION part_1"], "parts", |deed| match deed {
+            Deed::Detach { relations } => Some(relations),
+            _ => None,
+        }),
+        (&["DROP TABLE part_2"], "part_2", drop),
+        (&["DROP OWNED BY clerk"], "owned", drop),
+        (&[LOCK, "DROP TABLE under_lock"], "under_lock", drop),
+        (&[LOCK, "TRUNCATE emptied_under_lock"], "emptied_under_lock", |deed| match deed {
+            Deed::Truncate { relations, .. } => Some(relations),
+            _ => None,
+        }),
+        (&["DROP TABLE unlogged"], "unlogged", drop),
+    ];
+    for (sql, relation, is_it) in cases {
+        let oid = play.oid(relation).await;
+        let done = play.committed(sql).await;
+        let check = move |read: &Read, done: &Done| {
+            let deeds = read.of(done).into_iter().filter_map(|event| match &event.what {
+                Happened::Relations(deed) => is_it(deed),
+                _ => None,
+            });
+            let deeds: Vec<_> = deeds.collect();
+            let [relations] = deeds[..] else { panic!("{sql:?}: {:#?}", read.of(done)) };
+            assert!(relations.contains(&oid) && !relations.contains(&notes), "{sql:?}: {relations:?}");
+        };
+        read.push((done, Box::new(check)));
+    }
+}
+
+/// Temporary tables of a session, dropped by a later transaction: nobody lost anything.
+async fn passing(play: &Play) {
+    let session = play.world.connect().await;
+    for sql in [
+        "CREATE TEMP TABLE passing (id serial PRIMARY KEY, what text)",
+        "INSERT INTO passing (what) SELECT 'p' FROM generate_series(1, 100)",
+        "CREATE TEMP VIEW seen AS SELECT * FROM passing",
+        "CREATE TEMP TABLE dropped (id int)",
+        "DROP TABLE dropped",
+        "ALTER TABLE passing DROP COLUMN what CASCADE",
+        "DISCARD TEMP",
+    ] {
+        session.run(sql).await.unwrap();
+    }
+}
+
 /// Drops a database and a tablespace; gives their OIDs.
 async fn directories(play: &Play) -> (u32, u32) {
     let place = play.world.path("fast");
@@ -193,6 +263,8 @@ async fn found(major: u32) {
     play.sql("SELECT pg_create_restore_point('half way'); CHECKPOINT").await;
     truncations(&play, &mut expected).await;
     rows(&play, &mut expected).await;
+    definitions(&play, &mut expected).await;
+    passing(&play).await;
     two_phases(&play, &mut expected).await;
     let directories = directories(&play).await;
     stop.store(true, Ordering::Relaxed);
@@ -207,6 +279,13 @@ async fn found(major: u32) {
     let points = read.events.iter().filter(|event| matches!(&event.what, Happened::RestorePoint { name } if name == "half way"));
     assert!(matches!(points.collect::<Vec<_>>()[..], [point] if point.time.is_some()));
     assert!(read.events.iter().any(|event| event.what == Happened::Checkpoint { shutdown: false }));
+    let is_of_nothing = |what: &Happened| match what {
+        Happened::Relations(Deed::Drop { files, .. }) => files.is_empty(),
+        Happened::Relations(Deed::DropColumns { relations, .. }) => relations.is_empty(),
+        _ => false,
+    };
+    let passing: Vec<_> = read.events.iter().filter(|event| is_of_nothing(&event.what)).collect();
+    assert!(passing.is_empty(), "temporary tables: {passing:#?}");
     // Nothing else destroyed anything, with two sessions at work.
     let known = |xid: u32| expected.iter().any(|(done, _)| done.xid == xid);
     let others: Vec<_> = read

@@ -80,10 +80,17 @@ async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
         world.sql(sql).await;
     }
     world.sql("UPDATE orders SET what = 'x' WHERE id <= 1400").await;
+    // Sessions that end leave their temporary tables to be dropped.
+    for _ in 0..12 {
+        world.sql("CREATE TEMP TABLE report AS SELECT generate_series(1, 2000) AS id").await;
+        world.sql("DISCARD TEMP").await;
+    }
     world.archive().await;
     looked_at(&world).await;
     assert_eq!(lines(&heard), Vec::<serde_json::Value>::new());
     assert!(world.ok(&["alerts"]).out.contains("no alert is open"));
+    let said = world.ok(&["timeline"]).out;
+    assert!(!said.contains("report") && !said.contains("DROP (") && !said.contains("DROP relation"), "{said}");
 
     world.sql("DROP TABLE orders").await;
     world.archive().await;
@@ -124,7 +131,16 @@ async fn a_mistake_is_told_of_once_and_everyday_work_is_not() {
     looked_at(&world).await;
     assert_eq!(lines(&heard)[1]["rule"], "truncate");
     let id = world.ok(&["--json", "alerts"]).json()["id"].as_str().unwrap().to_string();
-    world.ok(&["alerts", "--acknowledge", &id[..id.len() - 3]]);
+    for reason in [&[][..], &["--reason", "  "]] {
+        let args = [&["alerts", "--acknowledge", &id[..id.len() - 3]], reason].concat();
+        world.refused(&args, 10, &["needs a reason"]);
+    }
+    world.ok(&["alerts", "--acknowledge", &id[..id.len() - 3], "--reason", "the test meant it"]);
+    let said = world.ok(&["alerts", "--all"]).out;
+    assert!(said.contains(": the test meant it") && said.contains(": drill"), "{said}");
+    // Who looks at what happened sees what was done about it.
+    let said = world.ok(&["timeline"]).out;
+    assert!(said.contains("acknowledged 1:0/") && said.contains(": drill") && said.contains("restore"), "{said}");
 }
 
 /// A transaction that deletes for many segments and commits in a quiet one.
@@ -186,8 +202,11 @@ async fn a_webhook_hears_of_it_and_a_deaf_one_is_seen() {
     let said = world.refused(
         &["check", "--no-switch"],
         9,
-        &["did not reach everybody", "[alert] command: exit status: 1", "[alert] webhook"],
+        &["did not reach everybody", "[alert] command: exit status: 1", "an alert cannot be delivered: [alert] webhook"],
     );
+    rearm(&world, &format!("command = [\"/no/such/pager\"]\nwebhook = \"{}/hook\"", hook.url));
+    let deaf = world.refused(&["check", "--no-switch"], 9, &["an alert cannot be delivered: [alert] command: /no/such/pager"]);
+    assert!(!deaf.all().contains("delivered: [alert] webhook"), "{}", deaf.all());
     assert!(!said.all().contains("secret"), "{}", said.all());
 }
 

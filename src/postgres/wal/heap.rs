@@ -1,7 +1,7 @@
-//! Rows: what heap records did to them, and the rows of `pg_class` and `pg_database` that they hold.
+//! Rows: what heap records did to them, and what rows of `pg_class`, `pg_database`, `pg_namespace` and `pg_attribute` they hold.
 //!
-//! Source: `src/include/access/heapam_xlog.h`, `src/include/access/htup_details.h`, `src/include/catalog/pg_class.h` and
-//! `pg_database.h` (whose columns up to the ones that are read here are of fixed length).
+//! Source: `src/include/access/heapam_xlog.h`, `src/include/access/htup_details.h`, `src/include/catalog/pg_class.h`, `pg_database.h`,
+//! `pg_namespace.h`, `src/backend/catalog/heap.c` (whose columns up to the ones that are read here are of fixed length).
 
 use super::fields::Fields;
 use super::reader::Record;
@@ -81,6 +81,25 @@ pub fn inserted_class_row(record: &Record, offset: u16) -> Option<ClassRow> {
     let at = if record.major >= 18 { 118 } else { 114 };
     let (persistence, kind) = (*row.get(at)?, *row.get(at + 1)?);
     Some(ClassRow { oid, name, namespace, filenode: at_filenode.u32()?, persistence, kind })
+}
+
+/// OID and name of the row that an insertion into `pg_database` or `pg_namespace` holds: their first columns.
+pub fn inserted_name(record: &Record, offset: u16) -> Option<(u32, String)> {
+    let block = reference::block(record, 0)?;
+    let row = if block.data.is_empty() { imaged_row(&block, offset)? } else { logged_row(block.data)? };
+    let mut fields = Fields(&row);
+    Some((fields.u32()?, name(fields.bytes(64)?)))
+}
+
+/// Of what a column is called once it is dropped (`RemoveAttributeById`).
+const DROPPED_COLUMN: &[u8] = b".pg.dropped.";
+
+/// Whether an update of a row of `pg_attribute` made it a dropped column's. What the old row begins and ends with may be left out of the
+/// record, but the name is a new one.
+pub fn drops_column(record: &Record, new_offset: u16) -> bool {
+    let Some(block) = reference::block(record, 0) else { return false };
+    let row = if block.data.is_empty() { imaged_row(&block, new_offset) } else { Some(block.data.to_vec()) };
+    row.is_some_and(|row| row.windows(DROPPED_COLUMN.len()).any(|part| part == DROPPED_COLUMN))
 }
 
 /// The database that an in-place change of a row of `pg_database` left with this connection limit.

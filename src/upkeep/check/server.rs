@@ -39,6 +39,7 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
         }
         Err(error) => findings.fail("role", error.to_string(), "see the message"),
     }
+    closed_databases(findings, &session, &facts.role).await;
     exposure::server(findings, &session).await;
     let dir = config.postgres.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
     if !facts.in_recovery && dir.join(data_directory::RESTORED_MARK).exists() {
@@ -52,6 +53,21 @@ pub async fn server(findings: &mut Findings, config: &Config, session: Session) 
     data_directory(findings, config, &facts);
     clock_skew(findings, "clock", "the server's", facts.clock_skew_s);
     Some(Server { session, facts, pg_wal: dir.join("pg_wal") })
+}
+
+/// Databases of which a snapshot learns no names, so that the tripwire does not see what happens in them.
+async fn closed_databases(findings: &mut Findings, session: &Session, role: &str) {
+    match session.closed_databases().await {
+        Ok(closed) if closed.is_empty() => {}
+        Ok(closed) => {
+            let grants: Vec<String> =
+                closed.iter().map(|database| format!("GRANT CONNECT ON DATABASE {database} TO {role};")).collect();
+            let what =
+                format!("{role} may not connect to {}: the tripwire and `timeline` know no names in there", closed.join(", "));
+            findings.fail("role", what, grants.join(" "));
+        }
+        Err(error) => findings.warn("role", error.to_string(), "see the message"),
+    }
 }
 
 /// What the server itself says of archiving; asked also where no segment is switched.

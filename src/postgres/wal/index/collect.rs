@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::changed::{Collector, QuickMap};
-use super::facts::{BriefEnd, CatalogChange, EARLY_ENDS, End, FEW_ROWS, PG_CLASS, PG_INDEX, PG_TYPE, RowPlace, Transaction, Use};
+use super::facts::{
+    BriefEnd, CatalogChange, EARLY_ENDS, End, FEW_ROWS, PG_ATTRIBUTE, PG_CLASS, PG_DATABASE, PG_INDEX, PG_INHERITS, PG_NAMESPACE,
+    PG_TYPE, RowPlace, Transaction, Use,
+};
 use super::{Mark, SegmentIndex, What};
 use crate::postgres::lsn::Lsn;
 use crate::postgres::wal::database::{self, DatabaseChange, TablespaceChange};
@@ -15,8 +18,8 @@ use crate::postgres::wal::reference::{self, Layout, MAIN_FORK, Malformed, Refere
 use crate::postgres::wal::storage::{self, Storage};
 use crate::postgres::wal::xlog::{self, Control};
 
-/// Like `pg_class` and `pg_type` it is mapped: where its file lies no row tells.
-const PG_DATABASE: u32 = 1262;
+/// Catalogs that are looked at.
+const FOLLOWED: [u32; 7] = [PG_CLASS, PG_TYPE, PG_INDEX, PG_INHERITS, PG_ATTRIBUTE, PG_DATABASE, PG_NAMESPACE];
 /// `FirstNormalObjectId`: what has a file number from here on is no catalog that was never rewritten.
 const FIRST_NORMAL: u32 = 16384;
 /// `DATCONNLIMIT_INVALID_DB`.
@@ -94,6 +97,20 @@ impl Live {
 /// Adds to a list that has a bound; says when it was reached.
 fn push<T>(list: &mut Vec<T>, item: T, is_cut: &mut bool) {
     if list.len() < ITEMS_MAX { list.push(item) } else { *is_cut = true }
+}
+
+/// What matters of a row whose place is not followed.
+fn noted(record: &Record, change: Change, (database, catalog): (u32, u32)) -> Option<CatalogChange> {
+    match change {
+        Change::Update { new_offset, .. } if catalog == PG_ATTRIBUTE => {
+            Some(CatalogChange::Column { database, is_dropped: heap::drops_column(record, new_offset) })
+        }
+        Change::Insert { offset } if catalog != PG_ATTRIBUTE => {
+            let (oid, name) = heap::inserted_name(record, offset)?;
+            Some(CatalogChange::Named { database, catalog, oid, name })
+        }
+        _ => None,
+    }
 }
 
 #[derive(Debug, Default)]
@@ -203,9 +220,14 @@ impl Collect {
         {
             self.mark(lsn, record.xid, What::DatabaseInvalid { oid });
         }
-        let Some(catalog) = [PG_CLASS, PG_TYPE, PG_INDEX].into_iter().find(|oid| self.is_catalog(locator, *oid)) else { return };
+        let Some(catalog) = FOLLOWED.into_iter().find(|oid| self.is_catalog(locator, *oid)) else { return };
         let Some(live) = place.and_then(|place| self.live.get_mut(place)) else { return };
         let database = locator.database;
+        if [PG_ATTRIBUTE, PG_DATABASE, PG_NAMESPACE].contains(&catalog) {
+            let Some(change) = noted(record, change, (database, catalog)) else { return };
+            let facts = live.facts();
+            return push(&mut facts.catalog, change, &mut facts.is_cut);
+        }
         let at = |reference: Reference, offset| RowPlace { database, catalog, block: reference.block, offset };
         let change = match change {
             Change::Insert { offset } => {

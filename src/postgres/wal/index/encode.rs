@@ -18,8 +18,8 @@ use crate::postgres::wal::heap::ClassRow;
 use crate::postgres::wal::storage::RelationMap;
 use crate::postgres::wal::xlog::Parameters;
 
-/// The first had no [`Neighbour`].
-const VERSION: u64 = 2;
+/// The first had no [`Neighbour`], the second no columns and names among the changes of catalogs.
+const VERSION: u64 = 3;
 /// An index that would be longer is not made: the segment is read itself where it is wanted.
 const MAX_BYTES: usize = 16 << 20;
 
@@ -218,6 +218,16 @@ impl Coded for CatalogChange {
                 out.number(2);
                 at.put(out);
             }
+            CatalogChange::Column { database, is_dropped } => {
+                out.number(3);
+                database.put(out);
+                is_dropped.put(out);
+            }
+            CatalogChange::Named { database, catalog, oid, name } => {
+                out.number(4);
+                [database, catalog, oid].into_iter().for_each(|number| number.put(out));
+                name.put(out);
+            }
         }
     }
 
@@ -226,6 +236,11 @@ impl Coded for CatalogChange {
             0 => CatalogChange::Insert { at: Coded::get(from)?, row: Coded::get(from)? },
             1 => CatalogChange::Update { from: Coded::get(from)?, to: Coded::get(from)? },
             2 => CatalogChange::Delete { at: Coded::get(from)? },
+            3 => CatalogChange::Column { database: Coded::get(from)?, is_dropped: Coded::get(from)? },
+            4 => {
+                let (database, catalog, oid) = (Coded::get(from)?, Coded::get(from)?, Coded::get(from)?);
+                CatalogChange::Named { database, catalog, oid, name: Coded::get(from)? }
+            }
             _ => return damaged("an unknown change of a catalog"),
         })
     }

@@ -25,7 +25,7 @@ pub struct Transaction {
     pub locks: Vec<(u32, u32)>,
     /// Files that it made.
     pub created: Vec<RelFileLocator>,
-    /// What it did to `pg_class`, `pg_type` and `pg_index`, in order.
+    /// What it did to catalogs, in order.
     pub catalog: Vec<CatalogChange>,
     /// What it wrote.
     pub uses: Vec<Use>,
@@ -54,6 +54,11 @@ impl Use {
 pub const PG_CLASS: u32 = 1259;
 pub const PG_TYPE: u32 = 1247;
 pub const PG_INDEX: u32 = 2610;
+pub const PG_INHERITS: u32 = 2611;
+/// Of these only what matters is kept: names that are given, and columns that are changed.
+pub const PG_ATTRIBUTE: u32 = 1249;
+pub const PG_DATABASE: u32 = 1262;
+pub const PG_NAMESPACE: u32 = 2615;
 
 /// Where a row lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +84,18 @@ pub enum CatalogChange {
     },
     Delete {
         at: RowPlace,
+    },
+    /// A row of `pg_attribute` was updated; it is that of a dropped column then, or not.
+    Column {
+        database: u32,
+        is_dropped: bool,
+    },
+    /// A row of `pg_database` (whose database is 0) or `pg_namespace` was made.
+    Named {
+        database: u32,
+        catalog: u32,
+        oid: u32,
+        name: String,
     },
 }
 
