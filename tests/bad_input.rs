@@ -2,8 +2,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use std::os::unix::process::CommandExt;
+
+use rustix::process::Signal;
+
+use crate::support::running::Running;
 use crate::support::s3::{self, S3Server};
-use crate::support::world::World;
+use crate::support::world::{PATIENCE, World};
 
 async fn quiet() -> World {
     World::bare(15, &["--no-sync"], "", None).await
@@ -156,4 +161,64 @@ async fn usage_errors_have_their_own_code() {
     }
     assert!(systemd.lines().any(|line| line.starts_with("ExecStart=") && line.ends_with(" backup --paranoid")), "{systemd}");
     assert!(world.ok(&["completions", "bash"]).out.contains("archive-push"));
+}
+
+/// A signal that ends a backup is answered with what it leaves; one that was ignored from the start stays ignored (`nohup`).
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_are_answered_and_ignored_ones_stay_ignored() {
+    let world = World::new(15).await;
+    let paused = |program: &str, before: &[&str]| {
+        let inner = world.command(&["backup"]);
+        let mut command = world.command(&[]);
+        if !program.is_empty() {
+            let mut outer = std::process::Command::new(program);
+            outer.args(before).arg(inner.get_program()).args(inner.get_args()).current_dir(world.path(""));
+            if let Some(user) = world.user() {
+                outer.uid(user.uid).gid(user.gid);
+            }
+            command = outer;
+        } else {
+            command.args(["backup"]);
+        }
+        let running = Running::start(&mut command);
+        let began = lastgood::clock::monotonic();
+        while !world.objects("clusters/shop/leases").iter().any(|key| !key.ends_with("released")) {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        running.pause();
+        running
+    };
+    let ignores = paused("env", &["--ignore-signal=HUP"]);
+    ignores.signal(Signal::HUP);
+    ignores.signal(Signal::CONT);
+    let said = ignores.end();
+    assert_eq!(said.code, 0, "{}", said.all());
+    for (signal, code, name) in [(Signal::TERM, 143, "SIGTERM"), (Signal::HUP, 129, "SIGHUP")] {
+        for key in world.objects("clusters/shop/leases") {
+            std::fs::remove_file(world.repository().join(key)).unwrap();
+        }
+        let running = paused("", &[]);
+        running.signal(signal);
+        running.signal(Signal::CONT);
+        let said = running.end();
+        assert_eq!(said.code, code, "{}", said.all());
+        assert!(said.err.contains(&format!("ended by {name}: no snapshot was made; run it again")), "{}", said.all());
+    }
+}
+
+/// Settings of the role that would end long work do not, and another tool's archive_library is taken out with a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_others_are_no_harm() {
+    let mut world = World::bare(18, &[], "archive_library = 'basic_archive'\nbasic_archive.archive_directory = '/tmp'", None).await;
+    world.start().await;
+    for name in ["transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"] {
+        world.sql(&format!("ALTER ROLE postgres SET {name} = '300ms'")).await;
+    }
+    let said = world.ok(&["init", "--apply"]);
+    assert!(said.out.contains("archive_library = '';   -- it was 'basic_archive'"), "{}", said.all());
+    world.sql("CREATE TABLE t AS SELECT g FROM generate_series(1, 100000) g").await;
+    // The checkpoint takes longer than any of them.
+    world.ok(&["backup"]);
+    world.ok(&["check"]);
 }

@@ -350,12 +350,16 @@ fn settings(global: &Global, config: &Config, facts: &Facts) -> anyhow::Result<V
     let wal_level = if facts.wal_level == "minimal" { "replica" } else { &facts.wal_level };
     let archive_mode = if facts.archive_mode == "off" { "on" } else { &facts.archive_mode };
     let timeout = if facts.archive_timeout_s == 0 { "60".to_string() } else { facts.archive_timeout_s.to_string() };
-    let wanted = [
+    let mut wanted = vec![
         ("wal_level", facts.wal_level.clone(), wal_level.to_string(), true),
         ("archive_mode", facts.archive_mode.clone(), archive_mode.to_string(), true),
         ("archive_command", facts.archive_command.clone(), command, false),
         ("archive_timeout", facts.archive_timeout_s.to_string(), timeout, false),
     ];
+    if !facts.archive_library.is_empty() {
+        // With both, 15 calls the library alone, and 16 and later archive nothing.
+        wanted.insert(2, ("archive_library", facts.archive_library.clone(), String::new(), false));
+    }
     let setting = |(name, now, wanted, restart): (&'static str, String, String, bool)| {
         // With archive_mode off the server shows the command as disabled, whatever it is.
         let change = now != wanted;
@@ -385,7 +389,13 @@ fn show(settings: &[Setting], applied: bool) {
     });
     for setting in &changes {
         let restart = if setting.restart { "   -- needs a restart" } else { "" };
-        output::line(format!("  ALTER SYSTEM SET {} = '{}';{restart}", setting.name, setting.wanted.replace('\'', "''")));
+        // What another tool has archived with until now.
+        let is_archiver = matches!(setting.name, "archive_command" | "archive_library");
+        let was = match setting.now.as_str() {
+            now if is_archiver && !matches!(now, "" | "(disabled)") => format!("   -- it was '{now}'"),
+            _ => String::new(),
+        };
+        output::line(format!("  ALTER SYSTEM SET {} = '{}';{restart}{was}", setting.name, setting.wanted.replace('\'', "''")));
     }
     let needs_restart = changes.iter().any(|s| s.restart);
     let then = match (applied, needs_restart) {

@@ -7,6 +7,7 @@
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`moment`]: which moment a person means.
+//! - [`signals`]: what an interrupted command says.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`estimate`]: how long a restore will take, in words.
 //! - [`measure`]: what a real restore took. [`restored`]: what it did, and what to do next.
@@ -46,6 +47,7 @@ pub mod restore;
 pub mod restored;
 pub mod schedule;
 pub mod secrets;
+mod signals;
 pub mod timeline;
 pub mod undo;
 pub mod verify;
@@ -65,7 +67,7 @@ use context::Global;
 #[command(
     after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
 Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
-8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 126 archive-get: could not tell."
+8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 128+N ended by signal N, 126 archive-get: could not tell."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -146,6 +148,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
         Command::ArchiveGet(args) if !args.goes_ahead() => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
+    signals::watch(&args.command);
     let runtime = builder.enable_all().build()?;
     let global = args.global;
     let outcome = runtime.block_on(dispatch(&global, args.command));

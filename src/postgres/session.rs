@@ -180,6 +180,10 @@ impl Session {
         if session.major >= 14 {
             session.execute("prepare the session", "SET idle_session_timeout = 0").await?;
         }
+        if session.major >= 17 {
+            // It would end a statement that may take long, such as a checkpoint that is spread.
+            session.execute("prepare the session", "SET transaction_timeout = 0").await?;
+        }
         Ok(session)
     }
 

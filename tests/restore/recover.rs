@@ -81,6 +81,19 @@ async fn over_it_and_back_to_normal_operation() {
     assert_eq!(world.run(&["alerts"]).out.matches("acknowledge").count(), 0);
 }
 
+/// A question waits for its answer, and not for ever: Ctrl-C ends it with a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_can_be_broken_off() {
+    let world = World::bare(15, &[], "", None).await;
+    let mut session = rexpect::session::spawn_command(on_tty(&world, &["recover"]), Some(60_000)).unwrap();
+    session.exp_string("What is gone?").unwrap();
+    session.send_control('c').unwrap();
+    let screen = session.exp_eof().unwrap();
+    let code = session.process().wait().unwrap();
+    assert!(matches!(code, rexpect::process::WaitStatus::Exited(_, 130)), "{code:?}: {screen}");
+    assert!(screen.contains("ended by SIGINT: what stood in the place stands there as before"), "{screen}");
+}
+
 /// Nobody to ask: nothing is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_terminal_it_refuses() {
