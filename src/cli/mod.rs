@@ -65,7 +65,7 @@ use context::Global;
 #[command(
     after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
 Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
-8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 126 archive-get: could not tell."
+8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 75 archive-get on a standby: could not tell, 126 archive-get: could not tell."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
     {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = if is_get { error::COULD_NOT_TELL } else { error::exit_code(&error) };
+            let code = if is_get { archive_get::failure() } else { error::exit_code(&error) };
             output::error(&error, code, json);
             ExitCode::from(code)
         }
