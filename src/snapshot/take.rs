@@ -102,7 +102,8 @@ async fn take_once(
 ) -> Result<Manifest, SnapshotError> {
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    let control = begin::check(record, session, &facts, &directory, &request.apart)?;
+    let mut control = begin::check(record, session, &facts, &directory, &request.apart)?;
+    control.timeline = begin::timeline(session, &facts, control.timeline).await?;
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let pg_wal = directory.join("pg_wal");
     let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal, kept: &request.kept };
