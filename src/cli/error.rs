@@ -148,6 +148,7 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Find(error) => find(error),
         RestoreError::Place { .. } | RestoreError::NoRoom { .. } | RestoreError::UnknownTablespace { .. } => REFUSED,
         RestoreError::TwoPlaces { .. } => REFUSED,
+        RestoreError::Standby { .. } => TARGET,
         RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
         RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,

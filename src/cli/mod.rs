@@ -8,6 +8,7 @@
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`moment`]: which moment a person means.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
+//! - [`standby`]: what a restore says of a standby, and of where `pg_wal` goes.
 //! - [`estimate`]: how long a restore will take, in words.
 //! - [`measure`]: what a real restore took. [`restored`]: what it did, and what to do next.
 //! - [`error`]: every error's kind and exit code, in one place.
@@ -46,6 +47,7 @@ pub mod restore;
 pub mod restored;
 pub mod schedule;
 pub mod secrets;
+pub mod standby;
 pub mod timeline;
 pub mod undo;
 pub mod verify;

@@ -18,7 +18,7 @@ use crate::monitor::Monitor;
 use crate::postgres::apart::Apart;
 use crate::postgres::catalogue;
 use crate::postgres::control::ControlFile;
-use crate::postgres::data_directory::Scope;
+use crate::postgres::data_directory::{self, Scope};
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::mapped;
@@ -489,6 +489,8 @@ impl Snapshot<'_> {
         )?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
+        let wal_place = data_directory::wal_place(&self.directory)
+            .map_err(|source| SnapshotError::Read { path: self.directory.join("pg_wal"), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         Ok(Manifest {
             format: FORMAT_VERSION,
@@ -517,6 +519,7 @@ impl Snapshot<'_> {
             config_file: Some(&self.facts.config_file)
                 .filter(|file| !file.starts_with(&self.facts.data_directory) && !file.as_os_str().is_empty())
                 .map(|file| text(file.clone())),
+            wal_directory: wal_place.map(|place| manifest::encode_place(&place)),
             owner: owner::user_name(directory.uid()),
             group: owner::group_name(directory.gid()),
             mode: directory.mode() & 0o7777,
