@@ -3,6 +3,7 @@
 #[path = "archive/ahead.rs"]
 mod ahead;
 mod inquiry;
+mod standby;
 
 use std::path::{Path, PathBuf};
 

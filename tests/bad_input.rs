@@ -210,7 +210,8 @@ async fn signals_are_answered_and_ignored_ones_stay_ignored() {
 /// Settings of the role that would end long work do not, and another tool's archive_library is taken out with a word.
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_of_others_are_no_harm() {
-    let mut world = World::bare(18, &[], "archive_library = 'basic_archive'\nbasic_archive.archive_directory = '/tmp'", None).await;
+    let mut world =
+        World::bare(18, &[], "archive_library = 'basic_archive'\nbasic_archive.archive_directory = '/tmp'", None).await;
     world.start().await;
     for name in ["transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout"] {
         world.sql(&format!("ALTER ROLE postgres SET {name} = '300ms'")).await;

@@ -1,8 +1,10 @@
 //! Restores: every kind of target, every refusal, and what a restored directory holds. Rules 35 to 46.
 
 mod copies;
+mod links;
 mod places;
 mod recover;
+pub mod standby;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

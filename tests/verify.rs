@@ -114,7 +114,7 @@ async fn lists_that_a_restore_refuses_are_refused() {
         ("stands there twice", &|lines| lines.insert(base, lines[base].clone())),
         ("not in its order", &|lines| lines.swap(0, 1)),
         ("in a directory that does not stand before it", &|lines| drop(lines.remove(base))),
-        ("it is no tablespace", &|lines| lines[base].what = What::Tablespace { target: "/etc".into() }),
+        ("it is no tablespace", &|lines| lines[base].what = What::Tablespace { target: "/etc".into(), encoded: None }),
         ("have no pg_control", &|lines| lines.retain(|line| line.path != "global/pg_control")),
     ];
     for (number, (words, change)) in changes.into_iter().enumerate() {

@@ -6,6 +6,7 @@
 //! - [`get`]: one file out, verified. [`ahead`]: the next ones, before recovery asks. [`inquiry`]: what else it asks, over the same
 //!   connections.
 //! - [`rival`]: two servers that write into one archive.
+//! - [`standby`]: what a standby is told when the archive cannot answer.
 //! - [`behind`]: notes about mirrors that are filled later.
 //! - [`spool`]: the small directory where both leave notes for the next call. Nothing in it is ever the only copy of anything.
 //!
@@ -23,3 +24,4 @@ mod predecessor;
 pub mod push;
 pub mod rival;
 pub mod spool;
+pub mod standby;

@@ -19,7 +19,7 @@ use super::spool::{Acknowledgement, Last, Note, Spool};
 use crate::lineage::fork::Fork;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory::RESTORED_MARK;
-use crate::postgres::lsn::{SystemId, Timeline};
+use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::mapped;
 use crate::postgres::wal::header::HeaderError;
 use crate::postgres::wal::index::MappedFiles;
@@ -57,6 +57,10 @@ pub enum PushError {
     )]
     Rival { cluster: String, here: String, there: String },
     #[error(
+        "timeline {timeline} of {cluster:?} was taken twice, and this server's WAL is refused (it stays in pg_wal): here it begins at {here}, and the archive has another one of this number, which begins at {there} (this server was promoted while it could not ask the archive which numbers are taken, or two were promoted at once). When the archive's is the right one, restore this server from it, or build it again as a standby. When this server shall go on, give it a [cluster] name of its own and run `lastgood init` and `lastgood backup`"
+    )]
+    NumberTaken { cluster: String, timeline: Timeline, here: Lsn, there: String },
+    #[error(
         "{name} is refused: before it, this server has another segment {before} ({here}) than the archive of {cluster:?} ({there}), so it is of another history (a volume that was set back to an older state, or a copy): it stays in pg_wal. Either restore this server from the archive, or, when it shall go on as it is, give it a [cluster] name of its own and run `lastgood init` and `lastgood backup`"
     )]
     Parted { name: SegmentName, before: SegmentName, cluster: String, there: String, here: String },
@@ -82,7 +86,14 @@ impl PushError {
         use PushError::*;
         matches!(
             self,
-            Header { .. } | Foreign { .. } | Conflict { .. } | Rival { .. } | Parted { .. } | Abandoned { .. } | Restored { .. }
+            Header { .. }
+                | Foreign { .. }
+                | Conflict { .. }
+                | Rival { .. }
+                | NumberTaken { .. }
+                | Parted { .. }
+                | Abandoned { .. }
+                | Restored { .. }
         )
     }
 }

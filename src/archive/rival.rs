@@ -106,11 +106,10 @@ async fn first_time(cluster: &Cluster, record: &ClusterRecord, candidate: &Candi
         // Judged when it came; what its parent wrote since, or got in meanwhile, does not make it wrong.
         Known::As(sha256) if sha256 == Sha::of(text.as_bytes()) => return Ok(None),
         Known::As(_) => {
-            let parent = history.stretches().iter().rev().nth(1);
-            let from = parent.map(|s| format!(", from timeline {} on", s.timeline)).unwrap_or_default();
-            let here = format!("this server's timeline {timeline} begins at {}{from}", begin(&history));
-            let there = format!("the archive has another timeline {timeline}, with another history file");
-            return Err(PushError::Rival { cluster: cluster.name().into(), here, there });
+            let there =
+                histories(cluster, system, |other| other == timeline).await?.first().map(|history| begin(history).to_string());
+            let (here, there) = (begin(&history), there.unwrap_or_else(|| "another position".into()));
+            return Err(PushError::NumberTaken { cluster: cluster.name().into(), timeline, here, there });
         }
         Known::Unreadable => return Ok(None),
         Known::Not => {}

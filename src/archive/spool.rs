@@ -69,6 +69,8 @@ pub enum Note {
     AlertProblem,
     /// A file after which a parent may have more archived than the timeline that left it.
     Fork,
+    /// Since when a standby cannot fetch, and when that was told last; in seconds since 1970.
+    Unreachable,
 }
 
 impl Note {
@@ -79,6 +81,7 @@ impl Note {
             Note::Watched => "watched",
             Note::AlertProblem => "alert-problem",
             Note::Fork => "fork",
+            Note::Unreachable => "unreachable",
         }
     }
 }

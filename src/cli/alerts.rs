@@ -12,6 +12,7 @@ use super::{guard, progress};
 use crate::archive::spool::{Note, Spool};
 use crate::clock;
 use crate::config::Config;
+use crate::postgres::control::ControlFile;
 use crate::postgres::lsn::{Lsn, SystemId, Timeline};
 use crate::postgres::wal::name::SegmentName;
 use crate::repo::alert::{self, Acknowledgement, Alert};
@@ -20,6 +21,7 @@ use crate::timeline::archive::Archive;
 use crate::timeline::told;
 use crate::watch::forks;
 use crate::watch::tripwire::{self, Look, Seen};
+use crate::watch::unreachable;
 
 /// Show what the tripwire met in the WAL, and acknowledge it
 ///
@@ -43,6 +45,11 @@ pub struct Args {
     /// Look at the WAL that was archived since the last look; started by archive-push itself
     #[arg(long, hide = true)]
     look: bool,
+    /// Tell that a standby cannot fetch WAL since this second; started by archive-get itself
+    #[arg(long, hide = true, value_name = "SECOND", requires = "why")]
+    unreachable: Option<i64>,
+    #[arg(long, hide = true, value_name = "TEXT", requires = "unreachable")]
+    why: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -57,6 +64,9 @@ struct Shown {
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    if let (Some(since), Some(why)) = (args.unreachable, &args.why) {
+        return unreachable(global, since, why).await;
+    }
     let place = Place::open_to(global, Need::Write).await?;
     if args.look {
         return look(global, &place).await;
@@ -184,6 +194,27 @@ async fn look(global: &Global, place: &Place) -> anyhow::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Tells that a standby, in whose data directory this runs, cannot fetch WAL. No repository is opened: it cannot be reached.
+async fn unreachable(global: &Global, since: i64, why: &str) -> anyhow::Result<u8> {
+    let config = global.configuration()?;
+    let since = jiff::Timestamp::from_second(since)?;
+    let failed = unreachable::tell(&config.cluster.name, &guard::who().host, since, why, &config.alert).await;
+    if !failed.is_empty() {
+        let system = ControlFile::read(Path::new("."))?.system_identifier;
+        let spool = Spool::existing(&config.archive.spool, &config.cluster.name, system, Path::new("."))?;
+        spool.note(Note::AlertProblem, Some(&failed.join("; ")));
+    }
+    Ok(0)
+}
+
+/// Starts telling it in the background: a program that hangs must not keep a standby from asking again.
+pub fn start_unreachable(global: &Global, config: &Config, since: jiff::Timestamp, why: &str) {
+    let Ok(words) = global.words(config) else { return };
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).args(["alerts", "--unreachable", &since.as_second().to_string(), "--why", why]);
+    let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
 }
 
 /// Where a timeline and its parent may both go on.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use super::context::Global;
 use super::keys::{self, Need};
-use super::{error, output, places};
+use super::{alerts, error, output, places};
 use crate::archive::ahead::{self, Ahead};
 use crate::archive::get::{self, Got};
 use crate::archive::inquiry::Desk;
 use crate::archive::spool::Spool;
+use crate::archive::standby;
+use crate::clock;
 use crate::config::Config;
 use crate::postgres::control::ControlFile;
 use crate::postgres::lsn::SystemId;
@@ -25,8 +27,9 @@ use crate::storage::pace::Pace;
 
 /// Fetch one WAL file; PostgreSQL calls this as restore_command
 ///
-/// Exits with 1 only when the archive provably does not have the file: recovery then ends. Every other failure exits with
-/// 126, so that recovery stops instead of ending early.
+/// Exits with 1 only when the archive provably does not have the file: recovery then ends. Every other failure exits with 126, so that
+/// recovery stops instead of ending early; on a standby (standby.signal) with 75, after several tries and with an alert, so that the
+/// standby lives, streams and asks again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, in postgresql.conf of a standby:\n  restore_command = 'lastgood archive-get %f \"%p\"'")]
 pub struct Args {
@@ -65,7 +68,49 @@ impl Args {
     }
 }
 
+/// The exit code of a call that failed.
+pub fn failure() -> u8 {
+    if standby::is_standby(Path::new(".")) { error::ASK_AGAIN } else { error::COULD_NOT_TELL }
+}
+
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    // PostgreSQL runs restore_command in the data directory.
+    if args.goes_ahead() || !standby::is_standby(Path::new(".")) {
+        return fetch(global, &args).await;
+    }
+    let (began, patience) = (clock::monotonic(), standby::patience(&args.name.parse()?));
+    loop {
+        match fetch(global, &args).await {
+            Ok(code) => {
+                note(global, &args).inspect(|(_, spool)| standby::answered(spool));
+                return Ok(code);
+            }
+            Err(error) if began.elapsed() >= patience => {
+                if let Some((config, spool)) = note(global, &args)
+                    && let Some(since) = standby::failed(&spool, clock::now())
+                {
+                    alerts::start_unreachable(global, &config, since, &format!("{error:#}"));
+                }
+                return Err(error);
+            }
+            Err(_) => tokio::time::sleep(standby::PAUSE).await,
+        }
+    }
+}
+
+/// Where a standby remembers that it could not fetch. Where it cannot be written, its log alone tells it.
+fn note(global: &Global, args: &Args) -> Option<(Config, Spool)> {
+    let config = global.configuration().ok()?;
+    let system = match args.system_identifier {
+        Some(system) => SystemId(system),
+        None => ControlFile::read(Path::new(".")).ok()?.system_identifier,
+    };
+    let root = args.spool.as_ref().unwrap_or(&config.archive.spool);
+    let spool = Spool::open(root, &config.cluster.name, system, Path::new(".")).ok()?;
+    Some((config, spool))
+}
+
+async fn fetch(global: &Global, args: &Args) -> anyhow::Result<u8> {
     let config = global.configuration()?;
     let file: WalFile = args.name.parse()?;
     // What lies in the spool needs no repository, no network and no key: only the system must be known.
@@ -73,18 +118,17 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let system = match args.system_identifier {
         Some(system) => SystemId(system),
         None => {
-            let (opened, system) = Source::current(&config, &args).await?;
+            let (opened, system) = Source::current(&config, args).await?;
             source = Some(opened);
             system
         }
     };
-    // PostgreSQL runs restore_command in the data directory.
     // Who fetches ahead is a process of its own, and knows nothing of our pace.
     let ahead = config.archive.fetch_ahead > 0 && args.bytes_per_s.is_none();
     let root = args.spool.as_ref().unwrap_or(&config.archive.spool);
     let spool = ahead.then(|| Spool::open(root, &config.cluster.name, system, Path::new(".")).ok()).flatten();
     let desk = spool.map(|spool| Desk::new(spool, fingerprint(&config)));
-    let call = Call { global, config: &config, args: &args, system, desk: desk.as_ref() };
+    let call = Call { global, config: &config, args, system, desk: desk.as_ref() };
     if let Some(segment_bytes) = args.prefetch {
         call.keep_ready(file, segment_bytes).await?;
         return Ok(0);

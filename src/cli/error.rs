@@ -28,7 +28,10 @@ pub const CHECK_FAILED: u8 = 9;
 pub const OTHER: u8 = 10;
 /// `drill`: the report says why.
 pub const DRILL_FAILED: u8 = 11;
-/// `archive-get`: every failure that does not prove absence. PostgreSQL stops recovery at codes above 125 (rule 30).
+/// `archive-get` on a standby: every failure that does not prove absence. A standby goes on with what it has, streams, and asks again; a
+/// code above 125 would shut it down for good (rule 30).
+pub const ASK_AGAIN: u8 = 75;
+/// `archive-get` elsewhere: every failure that does not prove absence. PostgreSQL stops recovery at codes above 125 (rule 30).
 pub const COULD_NOT_TELL: u8 = 126;
 
 /// The exit code of an error, by its kind.
@@ -145,6 +148,7 @@ fn restore(error: &RestoreError) -> u8 {
         RestoreError::Find(error) => find(error),
         RestoreError::Place { .. } | RestoreError::NoRoom { .. } | RestoreError::UnknownTablespace { .. } => REFUSED,
         RestoreError::TwoPlaces { .. } => REFUSED,
+        RestoreError::Standby { .. } => TARGET,
         RestoreError::Unconfirmed { .. } | RestoreError::Code { .. } | RestoreError::Typed { .. } => REFUSED,
         RestoreError::Living { .. } | RestoreError::Changed { .. } | RestoreError::Release { .. } => REFUSED,
         RestoreError::NothingToUndo { .. } | RestoreError::Vanished { .. } => REFUSED,

@@ -9,6 +9,7 @@
 //! - [`moment`]: which moment a person means.
 //! - [`signals`]: what an interrupted command says.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
+//! - [`standby`]: what a restore says of a standby, and of where `pg_wal` goes.
 //! - [`estimate`]: how long a restore will take, in words.
 //! - [`measure`]: what a real restore took. [`restored`]: what it did, and what to do next.
 //! - [`error`]: every error's kind and exit code, in one place.
@@ -48,6 +49,7 @@ pub mod restored;
 pub mod schedule;
 pub mod secrets;
 mod signals;
+pub mod standby;
 pub mod timeline;
 pub mod undo;
 pub mod verify;
@@ -67,7 +69,8 @@ use context::Global;
 #[command(
     after_help = "Begin with `lastgood init`, then `lastgood check`. `lastgood demo` shows the whole job on a throw-away server.\n\
 Exit codes: 0 done, 1 archive-get: not in the archive, 2 usage, 3 configuration, 4 repository, 5 refused, 6 target, 7 damage, \
-8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 128+N ended by signal N, 126 archive-get: could not tell."
+8 PostgreSQL, 9 check failed, 10 other, 11 drill failed, 75 archive-get on a standby: could not tell, 126 archive-get: could not tell, \
+128+N ended by signal N."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -127,7 +130,7 @@ pub fn main() -> ExitCode {
     {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = if is_get { error::COULD_NOT_TELL } else { error::exit_code(&error) };
+            let code = if is_get { archive_get::failure() } else { error::exit_code(&error) };
             output::error(&error, code, json);
             ExitCode::from(code)
         }

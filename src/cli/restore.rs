@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::context::{self, Global, Place};
 use super::guard::{self, Confirm, Desk};
 use super::moment::{self, Asked, Moment};
-use super::{estimate, measure, output, places, progress, reached, restored};
+use super::{estimate, measure, output, places, progress, reached, restored, standby};
 use crate::clock;
 use crate::postgres::lsn::Timeline;
 use crate::postgres::quiet;
@@ -39,7 +39,8 @@ use crate::timeline::told::Kind;
 #[command(after_help = "Examples:\n  lastgood restore --to latest --into /var/lib/postgresql/15/restored\n  \
     lastgood restore --to '2026-11-21 04:14:59+01:00' --into /srv/pg --dry-run\n  \
     lastgood restore --before 'drop of shop.public.orders' --into /srv/pg --target-action promote\n  \
-    lastgood restore --to 0/5A001C8 --exclusive --into /srv/pg --target-action promote --start")]
+    lastgood restore --to 0/5A001C8 --exclusive --into /srv/pg --target-action promote --start\n  \
+    lastgood restore --to latest --into /srv/pg --standby --primary-conninfo 'host=db1 user=replicator' --slot db2")]
 pub struct Args {
     #[command(flatten)]
     moment: Moment,
@@ -53,10 +54,10 @@ pub struct Args {
     #[arg(long)]
     exclusive: bool,
     /// What the server does at the target [default: pause; promote for latest]
-    #[arg(long, value_enum, value_name = "ACTION")]
+    #[arg(long, value_enum, value_name = "ACTION", conflicts_with = "standby")]
     target_action: Option<Action>,
     /// Timeline to follow, in hex as in file names, or latest
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "standby")]
     timeline: Option<String>,
     /// New place of a tablespace
     #[arg(long, value_name = "OID=PATH", value_parser = tablespace)]
@@ -65,8 +66,13 @@ pub struct Args {
     #[arg(long, value_name = "DIRECTORY")]
     tablespaces_below: Option<PathBuf>,
     /// Start the server when it is restored, follow its replay, and say whether it stands at the target
-    #[arg(long)]
+    #[arg(long, conflicts_with = "standby")]
     start: bool,
+    /// Put pg_wal into this directory, which is empty or does not exist yet, and make a link to it
+    #[arg(long, value_name = "DIRECTORY")]
+    wal_directory: Option<PathBuf>,
+    #[command(flatten)]
+    standby: standby::StandbyFlags,
     #[command(flatten)]
     confirm: Confirm,
 }
@@ -133,6 +139,8 @@ async fn prepare(args: &Args, place: &Place, json: bool) -> anyhow::Result<Prepa
         into,
         tablespaces: args.tablespace.clone(),
         tablespaces_below: args.tablespaces_below.as_ref().map(std::path::absolute).transpose()?,
+        wal_directory: args.wal_directory.as_ref().map(std::path::absolute).transpose()?,
+        standby: args.standby.asked(),
         base: Base { snapshot: args.snapshot.clone(), may_pass_over: true, unreadable: place.snapshots().await?.1 },
     };
     let plan = plan::plan(&guard::around(place), archive, &manifests, look, &request).await;
@@ -192,7 +200,9 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
 }
 
 fn options(global: &Global, place: &Place, plan: &Plan) -> anyhow::Result<Options> {
-    let until = plan.last_segment().map(|name| format!(" --until {name}")).unwrap_or_default();
+    // A standby needs all that comes.
+    let last = plan.last_segment().filter(|_| plan.standby.is_none());
+    let until = last.map(|name| format!(" --until {name}")).unwrap_or_default();
     let get = format!("archive-get --system-identifier {}{until} %f \"%p\"", plan.system_identifier);
     Ok(Options {
         restore_command: global.server_command(&place.config, &get)?,
@@ -343,8 +353,14 @@ fn show_plan(plan: &Plan) {
             plan.major
         ),
     );
-    output::entry("then", then(plan.action));
-    output::entry("off", format!("in it, until it is released: {}", quiet::WORDS));
+    standby::show_wal(plan);
+    match &plan.standby {
+        Some(standby) => standby::show(standby),
+        None => {
+            output::entry("then", then(plan.action));
+            output::entry("off", format!("in it, until it is released: {}", quiet::WORDS));
+        }
+    }
     // Who only changed rows locks nobody out.
     let is_of_rows = plan.event.as_ref().is_some_and(|event| matches!(event.kind, Kind::Delete | Kind::Update));
     if plan.action == TargetAction::Pause && !plan.inclusive && !is_of_rows {

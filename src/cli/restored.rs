@@ -1,6 +1,6 @@
 //! What a restore did, and what to do next.
 
-use super::{estimate, output};
+use super::{estimate, output, standby};
 use crate::postgres::{programs, quiet, startable};
 use crate::repo::report::Span;
 use crate::restore::execute::Restored;
@@ -50,6 +50,10 @@ pub fn tell(plan: &Plan, restored: &Restored, port: Option<u16>, (seconds, expec
             "what stood",
             format!("there is now {}; to put it back: lastgood undo --into {}", aside.display(), plan.into.display()),
         );
+    }
+    standby::show_wal(plan);
+    if plan.standby.is_some() {
+        return standby::show_result(plan);
     }
     let into = output::shell_words(&[plan.into.display().to_string()]);
     output::entry("start it", format!("pg_ctl -D {into} start"));

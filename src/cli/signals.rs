@@ -11,14 +11,16 @@ use super::{Command, output};
 fn leaves(command: &Command) -> Option<&'static str> {
     match command {
         Command::Drill(_) | Command::ArchiveGet(_) | Command::ArchivePush(_) | Command::Demo(_) => None,
-        Command::Backup(_) => {
-            Some("no snapshot was made; run it again, when its lease has gone stale (a second try says when), and it clears what this one left")
-        }
-        Command::Restore(_) | Command::Recover(_) => {
-            Some("what stood in the place stands there as before, or `lastgood undo` says what to do; run it again, and it clears what this one built")
-        }
+        Command::Backup(_) => Some(
+            "no snapshot was made; run it again, when its lease has gone stale (a second try says when), and it clears what this one left",
+        ),
+        Command::Restore(_) | Command::Recover(_) => Some(
+            "what stood in the place stands there as before, or `lastgood undo` says what to do; run it again, and it clears what this one built",
+        ),
         Command::Undo(_) => Some("run it again: it goes on where this one stopped"),
-        Command::Expire(_) | Command::Mirror(_) | Command::Release(_) => Some("what was done is done; run it again, and it does the rest"),
+        Command::Expire(_) | Command::Mirror(_) | Command::Release(_) => {
+            Some("what was done is done; run it again, and it does the rest")
+        }
         _ => Some("nothing was changed that is not whole; run it again"),
     }
 }

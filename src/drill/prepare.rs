@@ -211,6 +211,8 @@ impl Drill<'_> {
             tablespaces_below: Some(below.clone()),
             // A drill is there to find what is damaged.
             base: Base::default(),
+            wal_directory: None,
+            standby: None,
         };
         let target = match &request.wanted {
             Wanted::Target(target) => target.clone(),

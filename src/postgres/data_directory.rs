@@ -17,8 +17,10 @@ use super::apart::{self, Apart};
 use super::control::ControlFile;
 use super::wal::reference::RelFileLocator;
 
+mod links;
 mod walk;
 
+pub use links::{tablespaces, wal_place};
 pub use walk::{has_own, may_vanish, walk};
 
 /// OIDs of `pg_default` and `pg_global`.
@@ -202,48 +204,6 @@ pub fn check_apart(dir: &Path, apart: &[Apart]) -> Result<(), DataDirectoryError
         Some(inside) => Err(DataDirectoryError::Holds { dir: dir.into(), what: inside.what.clone(), path: inside.path.clone() }),
         None => Ok(()),
     }
-}
-
-/// Tablespace links with their targets, checked (rule 15); in-place tablespaces are ordinary directories and not listed.
-pub fn tablespaces(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataDirectoryError> {
-    let links = dir.join("pg_tblspc");
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| DataDirectoryError::Io { path, source }
-    };
-    let data = fs::canonicalize(dir).map_err(failed(dir))?;
-    let mut found: Vec<(String, PathBuf)> = Vec::new();
-    for entry in fs::read_dir(&links).map_err(failed(&links))? {
-        let entry = entry.map_err(failed(&links))?;
-        let link = entry.path();
-        if !is_number(entry.file_name().as_encoded_bytes()) {
-            continue;
-        }
-        let target = match fs::read_link(&link) {
-            Ok(target) => target,
-            // Made in place, or dropped meanwhile.
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => continue,
-            Err(source) => return Err(DataDirectoryError::Io { path: link, source }),
-        };
-        let refuse = |problem: &str| Err(DataDirectoryError::Tablespace { link: link.clone(), problem: problem.into() });
-        if fs::symlink_metadata(&target).is_ok_and(|m| m.is_symlink()) {
-            return refuse("its target is a link itself");
-        }
-        let real = match fs::canonicalize(&target) {
-            Ok(real) => real,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse("its target does not exist"),
-            Err(source) => return Err(DataDirectoryError::Io { path: target, source }),
-        };
-        if is_inside(&real, &data) || is_inside(&data, &real) {
-            return refuse("its target overlaps with the data directory");
-        }
-        if let Some((other, _)) = found.iter().find(|(_, o)| is_inside(&real, o) || is_inside(o, &real)) {
-            return refuse(&format!("its target overlaps with that of tablespace {other}"));
-        }
-        found.push((entry.file_name().to_string_lossy().into_owned(), real));
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// Whether `path` is `dir` or below it; by components, so `/ts/10` is not inside `/ts/1`.

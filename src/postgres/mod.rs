@@ -33,6 +33,7 @@ pub mod session;
 pub mod settings;
 pub mod settings_files;
 pub mod sharing;
+pub mod standby;
 pub mod startable;
 pub mod wal;
 

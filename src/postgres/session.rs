@@ -109,8 +109,6 @@ impl Facts {
 pub struct Stopped {
     pub lsn: Lsn,
     pub backup_label: String,
-    /// Empty when there are no tablespaces.
-    pub tablespace_map: String,
     pub time: Timestamp,
 }
 
@@ -268,15 +266,14 @@ impl Session {
         Ok((lsn(&row, doing)?, timestamp(row.get(1))))
     }
 
-    /// Stops it, without the server's own wait for archiving: we wait ourselves, with a deadline (rule 1).
+    /// Stops it, without the server's own wait for archiving: we wait ourselves, with a deadline (rule 1). The map of the tablespaces is not
+    /// asked for: their paths need not be text, and a restore makes the links (rule 44).
     pub async fn stop_backup(&self) -> Result<Stopped, SessionError> {
         let stop = if self.major >= 15 { "pg_backup_stop(false)" } else { "pg_stop_backup(false, false)" };
-        let sql = format!(
-            "SELECT lsn::text, labelfile, coalesce(spcmapfile, ''), (extract(epoch FROM clock_timestamp()) * 1000000)::int8 FROM {stop}"
-        );
+        let sql = format!("SELECT lsn::text, labelfile, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 FROM {stop}");
         let doing = "stop the base backup";
         let row = self.one(doing, &sql).await?;
-        Ok(Stopped { lsn: lsn(&row, doing)?, backup_label: row.get(1), tablespace_map: row.get(2), time: timestamp(row.get(3)) })
+        Ok(Stopped { lsn: lsn(&row, doing)?, backup_label: row.get(1), time: timestamp(row.get(2)) })
     }
 
     /// Makes the server archive what it has: a restore point first, because an idle server switches nothing (rule 5).

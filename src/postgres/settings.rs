@@ -44,7 +44,7 @@ pub enum RecoveryTarget {
 
 /// The file that the server reads last.
 pub const AUTO_CONF: &str = "postgresql.auto.conf";
-const ARCHIVE_MODE: &str = "archive_mode";
+pub(super) const ARCHIVE_MODE: &str = "archive_mode";
 
 /// What recovery needs to know.
 #[derive(Debug, Clone)]
@@ -140,7 +140,7 @@ pub fn keep_only_recovery(data_directory: &Path) -> io::Result<()> {
     durable::replace(&path, text.as_bytes(), 0o600)
 }
 
-fn is_recovery_setting(line: &str) -> bool {
+pub(super) fn is_recovery_setting(line: &str) -> bool {
     setting(line).is_some_and(|(name, _)| {
         RECOVERY_SETTINGS.contains(&name.as_str()) || name == ARCHIVE_MODE || name == "primary_slot_name"
     })

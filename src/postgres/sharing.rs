@@ -32,10 +32,11 @@ pub fn find(dirs: &[&Path], locations: &[PathBuf], own: &str, known: &[PathBuf])
         if own_in(dir).is_some_and(|other| other != own) {
             return None;
         }
-        let links = fs::read_dir(dir.join("pg_tblspc")).ok()?.flatten();
-        let targets = links.filter_map(|link| fs::read_link(link.path()).ok());
-        let places: Vec<_> =
-            targets.filter_map(|target| place(&root.join(target.strip_prefix("/").unwrap_or(&target)).join(own))).collect();
+        let links = dir.join("pg_tblspc");
+        let targets = fs::read_dir(&links).ok()?.flatten().filter_map(|link| fs::read_link(link.path()).ok());
+        // Seen from that process's root, and a relative one from where the link is.
+        let seen = |target: PathBuf| target.strip_prefix("/").map_or_else(|_| links.join(&target), |below| root.join(below));
+        let places: Vec<_> = targets.filter_map(|target| place(&seen(target).join(own))).collect();
         wanted.iter().find(|(_, wanted)| places.contains(wanted)).map(|(location, _)| location.to_path_buf())
     };
     for (dir, root) in postmaster::working() {

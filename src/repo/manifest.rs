@@ -8,6 +8,9 @@
 //! # Order
 //! Packs, file lists, tables, manifest. Writing the manifest commits the snapshot; without it there is none.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -42,6 +45,16 @@ pub struct Part {
 pub struct TablespaceLink {
     pub oid: String,
     pub target: String,
+    /// The path itself, encoded as [`encode_place`] does, where it is no text; `target` shows it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoded: Option<String>,
+}
+
+impl TablespaceLink {
+    /// Where the tablespace was.
+    pub fn place(&self) -> PathBuf {
+        self.encoded.as_deref().and_then(decode_place).unwrap_or_else(|| PathBuf::from(&self.target))
+    }
 }
 
 /// A page whose checksum did not hold when it was read, twice the same (rule 12).
@@ -112,6 +125,9 @@ pub struct Manifest {
     /// Where the server's settings lay, when that was outside of the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_file: Option<String>,
+    /// Where `pg_wal` was, when it was a link; encoded as [`encode_place`] does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_directory: Option<String>,
     pub owner: String,
     pub group: String,
     pub mode: u32,
@@ -166,6 +182,9 @@ pub enum What {
     Directory,
     Tablespace {
         target: String,
+        /// As in [`TablespaceLink`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        encoded: Option<String>,
     },
 }
 
@@ -203,6 +222,17 @@ pub fn encode_path(path: &[u8]) -> String {
         chunk.invalid().iter().for_each(|b| text.push_str(&format!("%{b:02X}")));
     }
     text
+}
+
+/// An absolute path as text, encoded as [`encode_path`] does.
+pub fn encode_place(path: &Path) -> String {
+    encode_path(path.as_os_str().as_bytes())
+}
+
+/// The path of [`encode_place`]; `None` when it is none, or not absolute.
+pub fn decode_place(text: &str) -> Option<PathBuf> {
+    let bytes = decode_path(text.strip_prefix('/')?)?;
+    Some(Path::new("/").join(OsString::from_vec(bytes)))
 }
 
 /// The bytes of an encoded path; `None` when it is none, or would lead out of the data directory.
@@ -334,6 +364,11 @@ impl Manifest {
             return Err(RepoError::damaged(&key, format!("it says it is {} of {}", manifest.id, manifest.cluster)));
         }
         Ok(manifest)
+    }
+
+    /// Where `pg_wal` was, when it had a place of its own.
+    pub fn wal_place(&self) -> Option<PathBuf> {
+        self.wal_directory.as_deref().and_then(decode_place)
     }
 
     /// File list number `index`, from 0.

@@ -39,7 +39,14 @@ impl Document for Manifest {
             (self.listed_ns >= 0, "its listed_ns lie before 1970"),
             (self.parent.as_deref().is_none_or(document::is_snapshot_id), "its parent is no snapshot"),
             (!self.file_lists.is_empty(), "it has no file lists"),
-            (self.tablespaces.iter().all(|link| is_oid(&link.oid) && is_target(&link.target)), "a tablespace is impossible"),
+            (
+                self.tablespaces.iter().all(|link| is_oid(&link.oid) && is_target(&link.target, &link.encoded)),
+                "a tablespace is impossible",
+            ),
+            (
+                self.wal_directory.as_deref().is_none_or(|text| text.len() <= PATH_MAX && manifest::decode_place(text).is_some()),
+                "its wal_directory is no absolute path",
+            ),
             (self.totals.are_countable(), "its totals are impossible"),
         ])
         .or_else(|| {
@@ -88,9 +95,9 @@ impl Document for FileLine {
         }
         match &self.what {
             What::Directory => None,
-            What::Tablespace { target } => {
+            What::Tablespace { target, encoded } => {
                 let oid = self.path.strip_prefix("pg_tblspc/");
-                (!oid.is_some_and(is_oid) || !is_target(target)).then(|| named("it is no tablespace"))?
+                (!oid.is_some_and(is_oid) || !is_target(target, encoded)).then(|| named("it is no tablespace"))?
             }
             What::File { bytes, map, .. } => match map {
                 _ if *bytes > FILE_MAX => named("its length is impossible"),
@@ -122,8 +129,9 @@ fn is_oid(text: &str) -> bool {
     text.parse::<u32>().is_ok_and(|oid| oid > 0 && oid.to_string() == text)
 }
 
-fn is_target(text: &str) -> bool {
-    !text.is_empty() && text.len() <= PATH_MAX && !text.contains('\0')
+fn is_target(text: &str, encoded: &Option<String>) -> bool {
+    let is_place = |text: &String| text.len() <= PATH_MAX && manifest::decode_place(text).is_some();
+    !text.is_empty() && text.len() <= PATH_MAX && !text.contains('\0') && encoded.as_ref().is_none_or(is_place)
 }
 
 /// The lines of all lists of a snapshot, one after the other.

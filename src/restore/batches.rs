@@ -107,6 +107,7 @@ impl Site<'_> {
                     continue;
                 }
                 match &line.what {
+                    What::Directory if line.path == "pg_wal" && self.plan.wal_directory().is_some() => self.link_wal(&path)?,
                     What::Directory => self.make_directory(&path, line.mode)?,
                     What::Tablespace { .. } => self.link_tablespace(&path)?,
                     What::File { map, .. } => {
@@ -168,6 +169,11 @@ impl Site<'_> {
         let tablespace = known.ok_or_else(|| self.damaged(format!("tablespace {oid} is not in the manifest")))?;
         symlink(tablespace.root(), path).map_err(|source| RestoreError::Io { doing: "link", path: path.into(), source })?;
         Ok(())
+    }
+
+    fn link_wal(&self, path: &Path) -> Result<(), RestoreError> {
+        let Some(place) = self.plan.wal_directory() else { return Ok(()) };
+        symlink(place, path).map_err(|source| RestoreError::Io { doing: "link", path: path.into(), source })
     }
 
     /// The files of one batch with their maps, of which some lie in packs.

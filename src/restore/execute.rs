@@ -19,19 +19,22 @@ use super::place::{self, Standing};
 use super::plan::{self, Plan};
 use super::replaced::Replaced;
 use super::salvage::{self, Saved};
+use super::standby::Standby;
 use super::switch::{self, Hold, Pair, Switched};
 use super::undo;
+use super::wal_place;
 use super::write::{Stopped, Target, Terms, Writer};
 use crate::config::ReadBack;
 use crate::durable;
 use crate::monitor::Monitor;
-use crate::postgres::control::ControlFile;
+use crate::postgres::control::{ControlFile, Limits};
 use crate::postgres::data_directory::{self, RESTORED_MARK, RESTORING_MARK};
 use crate::postgres::owner::{self, Ids};
 use crate::postgres::postmaster;
 use crate::postgres::quiet;
 use crate::postgres::settings::{self, Recovery};
 use crate::postgres::settings_files::{self, Copy, Made};
+use crate::postgres::standby::{self, Following};
 use crate::repo::layout;
 use crate::repo::lease::Lease;
 use crate::repo::manifest::{FileLine, Manifest, MapPlace, What};
@@ -94,8 +97,9 @@ async fn begin(
     for tablespace in &plan.tablespaces {
         place::look_tablespace(&tablespace.into, plan.standing.occupant())?;
     }
+    plan.wal_directory().map(wal_place::look).transpose()?;
     plan::check_shared(&plan.into, &plan.tablespaces, plan.manifest(), &plan.elsewhere)?;
-    let places: Vec<PathBuf> = [plan.root()].into_iter().chain(plan.tablespaces.iter().map(|t| t.root())).collect();
+    let places = roots(plan);
     let manifest = plan.manifest();
     let _locks = places.iter().map(|place| place::occupy(place)).collect::<Result<Vec<_>, _>>()?;
     let saved = match &plan.replaced {
@@ -113,6 +117,12 @@ async fn begin(
         Ok(restored) => Ok(Restored { saved, ..restored }),
         Err(error) => Err(work.explain(error).await),
     }
+}
+
+/// Everywhere that is written to: the data directory first.
+fn roots(plan: &Plan) -> Vec<PathBuf> {
+    let tablespaces = plan.tablespaces.iter().map(|tablespace| tablespace.root());
+    [plan.root()].into_iter().chain(tablespaces).chain(plan.wal_directory().map(PathBuf::from)).collect()
 }
 
 /// What stands in the place is what the plan saw, and no server lives there.
@@ -140,10 +150,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     async fn run(&self, first: Vec<FileLine>, options: &Options, monitor: &dyn Monitor) -> Result<Restored, RestoreError> {
-        self.site.own(&self.site.root)?;
-        for tablespace in &self.site.plan.tablespaces {
-            self.site.own(&tablespace.root())?;
-        }
+        roots(self.site.plan).iter().try_for_each(|root| self.site.own(root))?;
         let (batches, mut prepared) = mpsc::channel(1);
         let writer = Writer::start(self.site.cluster, &self.terms);
         let batch = |targets| writer.batch(targets);
@@ -183,8 +190,7 @@ impl Work<'_> {
         let made = settings_files::make_own(&self.copy()).map_err(io("write the settings of"))?;
         made.files.iter().try_for_each(|path| self.site.own(path))?;
         self.site.own(&label)?;
-        let mut places = vec![into.clone()];
-        places.extend(self.site.plan.tablespaces.iter().map(|t| t.root()));
+        let places = roots(self.site.plan);
         let sync = tokio::task::spawn_blocking(move || places.iter().try_for_each(|place| durable::sync_file_system(place)));
         let withheld = into.join(switch::WITHHELD_CONTROL);
         let What::File { bytes, map: MapPlace::Map(map), .. } = control.what else { return Err(RestoreError::NoControl) };
@@ -223,13 +229,17 @@ impl Work<'_> {
         let (plan, into) = (self.site.plan, &self.site.root);
         let bytes = fs::read(withheld)?;
         let control = ControlFile::parse(&bytes).map_err(std::io::Error::other)?;
+        if let Some(standby) = &plan.standby {
+            self.follow(standby, control.limits, options)?;
+            return self.lead_nowhere(withheld, &bytes);
+        }
         let limits = control.limits.or_higher(plan.limits);
         let mut quiet = quiet::until_adopted(plan.major, limits, beside::is_apart(plan));
         quiet.extend(options.port.map(|port| ("port", port.to_string())));
         let recovery = Recovery {
             restore_command: options.restore_command.clone(),
             timeline: plan.timeline,
-            target: plan.found.recovery,
+            target: plan.recovery_target,
             action: plan.action,
         };
         let until_adopted = settings::configure_recovery(into, &recovery, &quiet)?;
@@ -238,8 +248,34 @@ impl Work<'_> {
             self.site.own(&into.join(name)).map_err(std::io::Error::other)?;
             fs::File::open(into.join(name))?.sync_all()?;
         }
-        let nowhere = ControlFile::leading_nowhere(&bytes).map_err(std::io::Error::other)?;
+        self.lead_nowhere(withheld, &bytes)
+    }
+
+    fn lead_nowhere(&self, withheld: &Path, control: &[u8]) -> std::io::Result<()> {
+        let nowhere = ControlFile::leading_nowhere(control).map_err(std::io::Error::other)?;
         fs::OpenOptions::new().write(true).open(withheld)?.write_all(&nowhere)
+    }
+
+    /// Settings of a standby: those of its primary, but for a limit that was raised since, and a port of its own beside it.
+    fn follow(&self, standby: &Standby, own: Limits, options: &Options) -> std::io::Result<()> {
+        let (plan, into) = (self.site.plan, &self.site.root);
+        let raised = quiet::limit_settings(own.or_higher(plan.limits)).into_iter().zip(quiet::limit_settings(own));
+        let mut more: Vec<_> = raised.filter(|(now, before)| now != before).map(|(now, _)| now).collect();
+        more.extend(options.port.map(|port| ("port", port.to_string())));
+        let following = Following {
+            restore_command: options.restore_command.clone(),
+            primary_conninfo: standby.primary_conninfo.clone().unwrap_or_default(),
+            slot: standby.slot.clone().unwrap_or_default(),
+            timeline: standby.timeline,
+            major: plan.major,
+            more,
+        };
+        standby::configure(into, &following)?;
+        for name in [settings::AUTO_CONF, "standby.signal"] {
+            self.site.own(&into.join(name)).map_err(std::io::Error::other)?;
+            fs::File::open(into.join(name))?.sync_all()?;
+        }
+        Ok(())
     }
 
     /// Exchanges the new cluster for the one that stands in its place, if one does, and lets it be started. Answers where the old one
@@ -251,8 +287,8 @@ impl Work<'_> {
             Standing::Cluster(_) => Some(self.exchange()?),
             _ => None,
         };
-        for tablespace in &self.site.plan.tablespaces {
-            fs::remove_file(tablespace.root().join(RESTORING_MARK)).map_err(io("finish"))?;
+        for root in roots(self.site.plan).iter().skip(1) {
+            fs::remove_file(root.join(RESTORING_MARK)).map_err(io("finish"))?;
         }
         durable::publish(&into.join(switch::WITHHELD_CONTROL), &into.join(CONTROL_PATH)).map_err(io("write pg_control in"))?;
         fs::remove_file(into.join(RESTORING_MARK)).map_err(io("finish"))?;

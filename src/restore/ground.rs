@@ -13,6 +13,7 @@ use super::standing;
 use crate::postgres::apart::{self, Apart};
 use crate::postgres::data_directory::is_version_directory;
 use crate::postgres::sharing::{self, Sharing};
+use crate::postgres::wal::name::SegmentName;
 
 /// Refuses a place in, or around, something that is no place for a cluster.
 pub fn check(path: &Path, apart: &[Apart]) -> Result<(), RestoreError> {
@@ -32,8 +33,24 @@ pub fn check(path: &Path, apart: &[Apart]) -> Result<(), RestoreError> {
         if is_tablespace(above).map_err(|source| RestoreError::Io { doing: "look into", path: above.into(), source })? {
             return refuse(format!("this directory lies in the tablespace {}", above.display()));
         }
+        if is_wal(above).map_err(|source| RestoreError::Io { doing: "look into", path: above.into(), source })? {
+            return refuse(format!("this directory lies in {}, which is the pg_wal of a cluster", above.display()));
+        }
     }
     Ok(())
+}
+
+/// Whether a server keeps its WAL in this directory, on a disk of its own. What we may not look into is none of this user's.
+fn is_wal(dir: &Path) -> io::Result<bool> {
+    if !dir.join("archive_status").is_dir() {
+        return Ok(false);
+    }
+    let is_segment = |entry: fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.parse::<SegmentName>().is_ok());
+    match fs::read_dir(dir) {
+        Ok(mut entries) => entries.try_fold(false, |found, entry| Ok(found || is_segment(entry?))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether some version keeps files in this directory. What we may not look into is no tablespace of this user.
@@ -98,9 +115,11 @@ mod tests {
     fn places_in_or_around_what_is_no_place_for_a_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        for path in ["repository/clusters", "data/global", "data/pg_wal", "space/PG_15_202209061/5", "free"] {
+        for path in ["repository/clusters", "data/global", "data/pg_wal", "space/PG_15_202209061/5", "wal/archive_status", "free"]
+        {
             fs::create_dir_all(root.join(path)).unwrap();
         }
+        fs::write(root.join("wal/000000010000000000000001"), "").unwrap();
         std::os::unix::fs::symlink(root.join("repository/clusters"), root.join("way")).unwrap();
         let apart = [Apart { what: "the repository".into(), path: root.join("repository") }];
         for (place, expected) in [
@@ -110,6 +129,7 @@ mod tests {
             ("", "holds the repository"),
             ("data/new", "lies in the cluster"),
             ("data/pg_wal/x/y", "lies in the cluster"),
+            ("wal/new", "which is the pg_wal of a cluster"),
             ("space/new", "lies in the tablespace"),
             ("space/PG_15_202209061/new", "lies in the tablespace"),
         ] {

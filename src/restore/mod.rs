@@ -5,7 +5,7 @@
 //! writes nothing. The plan is a value: shown, then executed unchanged. [`place`] looks at the places, [`ground`] at what lies around them. [`pinned`] keeps what is read from
 //! expiring. [`execute`] fetches, verifies and writes. [`write`] writes one batch of files: [`assembly`] puts writes together from frames, and [`lanes`] take them to the disk. [`standing`], [`replaced`] and [`loss`] say what stands there and what
 //! would be lost, [`salvage`] saves its WAL, [`switch`] exchanges old and new, [`undo`] puts the old one back, and [`release`]
-//! declares a restored cluster the successor of its original.
+//! declares a restored cluster the successor of its original. [`immediate`] is about restores to a snapshot itself. [`standby`] makes a standby of it, and [`wal_place`] says where its `pg_wal` goes.
 //!
 //! # Invariants
 //! - Nothing is written before every check has passed, for all destinations (rule 35).
@@ -24,11 +24,13 @@ pub mod beside;
 pub mod execute;
 pub mod ground;
 pub mod guard;
+mod immediate;
 pub mod lanes;
 pub mod loss;
 pub mod mark;
 mod on_path;
 pub mod own_wal;
+pub mod path_text;
 pub mod pinned;
 pub mod place;
 pub mod plan;
@@ -36,10 +38,12 @@ pub mod present;
 pub mod release;
 pub mod replaced;
 pub mod salvage;
+pub mod standby;
 pub mod standing;
 pub mod start;
 pub mod switch;
 pub mod undo;
+pub mod wal_place;
 pub mod write;
 
 use std::path::PathBuf;
@@ -93,6 +97,8 @@ pub enum RestoreError {
     Vanished { path: PathBuf, aside: PathBuf },
     #[error("{path} cannot be released: {problem}; {mend}")]
     Release { path: PathBuf, problem: String, mend: &'static str },
+    #[error("{problem}; {mend}")]
+    Standby { problem: String, mend: &'static str },
     #[error("there is no tablespace {oid:?} in snapshot {snapshot}; it has {}", if known.is_empty() { "none".to_string() } else { known.join(", ") })]
     UnknownTablespace { oid: String, snapshot: String, known: Vec<String> },
     #[error("--tablespace gives tablespace {oid} two places; name one")]

@@ -11,12 +11,15 @@ use super::RestoreError;
 use super::base::{self, Base, Look, PassedOver};
 use super::ground::{self, Exchanged};
 use super::guard::Care;
+use super::immediate;
 use super::loss::{self, Loss};
 use super::on_path;
 use super::place::{self, Standing};
 use super::replaced::{self, Around, Replaced};
+use super::standby::Standby;
 use super::standing::Occupant;
 use super::switch;
+use super::wal_place::{self, WalPlace};
 use crate::postgres::apart;
 use crate::postgres::control::Limits;
 use crate::postgres::data_directory;
@@ -48,13 +51,19 @@ pub struct Request {
     /// Places for all others: a directory below this one, named by OID.
     pub tablespaces_below: Option<PathBuf>,
     pub base: Base,
+    /// A place of its own for the new `pg_wal`.
+    pub wal_directory: Option<PathBuf>,
+    /// It becomes a standby.
+    pub standby: Option<Standby>,
 }
 
 /// One tablespace: where it was and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TablespacePlan {
     pub oid: String,
+    #[serde(serialize_with = "super::path_text::serialize")]
     pub was: PathBuf,
+    #[serde(serialize_with = "super::path_text::serialize")]
     pub into: PathBuf,
     pub standing: Standing,
 }
@@ -89,6 +98,11 @@ pub struct Plan {
     /// Around the cluster that will be moved aside.
     pub replaced: Option<Replaced>,
     pub tablespaces: Vec<TablespacePlan>,
+    /// Where `pg_wal` goes, where it has or had a place of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal: Option<WalPlace>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub standby: Option<Standby>,
     /// Segments that are not archived whole and go into the new `pg_wal`.
     pub provided: Vec<SegmentName>,
     pub files: u64,
@@ -105,6 +119,9 @@ pub struct Plan {
     pub limits: Limits,
     #[serde(skip)]
     pub found: Found,
+    /// As the server is told.
+    #[serde(skip)]
+    pub recovery_target: RecoveryTarget,
     #[serde(skip)]
     pub archive: Archive,
 }
@@ -135,6 +152,11 @@ impl Plan {
 
     pub fn care(&self) -> &Care {
         self.replaced.as_ref().map_or(&Care::Free, |replaced| &replaced.care)
+    }
+
+    /// A place of its own for the new `pg_wal`.
+    pub fn wal_directory(&self) -> Option<&Path> {
+        self.wal.as_ref().and_then(|wal| wal.into.as_deref())
     }
 
     /// Where the new cluster is built: in its place, or beside the one that it will replace.
@@ -175,6 +197,7 @@ pub async fn plan(
     request: &Request,
 ) -> Result<Plan, RestoreError> {
     let cluster = around.cluster;
+    request.standby.as_ref().map_or(Ok(()), |standby| standby.check(&request.target))?;
     let standing = place::look(&request.into)?;
     ground::check(&request.into, &around.apart)?;
     let occupant = standing.occupant();
@@ -188,36 +211,31 @@ pub async fn plan(
     let base::Chosen { found, passed_over, mut warnings } =
         base::choose(cluster, &archive, manifests, &question, look, &request.base).await?;
     let manifest = &found.snapshot;
-    if let (Some(replaced), Some(Occupant { control: Some(control), .. })) = (&mut replaced, occupant)
-        && control.system_identifier == archive.system
-    {
-        replaced.loss = match &replaced.present {
-            Some(Ok(present)) => Some(loss::count(&found, present).await?),
-            Some(Err(why)) => Some(Loss::unknown(why.clone())),
-            None => None,
-        };
+    if let Some(replaced) = replaced.as_mut().filter(|_| occupant.and_then(Occupant::system) == Some(archive.system)) {
+        replaced.loss = lost(replaced, &found).await?;
     }
     let elsewhere = elsewhere(around, manifests);
-    let tablespaces = places(around, request, manifest, occupant, &elsewhere)?;
+    let (tablespaces, wal) = places(around, request, manifest, occupant, &elsewhere)?;
+    let standby = request.standby.as_ref().map(|standby| standby.following(&archive, &found.path));
     let target = request.target.to_string();
     let is_possible = async { Ok(inside::check(&archive, &found, &target).await?) };
-    let (_, limits, _, sizes) = tokio::try_join!(
+    let recovery_target = async { Ok(immediate::target(&archive, &found).await?) };
+    let (_, limits, _, sizes, recovery_target) = tokio::try_join!(
         is_possible,
         on_path::read(&archive, &found, &tablespaces),
         base::check_wal(&archive, &found),
         sizes(cluster, manifest),
+        recovery_target,
     )?;
     if at_end {
         warnings.extend(base::gap(&archive, &found));
     }
     let first_segment = manifest.start_lsn.segment(archive.segment_bytes);
     let names = (first_segment..=found.last_segment).filter_map(|number| archive.on_path(&found.path, number));
-    let provided: Vec<SegmentName> = names.filter(|name| archive.tail(*name).is_some()).collect();
-    let wal_bytes = provided.len() as u64 * archive.segment_bytes;
-    let in_tablespaces: u64 = sizes.values().sum();
-    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes.saturating_sub(in_tablespaces) + wal_bytes)];
-    needs.extend(tablespaces.iter().map(|t| (t.into.clone(), sizes.get(&t.oid).copied().unwrap_or(0))));
-    place::check_room(&needs)?;
+    // A standby gets from its primary what is not archived: what the cluster that stood here wrote last need not be its primary's.
+    let is_provided = |name: &SegmentName| standby.is_none() && archive.tail(*name).is_some();
+    let provided: Vec<SegmentName> = names.filter(is_provided).collect();
+    check_room(request, manifest, (&tablespaces, &sizes), wal.as_ref(), provided.len() as u64 * archive.segment_bytes)?;
     let reads_on = provided.iter().any(|name| matches!(archive.tail(*name), Some(Tail::File(_))));
     let (stop_lsn, inclusive, recovery) = stop(found.recovery, reads_on);
     Ok(Plan {
@@ -241,6 +259,8 @@ pub async fn plan(
         standing,
         replaced,
         tablespaces,
+        wal,
+        standby,
         provided,
         files: manifest.totals.files,
         bytes: manifest.totals.raw_bytes,
@@ -250,7 +270,17 @@ pub async fn plan(
         elsewhere,
         limits,
         found,
+        recovery_target,
         archive,
+    })
+}
+
+/// What the cluster that stands there has beyond the target.
+async fn lost(replaced: &Replaced, found: &Found) -> Result<Option<Loss>, RestoreError> {
+    Ok(match &replaced.present {
+        Some(Ok(present)) => Some(loss::count(found, present).await?),
+        Some(Err(why)) => Some(Loss::unknown(why.clone())),
+        None => None,
     })
 }
 
@@ -302,7 +332,10 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
     for link in &manifest.tablespaces {
         let mapped = request.tablespaces.iter().find(|(oid, _)| *oid == link.oid).map(|(_, path)| path.clone());
         let below = request.tablespaces_below.as_ref().map(|dir| dir.join(&link.oid));
-        let into = mapped.or(below).unwrap_or_else(|| PathBuf::from(&link.target));
+        let into = mapped.or(below).unwrap_or_else(|| link.place());
+        // A path that leads through links to a directory that is exchanged means that directory.
+        let real = apart::real(&into);
+        let into = if replaced.is_some_and(|occupant| occupant.tablespaces.contains(&real)) { real } else { into };
         let standing = match place::look_tablespace(&into, replaced) {
             Ok(standing) => standing,
             Err(RestoreError::Place { path, problem, .. }) => {
@@ -311,7 +344,7 @@ fn tablespaces(manifest: &Manifest, request: &Request, replaced: Option<&Occupan
             }
             Err(error) => return Err(error),
         };
-        plans.push(TablespacePlan { oid: link.oid.clone(), was: link.target.clone().into(), into, standing });
+        plans.push(TablespacePlan { oid: link.oid.clone(), was: link.place(), into, standing });
     }
     Ok(plans)
 }
@@ -323,12 +356,30 @@ fn places(
     manifest: &Manifest,
     replaced: Option<&Occupant>,
     elsewhere: &[PathBuf],
-) -> Result<Vec<TablespacePlan>, RestoreError> {
+) -> Result<(Vec<TablespacePlan>, Option<WalPlace>), RestoreError> {
     let tablespaces = tablespaces(manifest, request, replaced)?;
     check_apart(&request.into, &tablespaces)?;
     tablespaces.iter().try_for_each(|tablespace| ground::check(&tablespace.into, &around.apart))?;
     check_shared(&request.into, &tablespaces, manifest, elsewhere)?;
-    Ok(tablespaces)
+    let all: Vec<&Path> = [&request.into].into_iter().chain(tablespaces.iter().map(|t| &t.into)).map(PathBuf::as_path).collect();
+    let wal = wal_place::plan(request.wal_directory.as_deref(), manifest, replaced, &all, &around.apart)?;
+    Ok((tablespaces, wal))
+}
+
+/// Room for everything, on each file system.
+fn check_room(
+    request: &Request,
+    manifest: &Manifest,
+    (tablespaces, sizes): (&[TablespacePlan], &BTreeMap<String, u64>),
+    wal: Option<&WalPlace>,
+    wal_bytes: u64,
+) -> Result<(), RestoreError> {
+    let in_tablespaces: u64 = sizes.values().sum();
+    let wal_place = wal.and_then(|wal| wal.into.as_ref()).unwrap_or(&request.into);
+    let mut needs = vec![(request.into.clone(), manifest.totals.raw_bytes.saturating_sub(in_tablespaces))];
+    needs.push((wal_place.clone(), wal_bytes));
+    needs.extend(tablespaces.iter().map(|t| (t.into.clone(), sizes.get(&t.oid).copied().unwrap_or(0))));
+    place::check_room(&needs)
 }
 
 /// Data directories of which the snapshots and the configuration tell.

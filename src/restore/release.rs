@@ -107,7 +107,8 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
     if !is_the_archives(&archive, directory, timeline).await? {
         return refuse(
             "the archive has another timeline of the same number, which a server that took over began",
-            "restart it with recovery.signal and restore_command, so that it is promoted to a timeline that is free, then release it",
+            "restore again, so that the copy is promoted to a number that is free, then release that one; or give this one a [cluster] \
+             name of its own, and run `lastgood init` and `lastgood backup`",
         );
     }
     // As the archive has it, before what lies in the directory is added.

@@ -38,7 +38,11 @@ pub struct Occupant {
     /// The newest change of any file.
     pub last_change: Option<Timestamp>,
     /// Where its tablespaces are.
+    #[serde(serialize_with = "super::path_text::all")]
     pub tablespaces: Vec<PathBuf>,
+    /// Where its `pg_wal` is, when it is a link.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "super::path_text::option")]
+    pub wal_directory: Option<PathBuf>,
     pub fingerprint: Sha,
 }
 
@@ -74,10 +78,14 @@ pub fn look(dir: &Path) -> Result<Occupant, RestoreError> {
     });
     let tablespaces = tablespace_targets(dir).map_err(failed)?;
     let own = data_directory::own_in(dir);
+    let wal_directory = data_directory::wal_place(dir).map_err(failed)?;
     let mut survey = Survey::default();
     survey.entry(dir, Path::new("")).map_err(failed)?;
     for target in &tablespaces {
         survey.tablespace(target, own.as_deref()).map_err(failed)?;
+    }
+    if let Some(place) = &wal_directory {
+        survey.entry(place, place).map_err(failed)?;
     }
     let mut living = postmaster::living(dir).map_err(failed)?;
     for inner in survey.clusters.iter().map(|name| dir.join(name)) {
@@ -96,6 +104,7 @@ pub fn look(dir: &Path) -> Result<Occupant, RestoreError> {
         bytes: survey.bytes,
         last_change: Timestamp::from_second(survey.newest_s).ok(),
         tablespaces,
+        wal_directory,
         fingerprint: Sha(survey.hasher.finalize().into()),
     })
 }

@@ -30,9 +30,12 @@ pub const CONTROL: &str = "global/pg_control";
 /// A directory that was replaced: where it stood, where it lies now, and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
+    #[serde(with = "super::path_text")]
     pub place: PathBuf,
+    #[serde(with = "super::path_text")]
     pub aside: PathBuf,
     /// Where it lies between the exchange and the last renaming.
+    #[serde(with = "super::path_text")]
     pub staging: PathBuf,
     pub device: u64,
     pub inode: u64,

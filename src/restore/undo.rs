@@ -274,7 +274,8 @@ pub fn point_links(cluster: &Path, from: &Path, to: &Path) -> io::Result<()> {
             target == from || fs::canonicalize(&target).is_ok_and(|real| Ok(real) == fs::canonicalize(from).map_err(|_| ()))
         };
         let target = match fs::read_link(&link) {
-            Ok(target) => target,
+            // A relative one is seen from where the link is.
+            Ok(target) => links.join(target),
             // No link.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => continue,
             Err(error) => return Err(error),

@@ -10,8 +10,10 @@ use crate::monitor::Monitor;
 use crate::postgres::apart::Apart;
 use crate::postgres::control::ControlFile;
 use crate::postgres::data_directory;
+use crate::postgres::lsn::Timeline;
 use crate::postgres::page::PAGE_BYTES;
 use crate::postgres::session::{Facts, Session};
+use crate::postgres::wal::name::SegmentName;
 use crate::repo::lease::{BACKUP, Exclusive};
 use crate::repo::record::ClusterRecord;
 use crate::repo::repository::Cluster;
@@ -95,6 +97,15 @@ pub fn check(
         data_directory::check_apart(&dir, apart)?;
     }
     Ok(control)
+}
+
+/// The timeline that the server is on. After a promotion pg_control has the one before, until the checkpoint with which the snapshot begins.
+pub async fn timeline(session: &Session, facts: &Facts, in_control: Timeline) -> Result<Timeline, SnapshotError> {
+    if facts.in_recovery {
+        return Ok(in_control);
+    }
+    let name = session.value("SELECT pg_walfile_name(pg_current_wal_lsn())").await?;
+    Ok(name.parse().map_or(in_control, |name: SegmentName| name.timeline))
 }
 
 /// The part of an id that sorts.

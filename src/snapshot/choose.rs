@@ -17,7 +17,7 @@ use crate::monitor::Monitor;
 use crate::postgres::data_directory::{self, Class, DataDirectoryError, Entry, Kind, Scope};
 use crate::postgres::page::PAGE_BYTES;
 use crate::repo::frame::FRAME_BYTES;
-use crate::repo::manifest::{FileLine, MapPlace, What, encode_path};
+use crate::repo::manifest::{self, FileLine, MapPlace, What, encode_path};
 
 /// Jobs between the walk and the file lists; bounds what waits for its turn.
 pub const WINDOW_JOBS: usize = 512;
@@ -91,7 +91,10 @@ impl Chooser {
         let what = match &entry.kind {
             Kind::File { class } => return self.file(&entry, *class, before),
             Kind::Directory => What::Directory,
-            Kind::Tablespace { target } => What::Tablespace { target: target.to_string_lossy().into_owned() },
+            Kind::Tablespace { target } => What::Tablespace {
+                target: target.to_string_lossy().into_owned(),
+                encoded: target.to_str().is_none().then(|| manifest::encode_place(target)),
+            },
         };
         self.items.push(Item::Keep(Box::new(FileLine { path: encode_path(&entry.path), what, mode: entry.mode }), 0));
         self.send_if_full()

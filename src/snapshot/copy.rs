@@ -271,9 +271,9 @@ impl<'a> Lists<'a> {
             self.totals.raw_bytes += bytes;
             self.live.add(map);
         }
-        if let What::Tablespace { target } = &line.what {
+        if let What::Tablespace { target, encoded } = &line.what {
             let oid = line.path.rsplit('/').next().unwrap_or_default().to_string();
-            self.tablespaces.push(TablespaceLink { oid, target: target.clone() });
+            self.tablespaces.push(TablespaceLink { oid, target: target.clone(), encoded: encoded.clone() });
         }
         Ok(self.writer.add(line).await?)
     }

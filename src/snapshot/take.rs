@@ -18,7 +18,7 @@ use crate::monitor::Monitor;
 use crate::postgres::apart::Apart;
 use crate::postgres::catalogue;
 use crate::postgres::control::ControlFile;
-use crate::postgres::data_directory::Scope;
+use crate::postgres::data_directory::{self, Scope};
 use crate::postgres::history::History;
 use crate::postgres::lsn::Lsn;
 use crate::postgres::mapped;
@@ -102,7 +102,8 @@ async fn take_once(
 ) -> Result<Manifest, SnapshotError> {
     let facts = session.facts().await?;
     let directory = request.data_directory.clone().unwrap_or_else(|| facts.data_directory.clone());
-    let control = begin::check(record, session, &facts, &directory, &request.apart)?;
+    let mut control = begin::check(record, session, &facts, &directory, &request.apart)?;
+    control.timeline = begin::timeline(session, &facts, control.timeline).await?;
     // A segment takes its time to arrive; meanwhile the lease is taken, and what to build on is looked for.
     let pg_wal = directory.join("pg_wal");
     let server = wait::Server { system: facts.system_identifier, session, pg_wal: &pg_wal, kept: &request.kept };
@@ -488,6 +489,8 @@ impl Snapshot<'_> {
         )?;
         let directory =
             std::fs::metadata(&self.directory).map_err(|source| SnapshotError::Read { path: self.directory.clone(), source })?;
+        let wal_place = data_directory::wal_place(&self.directory)
+            .map_err(|source| SnapshotError::Read { path: self.directory.join("pg_wal"), source })?;
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         Ok(Manifest {
             format: FORMAT_VERSION,
@@ -516,6 +519,7 @@ impl Snapshot<'_> {
             config_file: Some(&self.facts.config_file)
                 .filter(|file| !file.starts_with(&self.facts.data_directory) && !file.as_os_str().is_empty())
                 .map(|file| text(file.clone())),
+            wal_directory: wal_place.map(|place| manifest::encode_place(&place)),
             owner: owner::user_name(directory.uid()),
             group: owner::group_name(directory.gid()),
             mode: directory.mode() & 0o7777,

@@ -88,8 +88,13 @@ async fn prove_own(
     }
 }
 
-/// What the server's statistics tell about archiving.
+/// What the server's statistics tell about archiving. Those of a standby tell nothing: its primary archives.
 async fn reason(session: &Session, failed_before: i64) -> String {
+    if session.in_recovery().await.unwrap_or(false) {
+        return "this is a standby, and its primary archives: on a quiet primary a segment is finished by archive_timeout (set it there to \
+                '1min'), or by hand with SELECT pg_switch_wal(); `lastgood check` there says whether archiving works"
+            .into();
+    }
     let Ok(state) = session.archiver().await else { return "and the server does not answer any more".into() };
     match (state.last_failed, state.last_archived) {
         (Some(failed), _) if state.failed > failed_before => {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::child;
 use crate::config::Alert as Settings;
-use crate::repo::alert::Alert;
 use crate::repo::object;
 use crate::tls;
 
@@ -18,7 +18,7 @@ const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Sends an alert by every route; answers what failed, each with its reason, after several attempts.
-pub async fn deliver(alert: &Alert, settings: &Settings) -> Vec<String> {
+pub async fn deliver(alert: &impl Serialize, settings: &Settings) -> Vec<String> {
     let body = object::to_json(alert);
     let mut failed = Vec::new();
     if !settings.command.is_empty() {

@@ -108,6 +108,11 @@ async fn a_copy_does_not_take_its_originals_tablespaces() {
     scratch::make_directory(&world.path("far"), world.user()).unwrap();
     copy(world.server.data(), &far);
     std::fs::remove_file(far.join("postmaster.pid")).unwrap();
+    // The original's own link is relative, as people make them.
+    let oid = world.value("SELECT oid FROM pg_tablespace WHERE spcname = 'fast'").await;
+    let link = world.server.data().join("pg_tblspc").join(oid);
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("../../space", &link).unwrap();
     let into = far.to_str().unwrap();
     let original = world.server.data().display().to_string();
     let before = (inode(&version_directory(&space, 15)), picture(&far));

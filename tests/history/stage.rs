@@ -283,6 +283,8 @@ impl Stage {
         let record = self.record().await;
         let around = self.around(&record);
         let request = plan::Request {
+            wal_directory: None,
+            standby: None,
             target,
             event: None,
             timeline: Some(timeline),

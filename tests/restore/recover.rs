@@ -43,9 +43,7 @@ async fn three_answers_lead_to_a_copy_with_the_table() {
     let (code, screen) = person(&world, &["recover", "--beside", copy.to_str().unwrap()], &answers);
     assert_eq!(code, 0, "{screen}");
     // The newest WAL was brought into the archive by it, and each step stands there as the command that does the same.
-    for words in
-        ["DROP postgres.public.customers", "DROP postgres.public.orders", "$ lastgood restore --before", "the target"]
-    {
+    for words in ["DROP postgres.public.customers", "DROP postgres.public.orders", "$ lastgood restore --before", "the target"] {
         assert!(screen.contains(words), "{words}: {screen}");
     }
     let session = running.session().await;

@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::links;
 use super::{Class, DataDirectoryError, EMPTY_DIRECTORIES, Entry, Kind, Scope};
 use super::{class_of, entry, holds_relations, is_left_out, is_left_out_relation, is_number, order_key, unlogged_relations};
 
@@ -167,6 +168,10 @@ impl<E: From<DataDirectoryError>> Walk<'_, E> {
             Err(source) => return Err(DataDirectoryError::Io { path: full.into(), source }.into()),
         };
         let (shown, leads) = (full.display(), real.display());
+        // The snapshot says where it is, and a restore what becomes of it.
+        if child == b"pg_wal" {
+            return Ok(Some(metadata));
+        }
         if is_kept_empty {
             (self.warn)(format!("{shown} is a link to {leads}: a restore makes a directory in its place"));
             return Ok(Some(metadata));
@@ -245,7 +250,7 @@ impl<E: From<DataDirectoryError>> Walk<'_, E> {
             // Made in place, without a link (`allow_in_place_tablespaces`).
             (self.visit)(entry(child.clone(), Kind::Directory, found))?;
         } else {
-            let target = match fs::read_link(full) {
+            let target = match links::target(full) {
                 Ok(target) => target,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(source) => return Err(DataDirectoryError::Io { path: full.into(), source }.into()),
