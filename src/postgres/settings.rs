@@ -180,7 +180,8 @@ pub fn line(name: &str, value: &str) -> String {
 /// The content of `postgresql.auto.conf` after old recovery settings were taken out and ours were put in, and what was changed until the
 /// copy is adopted.
 fn recovery_text(before: &str, recovery: &Recovery, quiet: &[(&str, String)]) -> (String, Vec<UntilAdopted>) {
-    let was = |name: &str| before.lines().filter_map(setting).filter(|(found, _)| found == name).last().map(|(_, value)| value);
+    // Of several lines the last counts.
+    let was = |name: &str| before.lines().rev().filter_map(setting).find(|(found, _)| found == name).map(|(_, value)| value);
     let until = |name: &str, value: &str| UntilAdopted { name: name.into(), value: value.into(), before: was(name) };
     // A restored cluster must not write into the archive of its original.
     let mut changed = vec![until(ARCHIVE_MODE, "off")];

@@ -26,6 +26,6 @@ pub fn port(plan: &Plan, original: u16) -> Option<u16> {
 }
 
 fn is_free(port: u16) -> bool {
-    let has_socket = |directory: &&str| Path::new(directory).join(format!(".s.PGSQL.{port}")).exists();
-    TcpListener::bind(("127.0.0.1", port)).is_ok() && !SOCKET_DIRECTORIES.iter().any(|directory| has_socket(&directory))
+    let has_socket = |directory: &str| Path::new(directory).join(format!(".s.PGSQL.{port}")).exists();
+    TcpListener::bind(("127.0.0.1", port)).is_ok() && !SOCKET_DIRECTORIES.iter().any(|directory| has_socket(directory))
 }
