@@ -30,6 +30,18 @@ pub fn is_standby(data_directory: &Path) -> bool {
     data_directory.join("standby.signal").exists()
 }
 
+/// Whether a failure may be answered with "ask again" for this file: on a standby, and at the end of a promotion, when the signal file is
+/// gone already and PostgreSQL asks once more for the history that it leaves. Of that it has its own copy, and takes it; the first timeline
+/// has none. Dying there would leave a server that is no standby any more and no primary yet.
+pub fn may_ask_again(data_directory: &Path, file: Option<&WalFile>) -> bool {
+    if is_standby(data_directory) {
+        return true;
+    }
+    let Some(WalFile::History(timeline)) = file else { return false };
+    let has_own = timeline.0 == 1 || data_directory.join(format!("pg_wal/{timeline}.history")).exists();
+    has_own && !data_directory.join("recovery.signal").exists()
+}
+
 /// How long one call tries.
 pub fn patience(file: &WalFile) -> Duration {
     if matches!(file, WalFile::History(_)) { PATIENCE_FOR_HISTORIES } else { PATIENCE }
@@ -63,6 +75,22 @@ fn times(text: &str) -> Option<(i64, i64)> {
 mod tests {
     use super::*;
     use crate::postgres::lsn::SystemId;
+
+    #[test]
+    fn only_a_standby_and_the_end_of_its_promotion_may_ask_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path();
+        std::fs::create_dir(data.join("pg_wal")).unwrap();
+        let may = |name: &str| may_ask_again(data, Some(&name.parse().unwrap()));
+        let (segment, first, second) = ("000000010000000000000003", "00000001.history", "00000002.history");
+        assert!(may(first) && !may(second) && !may(segment) && !may_ask_again(data, None));
+        std::fs::write(data.join("pg_wal/00000002.history"), "").unwrap();
+        assert!(may(second) && !may("00000003.history"));
+        std::fs::write(data.join("recovery.signal"), "").unwrap();
+        assert!(!may(first) && !may(second));
+        std::fs::write(data.join("standby.signal"), "").unwrap();
+        assert!(may(first) && may("00000003.history") && may(segment));
+    }
 
     #[test]
     fn an_outage_is_told_at_once_and_each_hour() {

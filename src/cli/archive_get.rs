@@ -56,6 +56,12 @@ pub struct Args {
 }
 
 impl Args {
+    /// The exit code of a call that fails.
+    pub fn failure(&self) -> u8 {
+        let file = self.name.parse::<WalFile>().ok();
+        if standby::may_ask_again(Path::new("."), file.as_ref()) { error::ASK_AGAIN } else { error::COULD_NOT_TELL }
+    }
+
     /// Whether this is the process that keeps the spool filled.
     pub fn goes_ahead(&self) -> bool {
         self.prefetch.is_some()
@@ -66,11 +72,6 @@ impl Args {
         let ahead = Ahead { segment, segment_bytes, count: config.archive.fetch_ahead, until: self.until };
         header::is_segment_length(segment_bytes).then_some(ahead)
     }
-}
-
-/// The exit code of a call that failed.
-pub fn failure() -> u8 {
-    if standby::is_standby(Path::new(".")) { error::ASK_AGAIN } else { error::COULD_NOT_TELL }
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {

@@ -124,13 +124,16 @@ pub fn main() -> ExitCode {
     secrets::protect(&args.command);
     start_log();
     let json = args.global.json;
-    let is_get = matches!(args.command, Command::ArchiveGet(_));
+    let failed_get = match &args.command {
+        Command::ArchiveGet(get) => Some(get.failure()),
+        _ => None,
+    };
     let ran = std::panic::catch_unwind(|| run(args));
     match ran.unwrap_or_else(|_| Err(anyhow::anyhow!("lastgood failed in a way it should not; please report what is said above")))
     {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = if is_get { archive_get::failure() } else { error::exit_code(&error) };
+            let code = failed_get.unwrap_or_else(|| error::exit_code(&error));
             output::error(&error, code, json);
             ExitCode::from(code)
         }
