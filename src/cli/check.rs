@@ -97,7 +97,24 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             show(finding);
         }
     }
+    if !global.json {
+        output::line(verdict(&findings));
+    }
     Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
+}
+
+/// The last line: after a page of findings nobody should have to count them.
+fn verdict(findings: &Findings) -> String {
+    let of = |level| findings.0.iter().filter(|finding| finding.level == level).count() as u64;
+    match (of(Level::Failure), of(Level::Warning)) {
+        (0, 0) => format!("verdict: all is well ({})", output::count(findings.0.len() as u64, "finding")),
+        (0, warnings) => format!("verdict: nothing failed, {}", output::count(warnings, "warning")),
+        (failures, warnings) => format!(
+            "verdict: {}, {}; begin with the first, later ones often follow from it",
+            output::count(failures, "failure"),
+            output::count(warnings, "warning")
+        ),
+    }
 }
 
 /// What this host and its server say about finding mistakes.
@@ -139,5 +156,22 @@ fn show(finding: &Finding) {
     output::finding(mark, &format!("{:<15}", finding.subject), &finding.what, colour);
     if !finding.mend.is_empty() {
         output::line(format!("        {:<15} -> {}", "", finding.mend));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_counts_what_is_not_well() {
+        let mut findings = Findings::default();
+        findings.ok("server", "it runs");
+        assert_eq!(verdict(&findings), "verdict: all is well (1 finding)");
+        findings.warn("versions", "none", "turn them on");
+        assert_eq!(verdict(&findings), "verdict: nothing failed, 1 warning");
+        findings.fail("archiving", "it does not", "see the log");
+        findings.fail("snapshots", "none", "take one");
+        assert!(verdict(&findings).starts_with("verdict: 2 failures, 1 warning; begin with the first"));
     }
 }

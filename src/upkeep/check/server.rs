@@ -114,7 +114,7 @@ fn settings(findings: &mut Findings, facts: &Facts) {
         // The server does not show the command then.
     } else if !facts.archive_library.is_empty() {
         let what = format!("archive_library is {:?}, so archive_command is not called", facts.archive_library);
-        findings.fail("settings", what, "ALTER SYSTEM RESET archive_library, then reload");
+        findings.fail("settings", what, "`lastgood init --apply` clears it and sets archive_command");
     } else if facts.archive_command.is_empty() || facts.archive_command == "(disabled)" {
         findings.fail("settings", "archive_command is empty", "`lastgood init` prints the one to set");
     } else {
