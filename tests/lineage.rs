@@ -172,7 +172,7 @@ async fn a_fork_that_contradicts_the_archive_is_refused() {
     assert_eq!(history(2, &format!("1\t{early}\tx\n")).code, 0, "the parent archived no whole segment beyond that");
     refused(history(3, &format!("1\t{late}\tx\n")), "before that");
     refused(history(4, &format!("1\t{past}\tx\n2\t{late}\tx\n")), "is another one, which begins at");
-    refused(history(2, &format!("1\t{late}\tx\n")), "another timeline 00000002");
+    refused(history(2, &format!("1\t{late}\tx\n")), "timeline 00000002 of \"shop\" was taken twice");
     assert_eq!(history(5, &format!("1\t{early}\tx\n2\t{late}\tx\n")).code, 0);
     assert_eq!(archived(&world).iter().filter(|name| name.ends_with(".history")).count(), 2);
 }

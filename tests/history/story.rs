@@ -270,7 +270,7 @@ impl Play {
 
     /// One call of `archive_command`.
     async fn push(&mut self, at: usize, file: WalFile) -> Result<bool, String> {
-        use PushError::{Abandoned, Conflict, Parted, Rival};
+        use PushError::{Abandoned, Conflict, NumberTaken, Parted, Rival};
         let server = self.truth.servers[at].clone();
         let archived = self.stage.segments(&self.truth).await;
         let pushed = self.stage.push(&server, file).await;
@@ -298,7 +298,7 @@ impl Play {
                 self.truth.servers[at].ready.retain(|other| *other != file);
                 Ok(true)
             }
-            Err(Conflict { .. } | Rival { .. } | Parted { .. } | Abandoned { .. }) if !self.is_orderly => {
+            Err(Conflict { .. } | NumberTaken { .. } | Rival { .. } | Parted { .. } | Abandoned { .. }) if !self.is_orderly => {
                 self.refused += 1;
                 Ok(false)
             }

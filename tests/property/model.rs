@@ -124,7 +124,8 @@ impl Model {
         };
         let events: Vec<&Event> = self.events.iter().filter(|event| kind(self, event)).collect();
         let event = if events.is_empty() { &self.events[0] } else { events[dice.below(events.len())] };
-        let (to, wanted) = match dice.below(16) {
+        let kind = dice.below(16);
+        let (to, wanted) = match kind {
             0..4 => (event.xid.to_string(), self.at_event(event, inclusive)),
             4..6 => (event.time.to_string(), self.at_time(event.time)),
             6 => {
@@ -161,6 +162,10 @@ impl Model {
             _ if self.subtransactions.is_empty() => ("no such point".into(), Wanted::Refusal),
             _ => (dice.pick(&self.subtransactions).to_string(), Wanted::Refusal),
         };
+        // A transaction id and an LSN have a side before them; with `--exclusive`, everything else is refused.
+        let has_side = matches!(kind, 0..4 | 8 | 9);
+        let inclusive = inclusive || !has_side && dice.chance(90);
+        let wanted = if inclusive || has_side { wanted } else { Wanted::Refusal };
         Target { to, inclusive, promote: dice.chance(25), wanted }
     }
 

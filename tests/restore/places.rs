@@ -33,7 +33,7 @@ async fn repositories_and_clusters_are_no_places() {
         (mirror.join("repository"), "the mirror second"),
         (mirror.clone(), "holds the mirror second"),
         (Path::new(&data).join("new"), "lies in the cluster"),
-        (Path::new(&data).join("pg_wal/new"), "lies in the cluster"),
+        (Path::new(&data).join("pg_wal/new"), "is the pg_wal of a cluster"),
         (space.join("new"), "lies in the tablespace"),
     ];
     make(&world.path("spool"));
