@@ -7,6 +7,7 @@
 
 mod drill;
 mod encryption;
+mod endpoint;
 mod mirror;
 mod postgres;
 mod repository;
@@ -21,9 +22,10 @@ use serde::Deserialize;
 
 pub use drill::{Answer, Drill, Question};
 pub use encryption::Encryption;
+pub use endpoint::is_loopback;
 pub use mirror::Mirror;
 pub use postgres::{Cluster, Postgres, is_cluster_name};
-pub use repository::{LEASE_S, ObjectLockMode, Repository, S3, ServerSideEncryption, is_loopback};
+pub use repository::{LEASE_S, ObjectLockMode, Repository, S3, ServerSideEncryption};
 pub use retention::Retention;
 pub use tripwire::{Alert, Tripwire};
 pub use verify::Verify;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{ConfigError, invalid};
+use super::{ConfigError, endpoint, invalid};
 
 /// Long enough for a store that is down for a while, short enough that the night's second try succeeds.
 pub const LEASE_S: u64 = 900;
@@ -123,6 +123,9 @@ impl Default for S3 {
 impl S3 {
     pub(super) fn check(&self, url: &str) -> Result<(), ConfigError> {
         self.check_versions(url)?;
+        if let Some(address) = &self.endpoint {
+            endpoint::check(address, url)?;
+        }
         if self.kms_key_id.is_some() && self.encryption != ServerSideEncryption::SseKms {
             return invalid("kms_key_id is set, but encryption is not \"sse-kms\"", "set encryption = \"sse-kms\"");
         }
@@ -167,19 +170,8 @@ impl S3 {
 
     /// The host of an endpoint on the network that is reached without TLS.
     pub fn plain_host(&self) -> Option<&str> {
-        let (scheme, rest) = self.endpoint.as_deref()?.split_once("://")?;
-        let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        // An IPv6 address stands in brackets, because it holds colons itself.
-        let name = host.strip_prefix('[').and_then(|host| host.split(']').next());
-        let name = name.unwrap_or_else(|| host.split(':').next().unwrap_or_default());
-        (scheme.eq_ignore_ascii_case("http") && !is_loopback(name)).then_some(name)
+        endpoint::plain_host(self.endpoint.as_deref()?)
     }
-}
-
-/// Whether a host name or address can only mean this host.
-pub fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// What S3 calls the mode of a retention.

@@ -116,7 +116,7 @@ impl S3Storage {
 
     fn error(&self, operation: &'static str, key: &str, fault: Fault, detail: impl Into<String>) -> StorageError {
         let mut detail = detail.into();
-        if let (Fault::Transient, Some(endpoint)) = (fault, &self.endpoint) {
+        if let (Fault::Transient | Fault::NoPlace, Some(endpoint)) = (fault, &self.endpoint) {
             detail = format!("{detail}; it was asked at {endpoint}");
         }
         StorageError { operation, place: self.place.clone(), key: key.into(), fault, detail }

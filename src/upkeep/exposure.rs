@@ -48,7 +48,7 @@ pub fn store(findings: &mut Findings, config: &Config) {
             "INSECURE: insecure = true is set, and this endpoint does not need it",
             "remove insecure from [repository.s3], so that a later change of the endpoint cannot lose TLS unseen",
         ),
-        (None, Some(endpoint)) if !endpoint.starts_with("https://") => {
+        (None, Some(endpoint)) if !endpoint.to_ascii_lowercase().starts_with("https://") => {
             findings.ok("store", "not encrypted, and does not leave this host");
         }
         _ => findings.ok("store", "reached over TLS, and its certificate is verified"),
