@@ -2,5 +2,6 @@
 
 mod modes;
 mod policies;
+mod role;
 mod secrets;
 mod tls;

@@ -187,9 +187,7 @@ impl Server {
                         self.database = if session.value(HAS_POSTGRES).await? == "t" { "postgres" } else { "template1" };
                         return if self.roles[0] == role { Ok(Some(session)) } else { Ok(self.session(database).await.ok()) };
                     }
-                    Err(SessionError::Connect { detail, .. }) if detail.contains("role") && detail.contains("does not exist") => {
-                        unknown += 1;
-                    }
+                    Err(SessionError::NoRole { .. }) => unknown += 1,
                     Err(_) => {}
                 }
             }

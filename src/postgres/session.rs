@@ -6,13 +6,15 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::{Client, NoTls, Row};
+use secrecy::SecretString;
+use tokio_postgres::{Client, Row};
 
 use super::lsn::{Lsn, SystemId, Timeline};
+use connect::{CONNECT_TIMEOUT, configuration, connect, describe, network_host};
+
+mod connect;
 
 /// How to reach the server. Whatever is absent has libpq's default.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +57,10 @@ pub enum Transport {
 pub enum SessionError {
     #[error("connect to PostgreSQL at {target}: {detail}")]
     Connect { target: String, detail: String },
+    #[error(
+        "connect to PostgreSQL at {target}: {detail}; create the role (docs/guide/setup.md, A role of its own), or set [postgres] user (--pg-user) to one that exists"
+    )]
+    NoRole { target: String, detail: String },
     #[error("{doing}: PostgreSQL answered {detail}{}", hint.map(|h| format!("; {h}")).unwrap_or_default())]
     Query { doing: &'static str, detail: String, hint: Option<&'static str> },
     #[error("{doing}: what it needs is locked by another transaction, which did not end within 10 s")]
@@ -133,8 +139,7 @@ pub struct Session {
     is_unlimited: AtomicBool,
 }
 
-/// Longest time to wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_SETTING: &str = "write a setting";
 
 /// See [`Session::failing_archive`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -336,7 +341,7 @@ impl Session {
     /// Writes a setting with `ALTER SYSTEM`; `name` is one of ours, `value` is quoted.
     pub async fn alter_system(&self, name: &str, value: &str) -> Result<(), SessionError> {
         let sql = format!("ALTER SYSTEM SET {name} = '{}'", value.replace('\'', "''"));
-        self.execute("write a setting", &sql).await
+        self.execute(WRITE_SETTING, &sql).await
     }
 
     pub async fn reload(&self) -> Result<(), SessionError> {
@@ -402,6 +407,14 @@ impl Session {
             None => SessionError::Query { doing, detail: error.to_string(), hint: None },
             Some(database) => {
                 let hint = match database.code().code() {
+                    "42501" if doing == WRITE_SETTING => Some(
+                        "only a superuser may, or from 15 on a role with GRANT ALTER SYSTEM ON PARAMETER: run `lastgood init --apply \
+                         --pg-user postgres` once, or run what `lastgood init` prints in psql",
+                    ),
+                    // From 17 on, with allow_alter_system = off.
+                    "0A000" if doing == WRITE_SETTING => Some(
+                        "the settings are kept by something else here: run `lastgood init` without --apply, and put there what it prints",
+                    ),
                     "42501" => Some("run `lastgood check` for the GRANTs that this role needs"),
                     "57P01" | "57P02" | "57P03" => return SessionError::Lost { doing },
                     "55P03" => return SessionError::Locked { doing },
@@ -439,75 +452,4 @@ fn timestamp(microseconds: i64) -> Timestamp {
 fn lsn(row: &Row, doing: &'static str) -> Result<Lsn, SessionError> {
     let text: String = row.get(0);
     text.parse().map_err(|_| SessionError::Query { doing, detail: format!("no LSN: {text:?}"), hint: None })
-}
-
-fn configuration(connection: &Connection) -> tokio_postgres::Config {
-    let mut config = tokio_postgres::Config::new();
-    config.host(connection.host.as_deref().unwrap_or("/var/run/postgresql"));
-    config.port(connection.port.unwrap_or(5432));
-    config.user(connection.user.as_deref().unwrap_or("postgres"));
-    config.dbname(connection.dbname.as_deref().unwrap_or("postgres"));
-    if let Some(password) = &connection.password {
-        // tokio-postgres keeps a copy of its own, for as long as the connection is made.
-        config.password(password.expose_secret());
-    }
-    config.application_name("lastgood").connect_timeout(CONNECT_TIMEOUT);
-    config.keepalives(true).keepalives_idle(Duration::from_secs(30)).tcp_user_timeout(Duration::from_secs(60));
-    config
-}
-
-fn describe(config: &tokio_postgres::Config) -> String {
-    use tokio_postgres::config::Host;
-    let host = match config.get_hosts().first() {
-        Some(Host::Tcp(name)) => name.clone(),
-        Some(Host::Unix(path)) => path.display().to_string(),
-        None => "localhost".into(),
-    };
-    format!("{host}:{} as {}", config.get_ports().first().unwrap_or(&5432), config.get_user().unwrap_or("postgres"))
-}
-
-/// The host that is reached over a network; `None` for a socket.
-fn network_host(config: &tokio_postgres::Config) -> Option<String> {
-    match config.get_hosts().first() {
-        Some(tokio_postgres::config::Host::Tcp(name)) => Some(name.clone()),
-        _ => None,
-    }
-}
-
-async fn connect(config: &tokio_postgres::Config, connection: &Connection, target: &str) -> Result<Client, SessionError> {
-    let failed = |error: tokio_postgres::Error| {
-        let detail = match error.as_db_error() {
-            Some(database) => database.message().to_string(),
-            None => std::error::Error::source(&error).map_or(error.to_string(), |cause| format!("{error}: {cause}")),
-        };
-        // The words of rustls and of tokio-postgres; a test holds on to both.
-        let mend = match &detail {
-            told if told.contains("UnknownIssuer") => "; set [postgres] ca_file to the authority that signed its certificate",
-            told if told.contains("not valid for name") => "; set [postgres] host to a name that its certificate is for",
-            told if told.contains("server does not support TLS") => {
-                "; set ssl = on there, or [postgres] sslmode = \"prefer\" to accept a connection that others can read"
-            }
-            _ => "",
-        };
-        let detail = format!("{detail}{mend}");
-        SessionError::Connect { target: target.into(), detail }
-    };
-    let host = network_host(config);
-    let is_near = host.as_deref().is_none_or(crate::config::is_loopback);
-    let tls_wanted = connection.tls.unwrap_or(if is_near { Tls::Prefer } else { Tls::Require });
-    if host.is_none() || tls_wanted == Tls::Disable {
-        let (client, io) = config.connect(NoTls).await.map_err(failed)?;
-        tokio::spawn(io);
-        return Ok(client);
-    }
-    let mut config = config.clone();
-    config.ssl_mode(match tls_wanted {
-        Tls::Require => tokio_postgres::config::SslMode::Require,
-        _ => tokio_postgres::config::SslMode::Prefer,
-    });
-    let tls = crate::tls::client(connection.ca_file.as_deref()).map_err(|detail| SessionError::Tls { detail })?;
-    let tls = tokio_postgres_rustls::MakeRustlsConnect::new(tls);
-    let (client, io) = config.connect(tls).await.map_err(failed)?;
-    tokio::spawn(io);
-    Ok(client)
 }
