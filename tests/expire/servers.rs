@@ -75,7 +75,7 @@ async fn kept_snapshots_restore_after_the_ones_below_them_are_gone() {
     // Servers that were restored may still want their WAL: what they were restored from stays for three days.
     rules(&world, "keep_last = 1");
     let said = world.ok(&["expire", "--dry-run"]);
-    assert!(said.out.contains("recovery after restore") && said.out.contains("nothing goes"), "{}", said.out);
+    assert!(said.out.contains("and its WAL are kept until") && said.out.contains("nothing goes"), "{}", said.out);
 }
 
 /// A pin keeps a snapshot with its own WAL; what is between is gone, and everybody says so.

@@ -38,6 +38,9 @@ pub struct Beat {
     /// Seconds of silence after which the holder may be taken for gone.
     #[serde(default = "default_stale_after_s")]
     pub stale_after_s: u64,
+    /// Nobody beats any more: it stands until it is stale, for somebody else who goes on with what was begun.
+    #[serde(default)]
+    pub left: bool,
 }
 
 fn default_stale_after_s() -> u64 {
@@ -75,6 +78,7 @@ impl Beat {
             epoch,
             beat: 1,
             stale_after_s: cluster.lease_s(),
+            left: false,
         }
     }
 
@@ -93,6 +97,7 @@ impl Beat {
             epoch,
             beat: 0,
             stale_after_s: config::LEASE_S,
+            left: false,
         }
     }
 

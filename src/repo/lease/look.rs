@@ -72,10 +72,22 @@ pub struct AtWork {
 }
 
 impl AtWork {
-    /// For people: who does what, since when.
+    /// Nobody is at work any more: it keeps things for somebody else, until it is stale.
+    pub fn is_left(&self) -> bool {
+        self.beat.left
+    }
+
+    /// For people: who does what, since when; or what is kept, and until when.
     pub fn describe(&self) -> String {
         let Beat { operation, snapshot, started, .. } = &self.beat;
         let (who, since) = (self.beat.who(), clock::seconds(*started));
+        if self.is_left() {
+            let left = self.beat.stale_after_s.saturating_sub(self.silent.as_secs());
+            let until = clock::seconds(clock::now() + Duration::from_secs(left));
+            return format!(
+                "{snapshot} and its WAL are kept until {until} for the server that {who} restored from it at {since}, and that may still replay"
+            );
+        }
         format!("{operation} {snapshot} by {who} since {since}, last heartbeat {} s ago", self.silent.as_secs())
     }
 }

@@ -57,7 +57,7 @@ impl Lease {
         let first = Beat::first(&self.cluster, operation, &self.snapshot, 0);
         beat::forget(&first.holder);
         // Without a boot id nobody takes the end of this process for the end of the work.
-        let rest = Beat { boot: String::new(), beat: self.standing.next(), stale_after_s: hold.as_secs(), ..first };
+        let rest = Beat { boot: String::new(), beat: self.standing.next(), stale_after_s: hold.as_secs(), left: true, ..first };
         let _ = rest.put(&self.cluster, &self.cluster.layout().pin(&self.name, rest.beat)).await;
         let _ = self.cluster.storage().delete(&before).await;
     }

@@ -127,7 +127,7 @@ pub async fn snapshots(findings: &mut Findings, cluster: &Cluster, max_age_hours
         }
     }
     for work in lease::at_work(cluster).await? {
-        findings.ok("at work", work.describe());
+        findings.ok(if work.is_left() { "kept" } else { "at work" }, work.describe());
     }
     Ok(())
 }
