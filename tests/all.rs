@@ -26,6 +26,7 @@ mod privilege;
 mod property;
 mod restore;
 mod rounds;
+mod schedule;
 mod seal;
 mod snapshot;
 mod storage;

@@ -143,23 +143,6 @@ async fn usage_errors_have_their_own_code() {
     let world = quiet().await;
     world.refused(&["backup", "--no-such-flag"], 2, &["--no-such-flag"]);
     world.refused(&["restore"], 2, &["--to"]);
-    world.refused(&["schedule", "--print", "cron", "--at", "25:00"], 2, &["HH:MM"]);
-    let cron = world.ok(&["schedule", "--print", "cron"]).out;
-    let line = |begin: &str, task: &str| cron.lines().any(|l| l.starts_with(begin) && l.contains(&format!(" {task} 2>&1")));
-    // A snapshot each night, and of these one a week that reads what WAL does not name.
-    assert!(line("15 2 * * 0-5 postgres", "backup") && line("15 2 * * 6 postgres", "backup --paranoid"), "{cron}");
-    assert!(line("15 4 * * 0 postgres", "verify") && line("45 * * * * postgres", "check"), "{cron}");
-    let systemd = world.ok(&["schedule", "--print", "systemd"]).out;
-    for words in [
-        "OnCalendar=Mon..Fri,Sun *-*-* 02:15:00",
-        "OnCalendar=Sat *-*-* 02:15:00",
-        "/etc/systemd/system/lastgood-backup-paranoid-shop.timer",
-        "lastgood-verify-shop.timer",
-        "lastgood-{backup,backup-paranoid,check,verify}-shop.timer",
-    ] {
-        assert!(systemd.contains(words), "{words}: {systemd}");
-    }
-    assert!(systemd.lines().any(|line| line.starts_with("ExecStart=") && line.ends_with(" backup --paranoid")), "{systemd}");
     assert!(world.ok(&["completions", "bash"]).out.contains("archive-push"));
 }
 

@@ -73,6 +73,9 @@ fn show(entry: &Entry, plans: bool, has_ended: bool) {
     if !has_ended {
         output::line("       no outcome was recorded: it was interrupted, or is still at work");
     }
+    if let Some(where_to) = event.plan.as_ref().and_then(place_of) {
+        output::line(format!("       {where_to}"));
+    }
     if !event.detail.is_empty() {
         output::line(format!("       {}", event.detail));
     }
@@ -81,4 +84,13 @@ fn show(entry: &Entry, plans: bool, has_ended: bool) {
             output::line(format!("       {line}"));
         }
     }
+}
+
+/// What a plan was about: where to, to which moment, from what. Plans are of several kinds and older than this program; what one does
+/// not say is left out.
+fn place_of(plan: &serde_json::Value) -> Option<String> {
+    let of = |name: &str| plan[name].as_str().filter(|text| !text.is_empty());
+    let parts = [("to", of("target")), ("into", of("into")), ("of", of("directory")), ("from snapshot", of("snapshot"))];
+    let parts: Vec<String> = parts.into_iter().filter_map(|(word, value)| Some(format!("{word} {}", value?))).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::context::{self, Global, Place};
 use super::keys::Need;
+use super::quiet::Quiet;
 use super::{error, moment, output, places, progress};
 use crate::clock;
 use crate::repo::manifest::{Manifest, Retired};
@@ -28,6 +29,8 @@ pub struct Args {
     /// Let the server checkpoint at its own pace instead of at once
     #[arg(long)]
     spread_checkpoint: bool,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {

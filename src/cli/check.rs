@@ -7,6 +7,7 @@ use super::context::{self, Global};
 use super::keys::{self, Need};
 use super::moment;
 use super::output::{self, Colour, Part};
+use super::quiet::{self, Quiet};
 use super::{error, evidence, places};
 use crate::archive::spool::Note;
 use crate::config::Config;
@@ -25,12 +26,17 @@ pub struct Args {
     /// Do not switch a WAL segment and wait for it
     #[arg(long)]
     no_switch: bool,
+    /// Look at the repository only: for hosts without the server, which drill, expire or mirror
+    #[arg(long, conflicts_with = "no_switch")]
+    no_server: bool,
     /// How long to wait for the segment
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     timeout: u64,
     /// Only show how the stores behaved: calls, errors and latencies by operation and hour
     #[arg(long)]
     storage: bool,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
@@ -39,13 +45,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         return evidence::show(&config.archive.spool, global.json);
     }
     let mut findings = Findings::default();
-    let server = match context::session(&config).await {
-        Ok(session) => check::server(&mut findings, &config, session).await,
-        Err(error) => {
-            findings.fail("server", error.to_string(), "start it, or correct [postgres] host, port and user");
-            None
-        }
-    };
+    let server = if args.no_server { None } else { server(&mut findings, &config).await };
     exposure::store(&mut findings, &config);
     exposure::secret_files(&mut findings, &config, default_credentials());
     exposure::spool(&mut findings, &config);
@@ -81,8 +81,11 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
             rebuild::check(&mut findings, &repository.cluster(name)).await?;
             orphans::check(&mut findings, &repository.cluster(name)).await?;
             check::reading(&mut findings, &repository.cluster(name), config.verify.cycle_days).await?;
-            alarms::alarms(&mut findings, &repository.cluster(name), &notes(&config, &repository, server.as_ref()).await?)
-                .await?;
+            let notes = match args.no_server {
+                true => Notes { is_decided: true, undeliverable: deliver::problems(&config.alert).await, ..Notes::default() },
+                false => notes(&config, &repository, server.as_ref()).await?,
+            };
+            alarms::alarms(&mut findings, &repository.cluster(name), &notes).await?;
             if let Some(drill) = &config.drill {
                 drills::check(&mut findings, &repository.cluster(name), drill).await?;
             }
@@ -101,6 +104,16 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
         output::line(verdict(&findings));
     }
     Ok(if worst == Level::Failure { error::CHECK_FAILED } else { 0 })
+}
+
+async fn server(findings: &mut Findings, config: &Config) -> Option<check::Server> {
+    match context::session(config).await {
+        Ok(session) => check::server(findings, config, session).await,
+        Err(error) => {
+            findings.fail("server", error.to_string(), "start it, or correct [postgres] host, port and user");
+            None
+        }
+    }
 }
 
 /// The last line: after a page of findings nobody should have to count them.
@@ -152,6 +165,9 @@ fn show(finding: &Finding) {
         Level::Warning => Part::In(Colour::Yellow, "WARNING"),
         Level::Failure => Part::In(Colour::Red, "FAILED "),
     };
+    if finding.level == Level::Warning {
+        quiet::warned();
+    }
     let colour = (finding.level == Level::Failure).then_some(Colour::Red);
     output::finding(mark, &format!("{:<15}", finding.subject), &finding.what, colour);
     if !finding.mend.is_empty() {

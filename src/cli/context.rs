@@ -18,23 +18,26 @@ use crate::storage::Storage;
 use crate::storage::pace::Pace;
 use crate::storage::several::Several;
 
+/// Apart from those of the command, which people look for first.
+const GENERAL: &str = "General";
+
 /// Flags of every command. Each wins over the environment, and that over the configuration file.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// Configuration file [default: /etc/lastgood.toml, when it exists]
-    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_CONFIG")]
+    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_CONFIG", help_heading = GENERAL)]
     pub config: Option<PathBuf>,
     /// Repository: /path or s3://bucket/prefix
-    #[arg(long, global = true, value_name = "URL", env = "LASTGOOD_REPO")]
+    #[arg(long, global = true, value_name = "URL", env = "LASTGOOD_REPO", help_heading = GENERAL)]
     pub repo: Option<String>,
     /// Name of the cluster in the repository
-    #[arg(long, global = true, value_name = "NAME", env = "LASTGOOD_CLUSTER")]
+    #[arg(long, global = true, value_name = "NAME", env = "LASTGOOD_CLUSTER", help_heading = GENERAL)]
     pub cluster: Option<String>,
     /// Key from `lastgood key export`, as a file or typed in from paper
-    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_KEY_FILE")]
+    #[arg(long, global = true, value_name = "PATH", env = "LASTGOOD_KEY_FILE", help_heading = GENERAL)]
     pub key_file: Option<PathBuf>,
     /// Print JSON, one object a line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GENERAL)]
     pub json: bool,
     /// Host of the server, or directory of its socket
     #[arg(long, global = true, value_name = "HOST", env = "PGHOST", help_heading = "PostgreSQL")]
@@ -100,6 +103,18 @@ impl Global {
         let key_file = self.key_file.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
         flag("--key-file", key_file.map(|p| p.display().to_string()));
         Ok(words)
+    }
+
+    /// What was said of the server by flags or by the environment, for a process that has neither.
+    pub fn server_words(&self) -> Vec<String> {
+        let directory = self.data_directory.as_ref().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone()));
+        let said = [
+            ("--pg-host", self.pg_host.clone()),
+            ("--pg-port", self.pg_port.map(|port| port.to_string())),
+            ("--pg-user", self.pg_user.clone()),
+            ("--data-directory", directory.map(|path| path.display().to_string())),
+        ];
+        said.into_iter().filter_map(|(flag, value)| Some([flag.to_string(), value?])).flatten().collect()
     }
 
     /// The same as a line for `archive_command` or `restore_command`, where `%` is PostgreSQL's own.

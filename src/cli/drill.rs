@@ -4,11 +4,15 @@ use super::context::{self, Global, Place};
 use super::estimate;
 use super::guard::{self, Desk};
 use super::output::{self, Colour, Part};
-use super::{error, progress};
+use super::quiet::{self, Quiet};
+use super::{error, progress, reports, signals};
+use rustix::process::Signal;
+use tokio::signal::unix::SignalKind;
+
 use crate::drill::prepare::{Drill, Prepared, Request, Wanted};
 use crate::drill::run::Kept;
 use crate::drill::{DrillError, place, verdict};
-use crate::repo::report::{Level, Report};
+use crate::repo::report::{Kind, Level, Report};
 use crate::timeline::target::Target;
 
 /// Try a restore for real: restore, start, replay, question, report, clean up
@@ -18,7 +22,7 @@ use crate::timeline::target::Target;
 /// [[drill.question]]. Then everything is removed, and a report is kept in the repository. Exits with 11 when the drill failed.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  lastgood drill\n  lastgood drill --random\n  lastgood drill --to '2026-11-21 04:15:00Z' --dump\n  \
+    after_help = "Examples:\n  lastgood drill\n  lastgood drill --reports\n  lastgood drill --random\n  lastgood drill --to '2026-11-21 04:15:00Z' --dump\n  \
     lastgood drill --json | jq 'select(.event == \"result\") | .report.findings'"
 )]
 pub struct Args {
@@ -43,9 +47,23 @@ pub struct Args {
     /// Show the plan, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Show what earlier drills and restores reported instead; with an id (or the beginning of one) that report whole
+    #[arg(
+        long,
+        value_name = "ID",
+        num_args = 0..=1,
+        default_missing_value = "",
+        conflicts_with_all = ["to", "random", "snapshot", "exclusive", "keep", "dump", "dry_run"]
+    )]
+    reports: Option<String>,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
+    if let Some(wanted) = &args.reports {
+        return reports::run(global, wanted).await;
+    }
     let wanted = match (&args.to, args.random) {
         (Some(text), _) => {
             let target: Target = text.parse()?;
@@ -132,15 +150,13 @@ impl Work<'_> {
 
 /// Until somebody wants us to stop.
 async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminated), Ok(mut hung_up)) = (signal(SignalKind::terminate()), signal(SignalKind::hangup())) else {
+    let kinds = [Signal::INT, Signal::TERM, Signal::HUP].into_iter().filter(|kind| !signals::is_ignored(*kind));
+    let mut waiting: Vec<_> =
+        kinds.filter_map(|kind| tokio::signal::unix::signal(SignalKind::from_raw(kind.as_raw())).ok()).collect();
+    if waiting.is_empty() {
         return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminated.recv() => {}
-        _ = hung_up.recv() => {}
     }
+    futures::future::select_all(waiting.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
 fn show_plan(global: &Global, prepared: Option<&Prepared>, report: &Report) {
@@ -166,13 +182,17 @@ fn show_plan(global: &Global, prepared: Option<&Prepared>, report: &Report) {
     }
 }
 
-fn show(report: &Report, kept: Option<&Kept>) {
+/// What was found, how long it took, and whether it passed.
+pub fn show(report: &Report, kept: Option<&Kept>) {
     for finding in &report.findings {
         let mark = match finding.level {
             Level::Ok => Part::Plain("ok     "),
             Level::Warning => Part::In(Colour::Yellow, "WARNING"),
             Level::Failure => Part::In(Colour::Red, "FAILED "),
         };
+        if finding.level == Level::Warning {
+            quiet::warned();
+        }
         output::finding(mark, &format!("{:<10}", finding.subject), &finding.what, None);
     }
     let phases = report.phases.iter().map(|phase| {
@@ -198,8 +218,9 @@ fn show(report: &Report, kept: Option<&Kept>) {
     }
     let took = output::duration(report.ended.duration_since(report.began).as_secs_f64());
     let failures = report.failures().count() as u64;
+    let what = if report.kind == Kind::Drill { "drill" } else { "restore" };
     output::line(match report.passed {
-        true => format!("the drill passed in {took}; report {}", report.id),
-        false => format!("the drill FAILED ({}) in {took}; report {}", output::count(failures, "failure"), report.id),
+        true => format!("the {what} passed in {took}; report {}", report.id),
+        false => format!("the {what} FAILED ({}) in {took}; report {}", output::count(failures, "failure"), report.id),
     });
 }

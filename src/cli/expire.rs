@@ -3,6 +3,7 @@
 use super::context::{Global, Place};
 use super::guard::Desk;
 use super::keys::Need;
+use super::quiet::Quiet;
 use super::{guard, output, progress};
 use crate::config::Retention;
 use crate::restore::guard::Care;
@@ -34,6 +35,8 @@ pub struct Args {
     /// The code of the plan, which was shown with it: for automations, good for 15 minutes
     #[arg(long, value_name = "CODE", requires = "forget")]
     confirm: Option<String>,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {

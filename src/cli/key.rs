@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::context::{self, Global};
 use super::guard::Desk;
 use super::keys::{self, Need};
-use super::{error, output};
+use super::{error, output, paper};
 use crate::clock;
 use crate::config::Config;
 use crate::repo::RepoError;
@@ -87,7 +87,7 @@ struct Export {
     /// New file, readable by its owner only
     #[arg(long, value_name = "FILE", required_unless_present = "paper", conflicts_with = "paper")]
     to: Option<PathBuf>,
-    /// Print a page to keep in a safe, with what to do when nothing else is left
+    /// Print a page to keep in a safe, with what to do when nothing else is left; also for a repository without keys
     #[arg(long)]
     paper: bool,
 }
@@ -124,6 +124,14 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
     let repository = Repository::open(context::storage(&config).await?, &keys).await?;
     if repository.vault().seal().is_none() {
         let place = repository.storage().place();
+        if let Command::Export(Export { paper: true, writer: false, .. }) = args.command {
+            let page = paper::of_clear(&config, place);
+            match global.json {
+                true => output::json(&serde_json::json!({ "event": "result", "action": "export", "paper": page })),
+                false => output::block(page),
+            }
+            return Ok(0);
+        }
         let text =
             format!("{place} is not encrypted, so it has no keys; encryption is chosen when `lastgood init` makes a repository");
         output::error(&anyhow::anyhow!(text), error::REFUSED, global.json);
@@ -260,7 +268,6 @@ fn export(global: &Global, opened: &Opened, args: Export) -> anyhow::Result<u8> 
 /// The key as text, with all that is needed to use it.
 fn page(opened: &Opened, seal: &Seal) -> Zeroizing<String> {
     let place = opened.repository.storage().place().to_string();
-    let (url, cluster) = (&opened.config.repository.url, &opened.config.cluster.name);
     let epochs: Vec<String> = seal.epochs().keys().map(u32::to_string).collect();
     let what = match seal.role() {
         Role::Reader => "Whoever has this can read everything in the repository, and write into it.",
@@ -276,14 +283,8 @@ fn page(opened: &Opened, seal: &Seal) -> Zeroizing<String> {
     ));
     text.push_str(&text::write(seal));
     if seal.role() == Role::Reader {
-        let words = output::shell_words(&["--repo".into(), url.clone(), "--cluster".into(), cluster.clone()]);
-        text.push_str(&format!(
-            "\nTo restore on a machine that has nothing but lastgood and PostgreSQL: type the lines that begin with [ into a file\n\
-             `paper-key` (spaces and upper or lower case do not matter; a typing error is named by its line), then:\n\n  \
-             lastgood {words} --key-file paper-key list\n  \
-             lastgood {words} --key-file paper-key verify --quick\n  \
-             lastgood {words} --key-file paper-key restore --to latest --into /var/lib/postgresql/restored\n"
-        ));
+        text.push('\n');
+        text.push_str(&paper::to_restore(&opened.config, true));
     }
     text
 }

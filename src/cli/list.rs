@@ -17,6 +17,9 @@ use crate::timeline::estimate::{Estimate, Experience};
 use crate::timeline::latest::Followed;
 use crate::timeline::windows::{self, Window, Windows};
 
+/// Fewer columns of a terminal cannot hold the whole table.
+const WIDE: usize = 150;
+
 /// Show snapshots, and the windows of time to which a restore can go
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  lastgood list\n  lastgood list --json | jq '.histories[].windows'")]
@@ -118,38 +121,48 @@ fn show(listing: &Listing) {
             output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
             continue;
         }
-        output::block(snapshots(&history.snapshots, &listing.presence));
+        // What can be restored is what is looked for; of what, comes after it.
+        show_windows(history);
+        show_latest(history);
+        output::block(snapshots(&history.snapshots, &listing.presence, output::columns()));
         for (id, pin) in listing.pins.iter().filter(|(id, _)| history.snapshots.iter().any(|m| m.id == **id)) {
             output::line(format!("  {id} is {}", pin.describe()));
         }
-        show_windows(history);
-        show_latest(history);
     }
     for (id, problem) in &listing.unreadable {
         output::line(format!("snapshot {id} cannot be read: {problem}"));
     }
 }
 
-fn snapshots(manifests: &[Manifest], presence: &[Presence]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["snapshot", "restorable from (UTC)", "took", "raw", "new", "stored", "timeline", "WAL", "damage"]);
-    for m in manifests {
-        let took = m.stop_time.duration_since(m.start_time).as_secs_f64();
-        table.add_row([
+/// In less than [`WIDE`] columns only what one chooses by; 0 columns are a file or a pipe, which may be wide.
+fn snapshots(manifests: &[Manifest], presence: &[Presence], columns: usize) -> Table {
+    let is_wide = columns == 0 || columns >= WIDE;
+    let row = |m: &Manifest| {
+        let took = output::duration(m.stop_time.duration_since(m.start_time).as_secs_f64());
+        [
             m.id.clone(),
             output::time(m.stop_time),
-            output::duration(took),
+            output::ago(m.stop_time),
+            took,
             output::bytes(m.totals.raw_bytes),
             output::bytes(m.totals.new_bytes),
             output::bytes(m.totals.stored_bytes),
             m.timeline.to_string(),
             format!("{} to {}", m.start_lsn, m.stop_lsn),
             damage(m, presence.iter().find(|p| p.snapshot == m.id)),
-        ]);
+        ]
+    };
+    let names = ["snapshot", "restorable from (UTC)", "that is", "took", "raw", "new", "stored", "timeline", "WAL", "damage"];
+    let shown = [true, is_wide, true, is_wide, true, is_wide, true, is_wide, is_wide, true];
+    let of = |cells: [String; 10]| cells.into_iter().zip(shown).filter_map(|(cell, shown)| shown.then_some(cell));
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(of(names.map(String::from)));
+    for manifest in manifests {
+        table.add_row(of(row(manifest)));
     }
-    for column in 2..6 {
-        if let Some(column) = table.column_mut(column) {
+    for (number, (_, name)) in shown.iter().zip(names).filter(|(shown, _)| **shown).enumerate() {
+        if let (Some(column), "that is" | "took" | "raw" | "new" | "stored") = (table.column_mut(number), name) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -186,15 +199,11 @@ fn show_windows(history: &HistoryListing) {
     }
     for (window, estimate) in windows.windows.iter().zip(estimates) {
         let length = window.to_time.duration_since(window.from_time).as_secs_f64().max(0.0);
-        output::line(format!(
-            "  {} to {}  ({}), timeline {}, {} to {}",
-            output::exact_time(window.from_time),
-            output::exact_time(window.to_time),
-            output::duration(length),
-            window.timeline,
-            window.from_lsn,
-            window.to_lsn
-        ));
+        let (from, to) = (output::exact_time(window.from_time), output::exact_time(window.to_time));
+        output::line(format!("  {from} to {to}  ({})", output::duration(length)));
+        let local = output::local_time(window.to_time).map(|local| format!(", {local} here")).unwrap_or_default();
+        output::line(format!("    its end was {}{local}", output::ago(window.to_time)));
+        output::line(format!("    timeline {}, {} to {}", window.timeline, window.from_lsn, window.to_lsn));
         output::line(format!("    a restore to its end takes {}", estimate::words(estimate.as_ref())));
         show_end(history, window);
         if let Some(missing) = &window.gap_at {

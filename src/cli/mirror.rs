@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::context::{self, Global};
 use super::keys::{Need, keys};
+use super::quiet::Quiet;
 use super::{error, output, places, progress};
 use crate::archive::behind;
 use crate::clock;
@@ -34,6 +35,8 @@ pub struct Args {
     /// Say what would be copied
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 /// From where, to where, and how.

@@ -5,12 +5,15 @@
 //! - [`places`]: one repository or several, and what they were good for. [`evidence`]: how stores behaved.
 //! - [`output`]: lines, tables, JSON; sizes and times for people.
 //! - [`progress`]: bars on a terminal, lines in cron, events with `--json`.
+//! - [`quiet`]: nothing is printed when all is well, for cron.
 //! - [`guard`]: between a plan and its execution: asks a person, takes a code, keeps the audit.
 //! - [`moment`]: which moment a person means.
 //! - [`signals`]: what an interrupted command says.
 //! - [`secrets`]: where secrets come from, and what keeps them from getting elsewhere.
 //! - [`standby`]: what a restore says of a standby, and of where `pg_wal` goes.
 //! - [`estimate`]: how long a restore will take, in words.
+//! - [`paper`]: what a repository needs in a safe.
+//! - [`reports`]: what drills and restores left behind.
 //! - [`measure`]: what a real restore took. [`restored`]: what it did, and what to do next.
 //! - [`error`]: every error's kind and exit code, in one place.
 
@@ -36,14 +39,17 @@ pub mod measure;
 pub mod mirror;
 pub mod moment;
 pub mod output;
+pub mod paper;
 pub mod pin;
 pub mod places;
 pub mod progress;
+pub mod quiet;
 pub mod reached;
 pub mod rebuild;
 pub mod recover;
 pub mod reference;
 pub mod release;
+pub mod reports;
 pub mod restore;
 pub mod restored;
 pub mod schedule;
@@ -59,6 +65,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use context::Global;
+use quiet::Quiet;
 
 /// Brings a PostgreSQL cluster back to its last good moment
 ///
@@ -110,6 +117,21 @@ pub enum Command {
     Man(reference::ManArgs),
 }
 
+impl Command {
+    /// Of the commands that cron runs.
+    fn quiet(&self) -> Quiet {
+        match self {
+            Command::Backup(args) => args.quiet,
+            Command::Check(args) => args.quiet,
+            Command::Drill(args) => args.quiet,
+            Command::Expire(args) => args.quiet,
+            Command::Mirror(args) => args.quiet,
+            Command::Verify(args) => args.quiet,
+            _ => Quiet::default(),
+        }
+    }
+}
+
 /// Parses, runs, and turns the outcome into an exit code.
 pub fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -122,6 +144,7 @@ pub fn main() -> ExitCode {
         }
     };
     secrets::protect(&args.command);
+    args.command.quiet().begin();
     start_log();
     let json = args.global.json;
     let failed_get = match &args.command {
@@ -131,7 +154,12 @@ pub fn main() -> ExitCode {
     let ran = std::panic::catch_unwind(|| run(args));
     match ran.unwrap_or_else(|_| Err(anyhow::anyhow!("lastgood failed in a way it should not; please report what is said above")))
     {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => {
+            if code != 0 {
+                quiet::release();
+            }
+            ExitCode::from(code)
+        }
         Err(error) => {
             let code = failed_get.unwrap_or_else(|| error::exit_code(&error));
             output::error(&error, code, json);

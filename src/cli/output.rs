@@ -13,6 +13,8 @@ use std::io::{IsTerminal, Write};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::quiet;
+
 /// Begins each further line of what came as one text.
 const CONTINUES: &str = "\n    | ";
 
@@ -28,6 +30,9 @@ pub fn block(text: impl std::fmt::Display) {
 
 /// The only one that writes to standard output, what is safe to be written.
 fn print(safe: &str) {
+    if quiet::hold(safe) {
+        return;
+    }
     // A closed pipe (`lastgood list | head`) is no error of ours.
     let _ = writeln!(std::io::stdout(), "{safe}");
 }
@@ -125,7 +130,8 @@ pub fn entry_in(colour: Colour, label: &str, text: &str) {
     print(&format!("{label}{}", text.join("\n")));
 }
 
-fn columns() -> usize {
+/// How wide the terminal is; 0 where there is none.
+pub fn columns() -> usize {
     let stdout = std::io::stdout();
     let columns = if stdout.is_terminal() { rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| size.ws_col) } else { 0 };
     columns.into()
@@ -181,17 +187,28 @@ fn ascii_controls(json: &str) -> Cow<'_, str> {
 
 /// Tells a person on standard error: notes, warnings, errors, whatever part of them others have chosen.
 pub fn complain(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", escaped_lines(text));
+    let safe = escaped_lines(text);
+    if !quiet::hold(&safe) {
+        let _ = writeln!(std::io::stderr(), "{safe}");
+    }
+}
+
+/// Tells a person of what is not as it should be, though nothing failed.
+pub fn warn(text: &str) {
+    quiet::warned();
+    complain(&format!("warning: {text}"));
 }
 
 /// Asks a person on standard error; the answer comes on the same line.
 pub fn ask(text: &str) {
+    quiet::release();
     let mut stderr = std::io::stderr();
     let _ = write!(stderr, "{}", escaped(text)).and_then(|()| stderr.flush());
 }
 
 /// An error with its causes, in one line each; no cause is said twice.
 pub fn error(error: &anyhow::Error, code: u8, as_json: bool) {
+    quiet::release();
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -222,6 +239,12 @@ pub fn time(at: Timestamp) -> String {
     crate::clock::seconds(at)
 }
 
+/// `2026-11-21 05:15:00 +01:00`, in the host's zone; absent where that is UTC.
+pub fn local_time(at: Timestamp) -> Option<String> {
+    let local = at.to_zoned(jiff::tz::TimeZone::system());
+    (local.offset().seconds() != 0).then(|| local.strftime("%Y-%m-%d %H:%M:%S %:z").to_string())
+}
+
 /// `2026-11-21 04:15:00.123456Z`, where the part of a second decides.
 pub fn exact_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S.%6fZ").to_string()
@@ -232,9 +255,10 @@ pub fn ago(at: Timestamp) -> String {
     format!("{} ago", duration(crate::clock::now().duration_since(at).as_secs_f64().max(0.0)))
 }
 
-/// `1 h 05 min`, `3.2 s`
+/// `3 d 04 h`, `1 h 05 min`, `3.2 s`
 pub fn duration(seconds: f64) -> String {
     match seconds {
+        s if s >= 172_800.0 => format!("{} d {:02} h", s as u64 / 86_400, s as u64 % 86_400 / 3600),
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 3600.0 => format!("{} min {:02} s", s as u64 / 60, s as u64 % 60),
         s => format!("{} h {:02} min", s as u64 / 3600, s as u64 % 3600 / 60),
@@ -309,9 +333,7 @@ mod tests {
 
     #[test]
     fn durations_read_well() {
-        assert_eq!(
-            (duration(3.21), duration(125.0), duration(3900.0)),
-            ("3.2 s".into(), "2 min 05 s".into(), "1 h 05 min".into())
-        );
+        let words = [3.21, 125.0, 3900.0, 172_799.0, 273_600.0].map(duration);
+        assert_eq!(words, ["3.2 s", "2 min 05 s", "1 h 05 min", "47 h 59 min", "3 d 04 h"]);
     }
 }

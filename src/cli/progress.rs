@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output;
+use super::{output, quiet};
 use crate::monitor::Monitor;
 
 /// The monitor for this terminal, or for none.
 pub fn monitor(json: bool) -> Arc<dyn Monitor> {
     if json {
         Arc::new(Events::default())
-    } else if std::io::stderr().is_terminal() {
+    } else if std::io::stderr().is_terminal() && !quiet::is_on() {
         Arc::new(Bar::default())
     } else {
         Arc::new(Lines)
@@ -63,7 +63,10 @@ impl Monitor for Bar {
     }
 
     fn warn(&self, text: &str) {
-        self.note(&format!("warning: {text}"));
+        match self.current.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(bar) => bar.suspend(|| output::warn(text)),
+            None => output::warn(text),
+        }
     }
 }
 
@@ -92,7 +95,7 @@ impl Monitor for Lines {
     }
 
     fn warn(&self, text: &str) {
-        output::complain(&format!("warning: {text}"));
+        output::warn(text);
     }
 }
 
@@ -124,6 +127,7 @@ impl Monitor for Events {
     }
 
     fn warn(&self, text: &str) {
+        quiet::warned();
         output::json(&serde_json::json!({ "event": "warning", "message": text }));
     }
 }

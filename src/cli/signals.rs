@@ -5,14 +5,14 @@
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Command, output};
+use super::{Command, output, quiet};
 
 /// What an interrupted command leaves, for people; `None` for those that have an end of their own, or leave nothing to say.
 fn leaves(command: &Command) -> Option<&'static str> {
     match command {
         Command::Drill(_) | Command::ArchiveGet(_) | Command::ArchivePush(_) | Command::Demo(_) => None,
         Command::Backup(_) => Some(
-            "no snapshot was made; run it again, when its lease has gone stale (a second try says when), and it clears what this one left",
+            "no snapshot was made; run it again on this host, and it clears what this one left (on another host once its lease has gone stale: a try says when)",
         ),
         Command::Restore(_) | Command::Recover(_) => Some(
             "what stood in the place stands there as before, or `lastgood undo` says what to do; run it again, and it clears what this one built",
@@ -28,15 +28,15 @@ fn leaves(command: &Command) -> Option<&'static str> {
 /// From now on a signal that ends the program is answered.
 pub fn watch(command: &Command) {
     let Some(leaves) = leaves(command) else { return };
-    let ignored = ignored();
     let kinds = [(Signal::HUP, "SIGHUP"), (Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM")];
-    for (kind, name) in kinds.into_iter().filter(|(kind, _)| ignored & (1 << (kind.as_raw() - 1)) == 0) {
+    for (kind, name) in kinds.into_iter().filter(|(kind, _)| !is_ignored(*kind)) {
         // A thread each: the rest of the program may be waiting for a person, or for a disk.
         std::thread::spawn(move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
             runtime.block_on(async {
                 let Ok(mut signals) = signal(SignalKind::from_raw(kind.as_raw())) else { return };
                 if signals.recv().await.is_some() {
+                    quiet::release();
                     output::complain(&format!("lastgood: ended by {name}: {leaves}"));
                     std::process::exit(128 + kind.as_raw());
                 }
@@ -45,9 +45,10 @@ pub fn watch(command: &Command) {
     }
 }
 
-/// Signals that whoever started us wants ignored (`nohup`), as a mask.
-fn ignored() -> u64 {
+/// Whether whoever started us wants this signal ignored (`nohup`).
+pub fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (signal.as_raw() - 1)) != 0
 }

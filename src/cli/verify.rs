@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::context::{self, Global, Place};
+use super::quiet::{self, Quiet};
 use super::{error, moment, output, places, progress};
 use crate::monitor::Monitor;
 use crate::repo::lease::{BACKUP, Exclusive};
@@ -38,6 +39,8 @@ pub struct Args {
     /// Read only so much, like 50GB or 30min, and go on from there the next time: what was never read, then what was read longest ago
     #[arg(long, value_name = "SIZE|TIME", value_parser = budget, conflicts_with_all = ["snapshot", "quick"])]
     budget: Option<Budget>,
+    #[command(flatten)]
+    pub quiet: Quiet,
 }
 
 /// Sizes in powers of ten or, with an `i`, of two.
@@ -186,6 +189,7 @@ fn show(report: &Report, quick: bool) {
         }
     }
     for warning in &report.warnings {
+        quiet::warned();
         output::line(format!("warning: {warning}"));
     }
     if report.snapshots == 0 {

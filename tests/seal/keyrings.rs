@@ -72,6 +72,37 @@ async fn keys_come_and_go_and_every_snapshot_stays() {
     world.refused(&["--key-file", &page, "restore", "--to", "latest", "--into", "/nowhere/x"], 5, &["does not exist"]);
 }
 
+/// A repository without keys has a page too, and its commands work as they stand there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_in_the_clear_has_a_page() {
+    let world = crate::support::world::World::new(15).await;
+    world.sql("CREATE TABLE t AS SELECT generate_series(1, 100) AS x").await;
+    world.backup(&[]);
+    let page = world.ok(&["key", "export", "--paper"]).out;
+    assert!(page.contains("encryption  none by lastgood"), "{page}");
+    run_commands(&world, &page);
+    let (_server, session) = world.recovered("from-paper").await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "100");
+    world.refused(&["key", "export", "--to", "/nowhere/x"], 5, &["so it has no keys"]);
+    world.refused(&["key", "export", "--paper", "--writer"], 5, &["so it has no keys"]);
+}
+
+/// The three commands of a page, as they stand there.
+fn run_commands(world: &crate::support::world::World, page: &str) {
+    let commands: Vec<&str> = page.lines().map(str::trim).filter(|line| line.starts_with("lastgood --repo")).collect();
+    assert_eq!(commands.len(), 3, "{page}");
+    for command in commands {
+        let line = command.replace("/var/lib/postgresql/restored", &world.path("from-paper").display().to_string());
+        let mut command = std::process::Command::new("bash");
+        command.args(["-euc", &line]).current_dir(world.path("")).env("PATH", format!("{}:/bin", world.path("").display()));
+        if let Some(user) = world.user() {
+            std::os::unix::process::CommandExt::gid(std::os::unix::process::CommandExt::uid(&mut command, user.uid), user.gid);
+        }
+        let said = crate::support::world::said(&mut command);
+        assert_eq!(said.code, 0, "{line}: {}", said.all());
+    }
+}
+
 /// Nothing but the page: no keyring, no passphrase, typed in by hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn paper_alone_restores() {
@@ -90,19 +121,7 @@ async fn paper_alone_restores() {
     world.ok(&["--key-file", &typed, "list"]);
     let verified = world.ok(&["--key-file", &typed, "verify"]);
     assert!(verified.out.contains("no keyring under keys/"), "{}", verified.out);
-    // The three commands of the page, as they stand there.
-    let commands: Vec<&str> = page.lines().map(str::trim).filter(|line| line.starts_with("lastgood --repo")).collect();
-    assert_eq!(commands.len(), 3, "{page}");
-    for command in commands {
-        let line = command.replace("/var/lib/postgresql/restored", &world.path("from-paper").display().to_string());
-        let mut command = std::process::Command::new("bash");
-        command.args(["-euc", &line]).current_dir(world.path("")).env("PATH", format!("{}:/bin", world.path("").display()));
-        if let Some(user) = world.user() {
-            std::os::unix::process::CommandExt::gid(std::os::unix::process::CommandExt::uid(&mut command, user.uid), user.gid);
-        }
-        let said = crate::support::world::said(&mut command);
-        assert_eq!(said.code, 0, "{line}: {}", said.all());
-    }
+    run_commands(&world, &page);
     let (_server, session) = world.recovered("from-paper").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "19801");
     let mut wrong: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
