@@ -8,9 +8,16 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Makes the directory's entries durable.
+/// Makes the directory's entries durable. Some file systems (SMB, some FUSE) know no such call for directories and answer EINVAL or EBADF;
+/// there nobody can do more, and it is passed over as in PostgreSQL (`fsync_fname_ext` in `src/common/file_utils.c`).
 pub fn sync_directory(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    use rustix::io::Errno;
+    match File::open(dir)?.sync_all() {
+        Err(error) if [Errno::INVAL, Errno::BADF].iter().any(|known| error.raw_os_error() == Some(known.raw_os_error())) => {
+            Ok(())
+        }
+        synced => synced,
+    }
 }
 
 /// Flushes everything of the file system that holds `path`; since Linux 5.8 it reports write errors.

@@ -3,7 +3,7 @@
 //! # Durability
 //! An object is written to an unnamed file (`O_TMPFILE`), or is one already ([`Body::Unnamed`]), fsynced, and given its name by
 //! `linkat`, which fails when the name is taken: so creation is exclusive, and a crash leaves nothing behind. File systems without `O_TMPFILE` (NFS, some
-//! overlays) get a temporary name and `link` + `unlink`. Then the directory is fsynced, and every directory made on the way.
+//! overlays) get a temporary name and `link` + `unlink`, or a rename that replaces nothing. Then the directory is fsynced, and every directory made on the way.
 //!
 //! # Who owns what
 //! Files are 0600 and directories 0700. When root writes into a repository that belongs to somebody else (a nightly backup
@@ -186,10 +186,9 @@ impl DirectoryStorage {
     fn create_with_temporary(&self, path: &Path, body: &Body) -> io::Result<Created> {
         let temporary = durable::temporary_beside(path);
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let linked =
-            fill(&file, body).and_then(|()| self.give_to_owner_of_file(&file)).and_then(|()| fs::hard_link(&temporary, path));
+        let named = fill(&file, body).and_then(|()| self.give_to_owner_of_file(&file)).and_then(|()| name_new(&temporary, path));
         let _ = fs::remove_file(&temporary);
-        match linked {
+        match named {
             Ok(()) => Ok(Created::New),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Created::AlreadyThere),
             Err(error) => Err(error),
@@ -289,6 +288,27 @@ fn copy(source: &Path, bytes: u64, mut file: &File) -> io::Result<()> {
         return Err(io::Error::other(format!("{} has {copied} bytes instead of {bytes}", source.display())));
     }
     Ok(())
+}
+
+/// Gives a file a name that is not taken: by a link, and where the file system has none (FAT, SMB, some FUSE), by a rename that replaces
+/// nothing.
+fn name_new(temporary: &Path, path: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
+    let is_one_of =
+        |error: &io::Error, known: &[Errno]| known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    match fs::hard_link(temporary, path) {
+        Err(error) if is_one_of(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS]) => {}
+        named => return named,
+    }
+    let renamed =
+        rustix::fs::renameat_with(CWD, temporary, CWD, path, rustix::fs::RenameFlags::NOREPLACE).map_err(io::Error::from);
+    renamed.map_err(|error| match is_one_of(&error, &[Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP]) {
+        true => io::Error::other(
+            "its file system has neither hard links nor a rename that replaces nothing, so of two writers one could overwrite the \
+             other's object unseen; use another file system (ext4, XFS, ZFS, NFS 4), or S3",
+        ),
+        false => error,
+    })
 }
 
 /// EPERM is what ext4 answers in a directory that was removed meanwhile; by name the true reason comes out.
