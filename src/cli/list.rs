@@ -109,14 +109,17 @@ fn estimate_of(window: &Window, manifests: &[Manifest], experience: &Experience)
 
 fn show(listing: &Listing) {
     for history in &listing.histories {
-        output::line(format!(
-            "cluster {}, PostgreSQL {}, system {}: {}, {}",
-            listing.cluster,
-            history.major,
-            history.system_identifier,
-            output::count(history.snapshots.len() as u64, "snapshot"),
-            output::count(history.wal_segments, "WAL segment")
-        ));
+        output::sentence(
+            0,
+            format!(
+                "cluster {}, PostgreSQL {}, system {}: {}, {}",
+                listing.cluster,
+                history.major,
+                history.system_identifier,
+                output::count(history.snapshots.len() as u64, "snapshot"),
+                output::count(history.wal_segments, "WAL segment")
+            ),
+        );
         if history.snapshots.is_empty() {
             output::line("  no snapshot yet: nothing can be restored. `lastgood backup` takes one.");
             continue;
@@ -204,30 +207,31 @@ fn show_windows(history: &HistoryListing) {
         let local = output::local_time(window.to_time).map(|local| format!(", {local} here")).unwrap_or_default();
         output::line(format!("    its end was {}{local}", output::ago(window.to_time)));
         output::line(format!("    timeline {}, {} to {}", window.timeline, window.from_lsn, window.to_lsn));
-        output::line(format!("    a restore to its end takes {}", estimate::words(estimate.as_ref())));
+        output::sentence(4, format!("a restore to its end takes {}", estimate::words(estimate.as_ref())));
         show_end(history, window);
         if let Some(missing) = &window.gap_at {
-            output::line(format!(
-                "  -- gap: segment {missing} is missing; nothing between here and the next window can be restored --"
-            ));
+            output::sentence(
+                2,
+                format!("-- gap: segment {missing} is missing; nothing between here and the next window can be restored --"),
+            );
         }
     }
     for (id, problem) in &windows.unusable {
-        output::line(format!("  snapshot {id} cannot be restored: {problem}"));
+        output::sentence(2, format!("snapshot {id} cannot be restored: {problem}"));
     }
 }
 
 /// What is known of the end of a window, and of its timeline.
 fn show_end(history: &HistoryListing, window: &Window) {
     if let Some(last) = window.last_transaction.filter(|last| *last < window.to_time) {
-        output::line(format!("    no transaction after {} is known", output::exact_time(last)));
+        output::sentence(4, format!("no transaction after {} is known", output::exact_time(last)));
     }
     if history.abandoned.contains(&window.timeline) {
         let how = format!("--timeline {:X}", window.timeline.0);
         output::line(format!("    timeline {} was abandoned: a restore goes there only with {how}", window.timeline));
     }
     if let Some(stop) = &window.stop {
-        output::line(format!("  -- {stop}; what is later can be restored only from a later snapshot --"));
+        output::sentence(2, format!("-- {stop}; what is later can be restored only from a later snapshot --"));
     }
 }
 

@@ -80,7 +80,12 @@ pub fn finding(mark: Part, about: &str, what: &str, colour: Option<Colour>) {
     let mut lines = what.lines();
     let first = lines.next().unwrap_or_default();
     let part = |text| colour.map_or(Part::Plain(text), |colour| Part::In(colour, text));
-    parts(&[mark, Part::Plain(" "), Part::Plain(about), Part::Plain(" "), part(first)]);
+    // Behind the mark of 7 characters and what it is about.
+    let indent = 7 + 1 + about.chars().count() + 1;
+    let first = hanging(&escaped(first), indent, columns());
+    let mut broken = first.split('\n');
+    parts(&[mark, Part::Plain(" "), Part::Plain(about), Part::Plain(" "), part(broken.next().unwrap_or_default())]);
+    broken.for_each(|line| parts(&[part(line)]));
     lines.for_each(|line| parts(&[Part::Plain("        | "), part(line)]));
 }
 
@@ -139,27 +144,36 @@ pub fn columns() -> usize {
 
 const INDENT: usize = 13;
 
-/// With 0 columns nothing is wrapped: who reads lines in a file or a pipe wants them whole.
 fn wrapped(label: &str, text: &str, columns: usize) -> String {
-    let room = columns.saturating_sub(INDENT);
-    let mut wrapped = format!("  {label:<11}");
+    format!("  {label:<11}{}", hanging(text, INDENT, columns))
+}
+
+/// Breaks a text between words, so that what begins in column `indent` goes on there. With 0 columns nothing is broken: who reads lines
+/// in a file or a pipe wants them whole.
+fn hanging(text: &str, indent: usize, columns: usize) -> String {
+    let room = columns.saturating_sub(indent);
     if room < 20 {
-        return wrapped + text;
+        return text.into();
     }
-    let mut used = 0;
+    let (mut broken, mut used) = (String::with_capacity(text.len()), 0);
     for word in text.split(' ') {
         let length = word.chars().count();
         if used > 0 && used + 1 + length > room {
-            wrapped.push_str(&format!("\n{:INDENT$}", ""));
+            broken.push_str(&format!("\n{:indent$}", ""));
             used = 0;
         } else if used > 0 {
-            wrapped.push(' ');
+            broken.push(' ');
             used += 1;
         }
-        wrapped.push_str(word);
+        broken.push_str(word);
         used += length;
     }
-    wrapped
+    broken
+}
+
+/// Prints a sentence behind `indent` spaces, broken between words where a terminal is narrow. Not for commands, which are copied whole.
+pub fn sentence(indent: usize, text: impl std::fmt::Display) {
+    print(&format!("{:indent$}{}", "", hanging(&escaped(&text.to_string()), indent, columns())));
 }
 
 /// Prints one JSON object on a line.

@@ -45,19 +45,22 @@ fn list(reports: &[Report], all: usize) {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["report", "of a", "outcome", "readable", "newest lost", "target"]);
+    // On a narrow terminal only what one looks for first.
+    let is_wide = output::columns() == 0 || output::columns() >= 100;
+    let shown = |row: [String; 6]| row.into_iter().enumerate().filter_map(move |(at, cell)| (at != 4 || is_wide).then_some(cell));
+    table.set_header(shown(["report", "of a", "outcome", "readable", "newest lost", "target"].map(String::from)));
     let seconds = |seconds: Option<f64>| seconds.map_or("unknown".into(), |seconds| output::duration(seconds));
     for report in reports {
         let readable = if report.kind == Kind::Drill { seconds(report.rto_s) } else { String::new() };
         let newest = report.rpo_s.map(output::duration).unwrap_or_default();
-        table.add_row([
+        table.add_row(shown([
             report.id.clone(),
             kind(report).into(),
             outcome(report),
             readable,
             newest,
             output::escaped(&report.target).into_owned(),
-        ]);
+        ]));
     }
     output::block(table);
     if all > reports.len() {

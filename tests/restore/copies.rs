@@ -91,25 +91,90 @@ async fn move_settings(world: &mut World) -> PathBuf {
     pid_file
 }
 
-#[derive(Clone, Copy, Default)]
+/// Where the settings of the original are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// In the data directory, as initdb makes them.
+    Plain,
+    /// There too, and they name it.
+    Named,
+    /// Outside of it, as Debian has them.
+    Debian,
+}
+
+#[derive(Debug, Clone, Copy)]
 struct Traits {
-    /// Settings outside of the data directory.
-    debian: bool,
-    /// They are in it, and name it.
-    named: bool,
+    layout: Layout,
     /// The copy ends recovery at the target.
     promoted: bool,
+    /// A prepared transaction is open at the target.
     prepared: bool,
+    /// The original is a logical subscriber.
+    subscriber: bool,
+    /// `pg_wal` is on a disk of its own, and shall be in the copy.
+    own_wal: bool,
+}
+
+/// A server whose table `feed` another one subscribes to.
+struct Publisher {
+    _server: Scratch,
+    session: Session,
+}
+
+impl Publisher {
+    async fn start(world: &World, major: u32) -> Publisher {
+        let bin = programs(major);
+        let mut server = Scratch::new(&bin, &world.path("source"), &world.path("source.sockets"), world.user()).unwrap();
+        server.initdb(&[]).unwrap();
+        server.configure("wal_level = logical\nfsync = off").unwrap();
+        server.start().await.unwrap();
+        let session = Session::open(&server.connection()).await.unwrap();
+        session.run("CREATE TABLE public.feed (i int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE public.feed").await.unwrap();
+        world.sql("CREATE TABLE feed (i int PRIMARY KEY)").await;
+        let conninfo = format!("host={} port=5432 user=postgres dbname=postgres", server.sockets().display());
+        world.sql(&format!("CREATE SUBSCRIPTION s CONNECTION '{conninfo}' PUBLICATION p")).await;
+        let publisher = Publisher { _server: server, session };
+        publisher.adds(world, 1, 10).await;
+        publisher
+    }
+
+    /// Adds rows, and waits until the original has them.
+    async fn adds(&self, world: &World, from: u32, to: u32) {
+        self.session.run(&format!("INSERT INTO public.feed SELECT generate_series({from}, {to})")).await.unwrap();
+        self.arrives(world, to).await;
+    }
+
+    async fn arrives(&self, world: &World, rows: u32) {
+        let began = lastgood::clock::monotonic();
+        while world.value("SELECT count(*) FROM feed").await != rows.to_string() {
+            assert!(began.elapsed() < PATIENCE, "{}", world.server.log());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+}
+
+const WORKERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%'";
+
+async fn move_wal(world: &mut World) {
+    let (there, here) = (world.server.data().join("pg_wal"), world.path("wal"));
+    world.server.stop(Stop::Fast);
+    std::fs::rename(&there, &here).unwrap();
+    std::os::unix::fs::symlink(&here, &there).unwrap();
+    world.start().await;
 }
 
 async fn copy(major: u32, traits: Traits) {
     let mut world = world(major, "max_prepared_transactions = 5").await;
-    if traits.named {
+    if traits.layout == Layout::Named {
         let data = world.server.data().display().to_string();
         world.server.configure(&format!("data_directory = '{data}'\nhba_file = '{data}/pg_hba.conf'")).unwrap();
     }
-    let pid_file = if traits.debian { Some(move_settings(&mut world).await) } else { None };
+    if traits.own_wal {
+        move_wal(&mut world).await;
+    }
+    let pid_file = if traits.layout == Layout::Debian { Some(move_settings(&mut world).await) } else { None };
     world.sql("CREATE TABLE t AS SELECT i FROM generate_series(1, 100) i").await;
+    let publisher = if traits.subscriber { Some(Publisher::start(&world, major).await) } else { None };
     world.backup(&[]);
     for (name, value) in [("max_connections", 250), ("max_locks_per_transaction", 99), ("max_prepared_transactions", 7)] {
         world.sql(&format!("ALTER SYSTEM SET {name} = {value}")).await;
@@ -123,23 +188,33 @@ async fn copy(major: u32, traits: Traits) {
     world.archive().await;
     let before = pid_file.as_ref().map(|path| std::fs::read_to_string(path).unwrap());
 
-    let into = world.path("copy");
+    let (into, wal) = (world.path("copy"), world.path("copy.wal"));
     let running = Running { world: &world, data: into.clone() };
     let action = if traits.promoted { "promote" } else { "pause" };
-    let said = world.ok(&["restore", "--to", "latest", "--target-action", action, "--start", "--into", into.to_str().unwrap()]);
+    let mut args = vec!["restore", "--to", "latest", "--target-action", action, "--start", "--into", into.to_str().unwrap()];
+    if traits.own_wal {
+        args.extend(["--wal-directory", wal.to_str().unwrap()]);
+    }
+    let said = world.ok(&args);
     assert!(said.out.contains("reached") && said.out.contains("the target"), "{}", said.all());
     assert!(said.out.contains("because the original is on this host"), "{}", said.all());
     assert_eq!(said.out.contains("ROLLBACK PREPARED 'it''s open'"), traits.prepared && traits.promoted, "{}", said.all());
+    assert_eq!(std::fs::read_link(into.join("pg_wal")).ok(), traits.own_wal.then_some(wal));
     world.ok(&["reached", "--data-directory", into.to_str().unwrap()]);
     let session = running.session().await;
     assert_eq!(session.value("SELECT count(*) FROM t").await.unwrap(), "200");
     assert_eq!(session.value("SHOW data_directory").await.unwrap(), into.display().to_string());
     assert_eq!(session.value("SHOW max_logical_replication_workers").await.unwrap(), "0");
-    // The original lives, in its own place, and its pid file is its own.
+    // The original lives, in its own place, its pid file is its own, and it gets what it subscribes to.
     assert_eq!(world.value("SELECT count(*) || current_setting('data_directory') FROM t").await, {
         format!("200{}", world.server.data().display())
     });
     assert_eq!(pid_file.as_ref().map(|path| std::fs::read_to_string(path).unwrap()), before);
+    if let Some(publisher) = &publisher {
+        publisher.adds(&world, 11, 20).await;
+        assert_eq!(session.value("SELECT count(*) FROM feed").await.unwrap(), "10");
+        assert_eq!(session.value(WORKERS).await.unwrap(), "0");
+    }
     drop(session);
     running.stop();
     if !traits.promoted {
@@ -157,34 +232,54 @@ async fn copy(major: u32, traits: Traits) {
     }
 }
 
+// Of each two traits every pair of values is met in one of the six; `make soak` plays them all on each version.
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_13() {
-    copy(13, Traits { named: true, ..Traits::default() }).await;
+    copy(13, Traits { layout: Layout::Named, promoted: false, prepared: true, subscriber: true, own_wal: false }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_14() {
-    copy(14, Traits { debian: true, promoted: true, prepared: true, ..Traits::default() }).await;
+    copy(14, Traits { layout: Layout::Debian, promoted: true, prepared: true, subscriber: false, own_wal: false }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_15() {
-    copy(15, Traits { debian: true, prepared: true, ..Traits::default() }).await;
+    copy(15, Traits { layout: Layout::Debian, promoted: false, prepared: false, subscriber: true, own_wal: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_16() {
-    copy(16, Traits { named: true, promoted: true, ..Traits::default() }).await;
+    copy(16, Traits { layout: Layout::Named, promoted: true, prepared: false, subscriber: false, own_wal: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_17() {
-    copy(17, Traits { promoted: true, prepared: true, ..Traits::default() }).await;
+    copy(17, Traits { layout: Layout::Plain, promoted: true, prepared: true, subscriber: true, own_wal: true }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_18() {
-    copy(18, Traits { debian: true, promoted: true, ..Traits::default() }).await;
+    copy(18, Traits { layout: Layout::Plain, promoted: false, prepared: false, subscriber: false, own_wal: false }).await;
+}
+
+/// Everything with everything: 288 copies.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes an hour: make soak"]
+async fn of_every_kind() {
+    let two = [false, true];
+    for major in 13..=18 {
+        for layout in [Layout::Plain, Layout::Named, Layout::Debian] {
+            for (promoted, prepared) in two.into_iter().flat_map(|one| two.map(|other| (one, other))) {
+                for (subscriber, own_wal) in two.into_iter().flat_map(|one| two.map(|other| (one, other))) {
+                    let traits = Traits { layout, promoted, prepared, subscriber, own_wal };
+                    eprintln!("PostgreSQL {major}, {traits:?}");
+                    copy(major, traits).await;
+                }
+            }
+        }
+    }
 }
 
 /// A copy with a limit below what the WAL tells pauses short of its target and answers all the same.
@@ -255,41 +350,21 @@ async fn without_its_label_or_its_settings_it_does_not_start() {
 /// A promoted copy of a logical subscriber would take the changes that wait for the original, for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_subscriber_takes_nothing() {
-    let major = 16;
-    let world = world(major, "").await;
-    let bin = programs(major);
-    let mut source = Scratch::new(&bin, &world.path("source"), &world.path("source.sockets"), world.user()).unwrap();
-    source.initdb(&[]).unwrap();
-    source.configure("wal_level = logical\nfsync = off").unwrap();
-    source.start().await.unwrap();
-    let feed = Session::open(&source.connection()).await.unwrap();
-    feed.run("CREATE TABLE public.feed (i int PRIMARY KEY); CREATE PUBLICATION p FOR TABLE public.feed").await.unwrap();
-    world.sql("CREATE TABLE feed (i int PRIMARY KEY)").await;
-    let conninfo = format!("host={} port=5432 user=postgres dbname=postgres", source.sockets().display());
-    world.sql(&format!("CREATE SUBSCRIPTION s CONNECTION '{conninfo}' PUBLICATION p")).await;
-    feed.run("INSERT INTO public.feed SELECT generate_series(1, 10)").await.unwrap();
-    let arrives = async |rows: &str| {
-        let began = lastgood::clock::monotonic();
-        while world.value("SELECT count(*) FROM feed").await != rows {
-            assert!(began.elapsed() < PATIENCE, "{}", world.server.log());
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    arrives("10").await;
+    let world = world(16, "").await;
+    let publisher = Publisher::start(&world, 16).await;
     world.backup(&[]);
     world.archive().await;
     // While the original does not listen, changes wait for it.
     world.sql("ALTER SUBSCRIPTION s DISABLE").await;
-    feed.run("INSERT INTO public.feed SELECT generate_series(11, 20)").await.unwrap();
+    publisher.session.run("INSERT INTO public.feed SELECT generate_series(11, 20)").await.unwrap();
     let to = world.objects("clusters/shop/snapshots")[0].rsplit('/').next().unwrap().to_string();
     let to = format!("snapshot:{to}");
     let (_copy, session) = world.restore("copy", &["--to", &to, "--target-action", "promote"]).await;
     assert_eq!(session.value("SELECT subenabled FROM pg_subscription").await.unwrap(), "t");
-    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%'";
-    assert_eq!(session.value(workers).await.unwrap(), "0");
-    assert_eq!(feed.value("SELECT count(*) FROM pg_replication_slots WHERE active").await.unwrap(), "0");
+    assert_eq!(session.value(WORKERS).await.unwrap(), "0");
+    assert_eq!(publisher.session.value("SELECT count(*) FROM pg_replication_slots WHERE active").await.unwrap(), "0");
     world.sql("ALTER SUBSCRIPTION s ENABLE").await;
-    arrives("20").await;
+    publisher.arrives(&world, 20).await;
     assert_eq!(session.value("SELECT count(*) FROM feed").await.unwrap(), "10");
     world.sql("ALTER SUBSCRIPTION s DISABLE; ALTER SUBSCRIPTION s SET (slot_name = NONE); DROP SUBSCRIPTION s").await;
 }
