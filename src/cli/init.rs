@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::postgres::data_directory::{self, RESTORED_MARK};
 use crate::postgres::lsn::SystemId;
 use crate::postgres::session::{Facts, Session};
-use crate::repo::record::{ClusterRecord, History};
+use crate::repo::record::ClusterRecord;
 use crate::repo::repository::{Cluster, Repository};
 use crate::repo::seal::CIPHER;
 use crate::repo::seal::create::{self, Sealing};
@@ -307,16 +307,7 @@ async fn register(
             return Ok(Ok(Registered::Known));
         }
         let mut histories = before.as_ref().map(|r| r.histories.clone()).unwrap_or_default();
-        histories.push(History {
-            system_identifier: facts.system_identifier,
-            major: facts.major(),
-            catalog_version: facts.catalog_version,
-            control_version: facts.control_version,
-            block_bytes: facts.block_bytes,
-            wal_segment_bytes: facts.wal_segment_bytes,
-            data_checksums: facts.data_checksums,
-            registered: clock::now(),
-        });
+        histories.push(super::rebuild::life(facts));
         let record = ClusterRecord {
             format: FORMAT_VERSION.into(),
             number: before.as_ref().map_or(1, |r| r.number + 1),

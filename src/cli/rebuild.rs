@@ -5,6 +5,7 @@ use super::keys::{self, Need};
 use super::{guard, output, places, progress};
 use crate::clock;
 use crate::config::Config;
+use crate::postgres::session::Facts;
 use crate::repo::audit::{self, Event, Outcome};
 use crate::repo::rebuild::{self as of_repository, Origin};
 use crate::repo::record::{History, RepositoryRecord};
@@ -42,8 +43,12 @@ pub async fn run(global: &Global) -> anyhow::Result<u8> {
 
 /// What the server says it is, where one runs: it lives the newest history.
 async fn server(config: &Config) -> Option<History> {
-    let facts = context::session(config).await.ok()?.facts().await.ok()?;
-    Some(History {
+    Some(life(&context::session(config).await.ok()?.facts().await.ok()?))
+}
+
+/// The life that a server lives, registered now.
+pub fn life(facts: &Facts) -> History {
+    History {
         system_identifier: facts.system_identifier,
         major: facts.major(),
         catalog_version: facts.catalog_version,
@@ -52,7 +57,7 @@ async fn server(config: &Config) -> Option<History> {
         wal_segment_bytes: facts.wal_segment_bytes,
         data_checksums: facts.data_checksums,
         registered: clock::now(),
-    })
+    }
 }
 
 /// Other clusters whose records are missing or damaged.

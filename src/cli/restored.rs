@@ -53,12 +53,13 @@ pub fn tell(plan: &Plan, restored: &Restored, port: Option<u16>, (seconds, expec
     }
     standby::show_wal(plan);
     if plan.standby.is_some() {
-        return standby::show_result(plan);
+        standby::show_result(plan);
+    } else {
+        let into = output::shell_words(&[plan.into.display().to_string()]);
+        output::entry("start it", format!("pg_ctl -D {into} start"));
+        output::entry("it replays", format!("WAL then: before you count anything, lastgood reached --data-directory {into}"));
+        output::entry("take over", format!("lastgood release --data-directory {into}, restart it, lastgood backup"));
     }
-    let into = output::shell_words(&[plan.into.display().to_string()]);
-    output::entry("start it", format!("pg_ctl -D {into} start"));
-    output::entry("it replays", format!("WAL then: before you count anything, lastgood reached --data-directory {into}"));
-    output::entry("take over", format!("lastgood release --data-directory {into}, restart it, lastgood backup"));
     if let Some(expected) = expected {
         output::entry("estimate", format!("it was thought to take {}", estimate::span(&expected)));
     }

@@ -74,7 +74,7 @@ pub fn timeline_of(directory: &Path, in_control: Timeline) -> io::Result<Timelin
 }
 
 /// The path that its own history file tells; the first timeline has none.
-fn own_history(directory: &Path, timeline: Timeline) -> Result<Option<History>, String> {
+pub fn own_history(directory: &Path, timeline: Timeline) -> Result<Option<History>, String> {
     let file = directory.join(format!("pg_wal/{timeline}.history"));
     match fs::read_to_string(&file) {
         Ok(text) => History::parse(timeline, &text).map(Some).map_err(|error| error.to_string()),

@@ -6,7 +6,6 @@
 //! down as abandoned, and neither its WAL is refused nor are they followed by a restore.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -15,6 +14,7 @@ use super::RestoreError;
 use super::guard::{Approval, Care};
 use super::loss::{self, Loss};
 use super::mark;
+use super::present;
 use super::replaced::{self, Around, Replaced};
 use super::salvage::{self, Saved, Unarchived};
 use super::standing::{self, Occupant};
@@ -102,7 +102,7 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
     let looked = |source| RestoreError::Io { doing: "look into", path: directory.into(), source };
     let mark = mark::read(directory).map_err(looked)?;
     let restored = mark.is_some();
-    let timeline = own_timeline(directory, control.timeline).map_err(looked)?;
+    let timeline = present::timeline_of(directory, control.timeline).map_err(looked)?;
     let unarchived = own_wal(&archive, directory, timeline, occupant.living.is_some()).await?;
     if !is_the_archives(&archive, directory, timeline).await? {
         return refuse(
@@ -124,9 +124,13 @@ pub async fn plan(around: &Around<'_>, mut archive: Archive, directory: &Path) -
     {
         replaced.care = Care::Code;
     }
-    let path = archive.path(timeline);
-    let Some(path) = path.or_else(|| own_history(directory, timeline)) else {
-        return refuse("its history file cannot be read", "look into its pg_wal");
+    let path = match archive.path(timeline) {
+        Some(path) => path,
+        None => match present::own_history(directory, timeline) {
+            Ok(Some(path)) => path,
+            Ok(None) => return refuse("its pg_wal has no history file of its timeline", "look into its pg_wal"),
+            Err(why) => return refuse(&format!("its history file tells nothing: {why}"), "look into its pg_wal"),
+        },
     };
     let others = archive.followed().into_iter().filter(|other| path.left(*other).is_none());
     let forks: Vec<_> = others.filter_map(|other| Some((other, archive.path(other)?.fork(&path)?))).collect();
@@ -224,26 +228,6 @@ async fn own_wal(archive: &Archive, directory: &Path, timeline: Timeline, living
     let mut unarchived = salvage::find(archive, &mut found).await?;
     unarchived.torn = unarchived.torn.filter(|_| !living);
     Ok(unarchived)
-}
-
-/// The timeline that the server is on: pg_control lags behind until the first checkpoint after a promotion.
-fn own_timeline(directory: &Path, in_control: Timeline) -> io::Result<Timeline> {
-    let mut newest = in_control;
-    for entry in fs::read_dir(directory.join("pg_wal"))? {
-        let name = entry?.file_name();
-        if let Some(Ok(WalFile::History(timeline))) = name.to_str().map(str::parse) {
-            newest = newest.max(timeline);
-        }
-    }
-    Ok(newest)
-}
-
-fn own_history(directory: &Path, timeline: Timeline) -> Option<History> {
-    let text = fs::read_to_string(directory.join(format!("pg_wal/{timeline}.history")));
-    match text {
-        Ok(text) => History::parse(timeline, &text).ok(),
-        Err(_) => (timeline.0 == 1).then(|| History::first(timeline)),
-    }
 }
 
 /// Releases as planned: the record first, so that nothing is archived that the record forbids. Then its history file and what it has
