@@ -16,7 +16,7 @@
 //! - [`repo`]: the format: layout, objects, frames, packs, file maps, manifests, segments, leases, seal.
 //! - [`postgres`]: what we know of PostgreSQL: LSNs, control file, pages, WAL records, data directory, session, scratch server.
 //! - [`storage`]: objects: a small trait with its contract, three stores, and wrappers that add behaviour.
-//! - [`config`], [`child`], [`clock`], [`durable`], [`aligned`], [`monitor`], [`tls`]: one file each, for everybody.
+//! - [`config`], [`child`], [`clock`], [`durable`], [`aligned`], [`monitor`], [`owner`], [`tls`]: one file each, for everybody.
 //!
 //! # Who may call whom
 //! `cli` calls the operations (`snapshot`, `archive`, `timeline`, `restore`, `drill`, `upkeep`, `watch`); operations call
@@ -38,6 +38,7 @@ pub mod drill;
 pub mod durable;
 pub mod lineage;
 pub mod monitor;
+pub mod owner;
 pub mod postgres;
 pub mod repo;
 pub mod restore;

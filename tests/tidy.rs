@@ -60,7 +60,7 @@ fn allowed(room: &str) -> &'static [&'static str] {
     }
 }
 
-const FOR_EVERYBODY: [&str; 7] = ["aligned", "child", "clock", "config", "durable", "monitor", "tls"];
+const FOR_EVERYBODY: [&str; 8] = ["aligned", "child", "clock", "config", "durable", "monitor", "owner", "tls"];
 
 #[test]
 fn rooms_call_only_whom_they_may() {

@@ -11,7 +11,9 @@ use super::quiet::{self, Quiet};
 use super::{error, evidence, places};
 use crate::archive::spool::Note;
 use crate::config::Config;
+use crate::repo::RepoError;
 use crate::repo::repository::Repository;
+use crate::storage::Fault;
 use crate::upkeep::alarms::{self, Notes};
 use crate::upkeep::check::{self, Finding, Findings, Level};
 use crate::upkeep::{drills, exposure, orphans, protection, rebuild};
@@ -90,7 +92,7 @@ pub async fn run(global: &Global, args: Args) -> anyhow::Result<u8> {
                 drills::check(&mut findings, &repository.cluster(name), drill).await?;
             }
         }
-        Err(error) => findings.fail("repository", error.to_string(), "see the message; `lastgood init` makes a repository"),
+        Err(error) => findings.fail("repository", error.to_string(), mend(&error)),
     }
     let worst = findings.worst();
     for finding in &findings.0 {
@@ -113,6 +115,20 @@ async fn server(findings: &mut Findings, config: &Config) -> Option<check::Serve
             findings.fail("server", error.to_string(), "start it, or correct [postgres] host, port and user");
             None
         }
+    }
+}
+
+/// What to do about a repository that does not open, where the message does not say it itself.
+fn mend(error: &anyhow::Error) -> &'static str {
+    match error.downcast_ref::<RepoError>() {
+        Some(RepoError::Storage(error)) => match error.fault {
+            Fault::NoPlace => "mount it, or correct [repository] url; only for a new repository: lastgood init",
+            Fault::Denied | Fault::ReadOnly => "this user needs to read and to create there",
+            Fault::Credentials => "correct the credentials, or where they are looked for ([repository.s3])",
+            Fault::Transient => "see that the store is up and can be reached from here",
+            _ => "see the message",
+        },
+        _ => "see the message",
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::context::Global;
 use super::output;
 use crate::clock;
-use crate::postgres::owner::Ids;
+use crate::owner::Ids;
 use crate::postgres::scratch::{self, Scratch, Stop};
 use crate::postgres::session::Session;
 

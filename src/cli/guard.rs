@@ -11,7 +11,7 @@ use super::context::{Global, Place};
 use super::{output, progress};
 use crate::config::Config;
 use crate::monitor::Monitor;
-use crate::postgres::owner;
+use crate::owner;
 use crate::repo::audit::{self, Event, Head, Outcome, Who};
 use crate::repo::report::Reference;
 use crate::repo::repository::{Cluster, Repository};

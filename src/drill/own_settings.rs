@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::postgres::owner::Ids;
+use crate::owner::Ids;
 use crate::postgres::{settings_files, startable};
 use crate::repo::report::Report;
 

@@ -17,7 +17,7 @@ use crate::child;
 use crate::clock;
 use crate::durable;
 use crate::monitor::Monitor;
-use crate::postgres::owner::Ids;
+use crate::owner::Ids;
 use crate::postgres::postmaster;
 use crate::postgres::scratch;
 

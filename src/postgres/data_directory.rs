@@ -80,7 +80,7 @@ pub const REPLACED_NOTE: &str = "lastgood.replaced";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirectoryError {
-    #[error("read {path}: {source}")]
+    #[error("read {path}: {source}{}", crate::owner::kept_out(path, source))]
     Io { path: PathBuf, source: io::Error },
     #[error("{dir} is not a PostgreSQL data directory: it has no PG_VERSION")]
     NoVersion { dir: PathBuf },

@@ -6,7 +6,6 @@
 //! - [`wal`]: file names, segment headers, records.
 //! - [`history`]: timeline history files.
 //! - [`data_directory`]: which files belong to a base backup, and which kind each is.
-//! - [`owner`]: names of users and groups.
 //! - [`postmaster`]: whether a server lives in a directory. [`sharing`]: whether another one has its files in the same tablespaces.
 //! - [`apart`]: directories that belong to no cluster.
 //! - [`session`]: the connection that starts and stops a base backup.
@@ -22,7 +21,6 @@ pub mod data_directory;
 pub mod history;
 pub mod lsn;
 pub mod mapped;
-pub mod owner;
 pub mod page;
 pub mod postmaster;
 pub mod programs;

@@ -15,10 +15,10 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use super::control::Limits;
-use super::owner::Ids;
 use super::quiet;
 use super::settings::{self, line};
 use crate::durable;
+use crate::owner::Ids;
 
 /// Bytes of shared memory that one transaction may take for each lock (`src/backend/storage/lmgr/lock.c`, rounded up), and that each
 /// backend takes for itself.

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::owner::{self, Ids};
 use super::session::{Connection, Session, Tls};
 use crate::child;
+use crate::owner::{self, Ids};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ScratchError {

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::owner::Ids;
 use super::scratch;
+use crate::owner::Ids;
 
 /// Tries the settings in `data` with the programs in `bin`. Answers what they name and this host has not; an error when they cannot be
 /// read at all, with the server's words.

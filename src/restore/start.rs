@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use super::RestoreError;
+use crate::owner::Ids;
 use crate::postgres::data_directory::START_LOG;
-use crate::postgres::owner::Ids;
 use crate::postgres::scratch;
 
 /// A server that was started. It lives on when this value goes.

@@ -22,7 +22,7 @@ use super::lanes::{Lanes, OpenFile, Running};
 use crate::aligned::ALIGN_BYTES;
 use crate::config::ReadBack;
 use crate::monitor::Monitor;
-use crate::postgres::owner::Ids;
+use crate::owner::Ids;
 use crate::repo::RepoError;
 use crate::repo::fetch::{self, Bounds, Fetched};
 use crate::repo::frame::{Decompressor, FRAME_BYTES, FrameRef};

@@ -120,6 +120,11 @@ impl FileChanges {
         stop.max(page)
     }
 
+    /// Whether this page may have changed.
+    pub fn has(&self, page: u64) -> bool {
+        self.next(page, page + 1) == page
+    }
+
     /// Whether none of the file's first `pages` changed.
     pub fn is_unchanged(&self, pages: u64) -> bool {
         self.next(0, pages) >= pages

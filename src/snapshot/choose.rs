@@ -61,6 +61,10 @@ pub struct Chooser {
     pub paranoid: bool,
     /// What changed since the parent, where WAL tells it.
     pub changes: Option<Arc<Changes>>,
+    /// Without them nothing vouches for what a page holds.
+    pub checksums: bool,
+    /// The data directory is a copy of the parent's.
+    pub is_copy: bool,
     pub retire: Arc<Retire>,
     pub jobs: SyncSender<Job>,
     pub window: Arc<Semaphore>,
@@ -100,17 +104,16 @@ impl Chooser {
         self.send_if_full()
     }
 
-    /// What WAL says of a file that the parent has with this inode and length; `None` when it is read whole.
-    fn changes(&self, entry: &Entry, class: Class, inode: u64, bytes: u64) -> Option<FileChanges> {
+    /// What WAL says of a file that the parent has with this length; `None` when it does not say, or may mean another file.
+    fn changes(&self, entry: &Entry, class: Class, bytes: u64) -> Option<FileChanges> {
         let Class::Main { file } = class else { return None };
         let is_pages = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES as u64);
-        let is_same = inode == entry.inode && is_pages(bytes) && is_pages(entry.bytes);
-        self.changes.as_ref().filter(|_| is_same)?.of_file(&entry.path, file)
+        self.changes.as_ref().filter(|_| is_pages(bytes) && is_pages(entry.bytes))?.of_file(&entry.path, file)
     }
 
     fn file(&mut self, entry: &Entry, class: Class, before: Option<FileLine>) -> Result<(), WalkError> {
         let modified_ns = i64::try_from(entry.modified_ns).unwrap_or(0);
-        let (mut parent, mut parent_content, mut known) = (None, None, None);
+        let (mut parent, mut parent_content, mut known, mut doubted) = (None, None, None, None);
         let is_another = self.changes.as_ref().is_some_and(|changes| changes.is_another(&entry.path));
         let before = before.filter(|line| !is_another && !self.parent_damaged.contains(&line.path));
         if let Some(FileLine {
@@ -121,7 +124,14 @@ impl Chooser {
         {
             let same = (bytes, modified_before, inode) == (entry.bytes, modified_ns, entry.inode);
             let is_same = same && modified_ns < self.parent_listed_ns - TRUST_AFTER_NS && !self.paranoid;
-            let changes = self.changes(entry, class, inode, bytes);
+            // Nobody writes this file again, and it comes before every relation: a new one came with a new data directory, as after a
+            // restore or on a rebuilt standby.
+            self.is_copy |= entry.path == b"PG_VERSION" && inode != entry.inode;
+            let (changes, of_copy) = match self.changes(entry, class, bytes) {
+                changes if inode == entry.inode => (changes, None),
+                // One file that somebody replaced is another one, whatever WAL says.
+                changes => (None, changes.filter(|_| self.is_copy && self.checksums)),
+            };
             let unchanged = |changes: &FileChanges| bytes == entry.bytes && changes.is_unchanged(bytes / PAGE_BYTES as u64);
             let is_proven = changes.as_ref().is_some_and(unchanged);
             let is_unchanged = is_same || is_proven;
@@ -135,8 +145,9 @@ impl Chooser {
             known = if is_unchanged { Some(Known::Same) } else { changes.map(Known::Pages) };
             parent_content = content.filter(|_| bytes == entry.bytes);
             // Page LSNs say what changed in a file, not whether it is the same file: a database or relation whose number came
-            // again may hold older pages than the parent.
-            let same_file = inode == entry.inode || !matches!(class, Class::Main { .. });
+            // again may hold older pages than the parent. Where WAL has no gap it tells of both, and then each page is looked at.
+            let same_file = inode == entry.inode || of_copy.is_some() || !matches!(class, Class::Main { .. });
+            doubted = of_copy;
             match map {
                 // A map that drags along far more than the file needs is made anew: fragmentation stays bounded.
                 _ if !same_file => {}
@@ -153,7 +164,7 @@ impl Chooser {
         let parent = parent.map(Arc::new);
         // Without the parent's map there is nothing to take over; and what may grow until it is read is read whole.
         let known = known.filter(|_| parent.is_some() && !to_the_end);
-        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, known })
+        self.read(Task { facts, class, range: 0..entry.bytes, to_the_end, parent, parent_content, known, doubted })
     }
 
     /// Large files go to the readers in stretches.

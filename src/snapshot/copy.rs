@@ -123,6 +123,8 @@ impl Copy<'_> {
             parent_listed_ns: parent.map_or(NEVER_NS, listed_ns),
             paranoid: self.request.paranoid,
             changes: self.changes.clone(),
+            checksums: terms.checksums,
+            is_copy: false,
             retire: self.retire.clone(),
             jobs,
             window: window.clone(),

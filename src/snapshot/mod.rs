@@ -60,7 +60,7 @@ pub enum SnapshotError {
     Control(#[from] ControlError),
     #[error(transparent)]
     DataDirectory(#[from] DataDirectoryError),
-    #[error("read {path}: {source}")]
+    #[error("read {path}: {source}{}", crate::owner::kept_out(path, source))]
     Read { path: PathBuf, source: std::io::Error },
     #[error(
         "the data directory {dir} belongs to system {found}, but the server at {target} is system {expected}; set [postgres] data_directory to where this host sees the server's data directory"

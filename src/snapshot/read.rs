@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::SnapshotError;
-use super::changes::Known;
+use super::changes::{FileChanges, Known};
 use super::pack::{Cancelled, Packer};
 use super::retire::Retire;
 use super::stash::Stash;
@@ -47,6 +47,9 @@ pub struct Task {
     pub parent_content: Option<Sha>,
     /// What need not be read; all is read when absent.
     pub known: Option<Known>,
+    /// It is another file than the parent's, of the same relation: each page is read, and is the parent's only where WAL, which has no
+    /// gap since, names no change of it, and the page agrees.
+    pub doubted: Option<FileChanges>,
 }
 
 impl Task {
@@ -310,7 +313,9 @@ impl Reader {
         let (bytes, mut new_from) = (&*chunk.bytes, 0);
         for (index, page) in bytes.chunks_exact(PAGE_BYTES).enumerate() {
             let at = index * PAGE_BYTES;
-            if let Some(known) = self.known(open, page, damaged[index], offset + at as u64) {
+            let is_doubtful =
+                damaged[index] || task.doubted.as_ref().is_some_and(|changes| is_doubtful(changes, page, offset, index));
+            if let Some(known) = self.known(open, page, is_doubtful, offset + at as u64) {
                 self.new_bytes(&bytes[new_from..at], None, draft)?;
                 draft.runs.push(known);
                 new_from = at + PAGE_BYTES;
@@ -355,14 +360,14 @@ impl Reader {
     }
 
     /// Where a page of a main fork is already; `None` for a new one.
-    fn known(&self, open: &mut OpenFile, page: &[u8], damaged: bool, offset: u64) -> Option<Draft> {
+    fn known(&self, open: &mut OpenFile, page: &[u8], is_doubtful: bool, offset: u64) -> Option<Draft> {
         let bytes = PAGE_BYTES as u64;
         if page::is_zero(page) {
             return Some(Draft::Zeros(bytes));
         }
         // The header of a damaged page proves nothing, and neither does one without an LSN: a page that was initialised, and never
         // logged.
-        if damaged || open.anew || page::lsn(page) >= self.terms.parent_start {
+        if is_doubtful || open.anew || page::lsn(page) >= self.terms.parent_start {
             return None;
         }
         let location = open.cursor.find(offset, bytes)?;
@@ -474,6 +479,12 @@ struct Chunk<'a> {
     offset: u64,
     /// SHA-256 of the bytes, where it is known already.
     digest: Option<Sha>,
+}
+
+/// Whether page `index` behind `offset` of another file than the parent's may be another page than the parent's: WAL names it, or its header
+/// has no LSN that could be compared.
+fn is_doubtful(changes: &FileChanges, page: &[u8], offset: u64, index: usize) -> bool {
+    page::lsn(page) == Lsn(0) || changes.has(offset / PAGE_BYTES as u64 + index as u64)
 }
 
 /// SHA-256 of each frame's worth of a read that will most likely be a frame: all of a file that the parent does not have.

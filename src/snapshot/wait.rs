@@ -18,6 +18,7 @@ use crate::repo::object;
 use crate::repo::repository::Cluster;
 use crate::repo::segment::{self, WalFileTrailer};
 use crate::timeline::indexes::Kept;
+use crate::upkeep::check::command;
 
 /// Pauses between two looks: an eighth of what was waited already, so that what arrives is seen little later than it arrived.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -98,7 +99,9 @@ async fn reason(session: &Session, failed_before: i64) -> String {
     let Ok(state) = session.archiver().await else { return "and the server does not answer any more".into() };
     match (state.last_failed, state.last_archived) {
         (Some(failed), _) if state.failed > failed_before => {
-            format!("archive_command fails for {failed}: the server's log says why")
+            let line = session.value("SELECT current_setting('archive_command', true)").await.unwrap_or_default();
+            let why = command::missing_file(&line).unwrap_or_else(|| "the server's log says why".into());
+            format!("archive_command fails for {failed}: {why}")
         }
         (_, Some(archived)) => format!(
             "the server archived {archived} last: does archive_command write into this repository, and is the archiver keeping up?"

@@ -25,6 +25,7 @@ use super::memory::paginate;
 use super::{Body, Created, Depth, Fault, ObjectInfo, ObjectKey, Page, Part, Read, Result, Storage, StorageError, Tier};
 use crate::aligned::Pool;
 use crate::durable;
+use crate::owner;
 
 mod walk;
 
@@ -74,7 +75,8 @@ impl DirectoryStorage {
             io::ErrorKind::Interrupted | io::ErrorKind::TimedOut | io::ErrorKind::StaleNetworkFileHandle => Fault::Transient,
             _ => Fault::Other,
         };
-        StorageError { operation, place: self.place.clone(), key: key.into(), fault, detail: error.to_string() }
+        let detail = format!("{error}{}", owner::kept_out(&self.root.join(key), error));
+        StorageError { operation, place: self.place.clone(), key: key.into(), fault, detail }
     }
 
     /// Runs blocking file work on tokio's threads for it.

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::postgres::scratch::{self, Scratch, Stop};
 use lastgood::postgres::session::Session;
 

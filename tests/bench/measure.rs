@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lastgood::clock;
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use serde::{Deserialize, Serialize};
 
 /// How long descendants may outlive the last program.

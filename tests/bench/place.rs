@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::storage::s3::S3Storage;
 use lastgood::storage::{Depth, list_all};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lastgood::clock;
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::postgres::scratch::{self, Scratch, Stop};
 use lastgood::postgres::session::Session;
 

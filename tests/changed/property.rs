@@ -2,7 +2,10 @@
 //!
 //! `LASTGOOD_SEED` repeats a run.
 
+use lastgood::postgres::scratch::Stop;
+
 use super::content::{EVERYTHING, compare, indexed, total};
+use super::copies::move_files;
 use super::workload::{Workload, together};
 use crate::property::dice::Dice;
 use crate::support::world::World;
@@ -49,6 +52,12 @@ async fn play(segment_megabytes: u32, checksums: bool) {
             for _ in 0..dice.below(3) {
                 workload.step(&mut world, &mut dice).await;
             }
+        }
+        // A copy: its files are others for the file system.
+        if dice.chance(30) {
+            world.server.stop(Stop::Fast);
+            move_files(world.server.data());
+            world.start().await;
         }
         let (snapshot, said) = compare(&world, if checksums { "--full" } else { "--paranoid" }).await;
         assert!(!said.contains(EVERYTHING) && !said.contains("warning"), "seed {seed}, round {round}: {said}");

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::postgres::scratch::{Scratch, Stop};
 
 use super::{at_terminal, beside, copy, picture, relabel, stopped};

@@ -28,7 +28,7 @@ async fn as_the_page_says(major: u32) {
     let mut world = World::bare(major, &["--data-checksums"], "", None).await;
     let data = world.server.data().to_path_buf();
     let uid = world.user().map_or_else(|| rustix::process::getuid().as_raw(), |ids| ids.uid);
-    let me = lastgood::postgres::owner::user_name(uid);
+    let me = lastgood::owner::user_name(uid);
     // As Debian has it; the superuser of a test keeps its way in.
     let local = "local all postgres trust\nlocal all all peer\n";
     fs::write(data.join("pg_hba.conf"), local).unwrap();

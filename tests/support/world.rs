@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lastgood::config::S3;
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::postgres::scratch::{self, Scratch};
 use lastgood::postgres::session::Session;
 

@@ -8,7 +8,7 @@ use crate::cli::context::Global;
 use crate::cli::keys::Need;
 use crate::cli::{context, output};
 use crate::config::Config;
-use crate::postgres::owner::Ids;
+use crate::owner::Ids;
 use crate::postgres::{postmaster, programs, scratch};
 use crate::repo::alert;
 use crate::restore::{mark, start};

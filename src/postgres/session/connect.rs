@@ -11,7 +11,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::{Client, NoTls};
 
 use super::{Connection, SessionError, Tls};
-use crate::postgres::owner;
+use crate::owner;
 
 /// A server that is there answers long before.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,7 +104,7 @@ fn refused(database: &DbError, config: &tokio_postgres::Config) -> Option<String
         ("28P01", _) => format!("set [postgres] password_file to the password of {role}"),
         // src/backend/libpq/auth.c: one function for all methods, and one for no line at all.
         ("28000", "auth_failed") => {
-            let user = owner::user_name(rustix::process::geteuid().as_raw());
+            let user = owner::current();
             format!(
                 "with peer a system user is only let in as the role of its own name, and this is the system user {user}: run lastgood as \
                  the system user {role}, or set [postgres] user (--pg-user), or map {user} to {role} in pg_ident.conf \

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::config;
+use crate::owner;
 use crate::repo::RepoError;
 use crate::repo::document::{self, Document, first_defect};
 use crate::repo::object;
@@ -72,7 +73,7 @@ impl Beat {
             host: host(),
             boot: boot(),
             pid: std::process::id(),
-            user: user(),
+            user: owner::current(),
             started: clock::now(),
             holder,
             epoch,
@@ -150,13 +151,4 @@ fn boot() -> String {
         (Ok(boot), Ok(processes)) => format!("{} {}", boot.trim(), processes.display()),
         _ => String::new(),
     }
-}
-
-/// The name where `/etc/passwd` knows it, else the number.
-fn user() -> String {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
-    let name = lines.find(|fields| fields.get(2) == Some(&uid.as_str())).map(|fields| fields[0].to_string());
-    name.unwrap_or(uid)
 }

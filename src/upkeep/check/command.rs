@@ -134,6 +134,34 @@ fn unfollowed(line: &str, why: &'static str) -> Verdict {
     }
 }
 
+/// What the line names and is not there: the program, its configuration, its key. Only as this host sees it, so it explains a failure and
+/// proves none: the server may live in another container.
+pub fn missing_file(line: &str) -> Option<String> {
+    let words: Vec<String> = tokens(line)?
+        .into_iter()
+        .filter_map(|token| match token {
+            Token::Word(word) => Some(word.replace("%%", "%")),
+            Token::Operator(_) => None,
+        })
+        .collect();
+    let program = words.iter().position(|word| word.rsplit('/').next().is_some_and(|name| name.starts_with("lastgood")))?;
+    let named = |flag: &str| {
+        let of_one = words.iter().find_map(|word| word.strip_prefix(flag)?.strip_prefix('='));
+        of_one.or_else(|| words.get(words.iter().position(|word| word == flag)? + 1).map(String::as_str))
+    };
+    let files = [
+        ("the program", Some(words[program].as_str())),
+        ("its configuration", named("--config")),
+        ("its key", named("--key-file")),
+    ];
+    let is_missing = |path: &&str| {
+        let gone = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+        path.starts_with('/') && std::fs::metadata(path).is_err_and(gone)
+    };
+    let (what, path) = files.into_iter().find_map(|(what, path)| Some((what, path.filter(is_missing)?)))?;
+    Some(format!("{what} {path} is not there; `lastgood init` prints the line to set"))
+}
+
 /// One command without operators.
 fn judge_command(words: &[String], depth: usize) -> Verdict {
     let mut words = words;
@@ -309,6 +337,30 @@ mod tests {
             "lastgood archive-push $(realpath %p) || true",
         ] {
             assert!(matches!(judge(line), Verdict::Hidden(_)), "{line}: {:?}", judge(line));
+        }
+    }
+
+    #[test]
+    fn what_a_line_names_and_is_not_there_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("lastgood 100%");
+        std::fs::write(&there, "").unwrap();
+        let (there, gone) = (there.display().to_string(), dir.path().join("gone.toml").display().to_string());
+        let quoted = format!("'{}'", there.replace('%', "%%"));
+        for (line, what) in [
+            (format!("{quoted} archive-push %p"), None),
+            (format!("{quoted} --config {quoted} archive-push %p"), None),
+            (format!("{quoted} --config {gone} archive-push %p"), Some("its configuration")),
+            (format!("nice {quoted} --config={gone} archive-push %p || false"), Some("its configuration")),
+            (format!("{quoted} --key-file {gone} archive-push %p"), Some("its key")),
+            (format!("{}/no/lastgood archive-push %p", dir.path().display()), Some("the program")),
+            // What a shell looks for itself, and other programs, are not judged.
+            ("lastgood --config relative.toml archive-push %p".into(), None),
+            ("cp %p /mnt/%f".into(), None),
+        ] {
+            let said = missing_file(&line);
+            assert_eq!(said.is_some(), what.is_some(), "{line}: {said:?}");
+            assert!(what.is_none_or(|what| said.as_ref().is_some_and(|said| said.starts_with(what))), "{line}: {said:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use lastgood::postgres::owner::Ids;
+use lastgood::owner::Ids;
 use lastgood::postgres::page::{PAGE_BYTES, checksum};
 use lastgood::postgres::scratch::{self, Scratch, Stop};
 
