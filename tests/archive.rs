@@ -3,6 +3,7 @@
 #[path = "archive/ahead.rs"]
 mod ahead;
 mod inquiry;
+mod segment_size;
 mod standby;
 
 use std::path::{Path, PathBuf};

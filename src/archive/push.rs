@@ -42,6 +42,10 @@ pub enum PushError {
     NoFile { path: PathBuf, from: PathBuf },
     #[error("read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    #[error(
+        "{path} is refused: it has {} MiB, and the segments that the archive has of {cluster:?} {} MiB: the same name would mean another position (pg_resetwal --wal-segsize). Give this server a [cluster] name of its own, and run `lastgood init` and `lastgood backup`", here >> 20, archived >> 20
+    )]
+    SegmentSize { path: PathBuf, cluster: String, here: u64, archived: u64 },
     #[error("{path} is refused: {source}")]
     Header { path: PathBuf, source: HeaderError },
     #[error(
@@ -87,6 +91,7 @@ impl PushError {
         matches!(
             self,
             Header { .. }
+                | SegmentSize { .. }
                 | Foreign { .. }
                 | Conflict { .. }
                 | Rival { .. }
@@ -262,6 +267,13 @@ impl Source {
             _ => None,
         };
         let segment_bytes = u64::from(history.wal_segment_bytes);
+        if let Some(name) = segment {
+            let here = checked_header(&job.path, name)?.segment_bytes;
+            if here != segment_bytes {
+                let (path, cluster) = (job.path.clone(), self.cluster_name.clone());
+                return Err(PushError::SegmentSize { path, cluster, here, archived: segment_bytes });
+            }
+        }
         let candidate = Candidate { system, timeline, segment, segment_bytes, data_directory };
         // Torn ends and labels of backups lead nowhere; everything else must be of the archive's own history.
         let admitted = match job.file {

@@ -135,9 +135,14 @@ fn snapshot(error: &SnapshotError) -> u8 {
         | Clock { .. }
         | DataDirectory(_)
         | OtherWal { .. } => REFUSED,
-        Session(_) | Archiving { .. } | Promoted | TimelineChanged { .. } | WalMissing { .. } | Control(_) | BlockSize { .. } => {
-            POSTGRES
-        }
+        Session(_)
+        | Archiving { .. }
+        | Promoted
+        | TimelineChanged { .. }
+        | WalMissing { .. }
+        | Control(_)
+        | BlockSize { .. }
+        | SegmentSize { .. } => POSTGRES,
         _ => OTHER,
     }
 }

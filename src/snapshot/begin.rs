@@ -77,6 +77,10 @@ pub fn check(
             found: facts.system_identifier,
         });
     }
+    let archived = record.current().map_or(control.wal_segment_bytes, |history| history.wal_segment_bytes);
+    if control.wal_segment_bytes != archived {
+        return Err(SnapshotError::SegmentSize { name: record.name.clone(), here: control.wal_segment_bytes, archived });
+    }
     if control.block_bytes as usize != PAGE_BYTES {
         return Err(SnapshotError::BlockSize { bytes: control.block_bytes });
     }

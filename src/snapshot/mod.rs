@@ -72,6 +72,10 @@ pub enum SnapshotError {
         "{dir} was restored by lastgood and is not released, so it does not archive; when it takes over, promote it and run `lastgood release --data-directory {dir}`"
     )]
     NotReleased { dir: PathBuf },
+    #[error(
+        "this server's WAL segments have {} MiB, and those that the archive has of {name:?} {} MiB: pg_resetwal --wal-segsize changed them, which also ended the history of its WAL. Give it a [cluster] name of its own, and run `lastgood init` and `lastgood backup`; what was before stays under {name:?}", here >> 20, archived >> 20
+    )]
+    SegmentSize { name: String, here: u32, archived: u32 },
     #[error("this server has blocks of {bytes} bytes; lastgood reads clusters with the usual 8192")]
     BlockSize { bytes: u32 },
     #[error("archiving does not work: {reason}")]

@@ -103,7 +103,11 @@ impl Model {
             return Wanted::Refusal;
         }
         let later = |event: &&Event| event.time > time && event.lsn >= self.begin().stop_lsn;
-        self.events.iter().find(later).map_or(Wanted::Refusal, |event| Wanted::Everything { before: event.lsn })
+        // After the last one there is nothing to stop before: what the archive has is all there was at that time.
+        let last = self.events.iter().map(|event| event.time).max();
+        let at_the_end =
+            if last.is_some_and(|last| time <= last) { Wanted::Everything { before: u64::MAX } } else { Wanted::Refusal };
+        self.events.iter().find(later).map_or(at_the_end, |event| Wanted::Everything { before: event.lsn })
     }
 
     fn at_event(&self, event: &Event, inclusive: bool) -> Wanted {
@@ -171,13 +175,12 @@ impl Model {
 
     fn unreachable(&self, dice: &mut Dice) -> (String, Wanted) {
         let last_time = self.events.iter().map(|e| e.time).max().unwrap();
-        let to = match dice.below(7) {
-            0 => last_time.to_string(),
-            1 => (last_time + 240.hours()).to_string(),
-            2 => (self.begin().stop_time - 1.microsecond()).to_string(),
-            3 => lsn(self.records[self.records.len() - 1] + 1),
-            4 => lsn(self.begin().stop_lsn - 1),
-            5 => (self.events.iter().map(|e| e.xid).max().unwrap() + 1000).to_string(),
+        let to = match dice.below(6) {
+            0 => (last_time + 240.hours()).to_string(),
+            1 => (self.begin().stop_time - 1.microsecond()).to_string(),
+            2 => lsn(self.records[self.records.len() - 1] + 1),
+            3 => lsn(self.begin().stop_lsn - 1),
+            4 => (self.events.iter().map(|e| e.xid).max().unwrap() + 1000).to_string(),
             _ => "name:there is no such point".into(),
         };
         (to, Wanted::Refusal)

@@ -106,7 +106,22 @@ pub async fn registration(
     name: &str,
     facts: &Facts,
 ) -> Result<Option<Cluster>, RepoError> {
+    let has_other_segments = |known: u32| facts.wal_segment_bytes != known;
     let cluster = match repository.registered(name).await {
+        Ok((_, record))
+            if record
+                .current()
+                .is_some_and(|h| h.system_identifier == facts.system_identifier && has_other_segments(h.wal_segment_bytes)) =>
+        {
+            let known = record.current().map_or(0, |h| h.wal_segment_bytes >> 20);
+            let here = facts.wal_segment_bytes >> 20;
+            findings.fail(
+                "registration",
+                format!("this server's WAL segments have {here} MiB, and those in the archive of {name:?} {known} MiB (pg_resetwal --wal-segsize)"),
+                "give it a [cluster] name of its own, and run `lastgood init` and `lastgood backup`",
+            );
+            return Ok(None);
+        }
         Ok((cluster, record)) if record.current().is_some_and(|h| h.system_identifier == facts.system_identifier) => cluster,
         Ok((_, record)) => {
             let known: Vec<String> = record.histories.iter().map(|h| h.system_identifier.to_string()).collect();
