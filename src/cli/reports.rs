@@ -49,7 +49,7 @@ fn list(reports: &[Report], all: usize) {
     let is_wide = output::columns() == 0 || output::columns() >= 100;
     let shown = |row: [String; 6]| row.into_iter().enumerate().filter_map(move |(at, cell)| (at != 4 || is_wide).then_some(cell));
     table.set_header(shown(["report", "of a", "outcome", "readable", "newest lost", "target"].map(String::from)));
-    let seconds = |seconds: Option<f64>| seconds.map_or("unknown".into(), |seconds| output::duration(seconds));
+    let seconds = |seconds: Option<f64>| seconds.map_or("unknown".into(), output::duration);
     for report in reports {
         let readable = if report.kind == Kind::Drill { seconds(report.rto_s) } else { String::new() };
         let newest = report.rpo_s.map(output::duration).unwrap_or_default();
